@@ -1,1 +1,7 @@
 """The Pair-GRPO family in JAX: pure losses, compiled updates, HalfCheetah and language models."""
+
+from pairgrpo_jax.core import *  # noqa: F403
+from pairgrpo_jax.core import __all__ as _core_names
+
+__version__ = "0.1.0"
+__all__ = [*_core_names, "__version__"]

@@ -1,0 +1,58 @@
+"""Pure functions on arrays: pairs, advantages, divergences and every objective. Nothing here knows a model."""
+
+from pairgrpo_jax.core.advantages import (
+    discounted_returns,
+    gae,
+    group_advantages,
+    midranks,
+    rank_advantages,
+    reward_rank_correlation,
+)
+from pairgrpo_jax.core.hard import (
+    candidate_log_probs,
+    delta_schedule,
+    hard_pair_grpo_loss,
+    hard_pair_target,
+    update_multiplier,
+)
+from pairgrpo_jax.core.kl import categorical_kl, gaussian_kl, kl_k1, kl_k2, kl_k3
+from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs, pair_rewards, pairs_from_rewards
+from pairgrpo_jax.core.preference import dpo_loss, ipo_loss, orpo_loss
+from pairgrpo_jax.core.surrogate import grpo_loss, ppo_loss, soft_pair_grpo_loss, value_terms
+from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate, loss, mean_term
+
+__all__ = [
+    "Metrics",
+    "Objective",
+    "Pairs",
+    "Term",
+    "candidate_log_probs",
+    "categorical_kl",
+    "chosen_rejected_pairs",
+    "delta_schedule",
+    "discounted_returns",
+    "dpo_loss",
+    "evaluate",
+    "gae",
+    "gaussian_kl",
+    "group_advantages",
+    "grpo_loss",
+    "hard_pair_grpo_loss",
+    "hard_pair_target",
+    "ipo_loss",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "loss",
+    "mean_term",
+    "midranks",
+    "orpo_loss",
+    "pair_rewards",
+    "pairs_from_rewards",
+    "ppo_loss",
+    "rank_advantages",
+    "reward_rank_correlation",
+    "soft_pair_grpo_loss",
+    "update_multiplier",
+    "value_terms",
+]

@@ -1,0 +1,170 @@
+"""Advantages of the candidates of a group, and along time."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape
+
+
+def require_group(name: str, x: chex.Array) -> None:
+    """Raises ValueError unless `x` is `[B,K]` with at least two candidates."""
+    require_rank(name, x, {2}, "[B,K]")
+    if x.shape[-1] < 2:
+        raise ValueError(f"{name} must have K >= 2 candidates in a group, got K = {x.shape[-1]}")
+
+
+def group_advantages(
+    rewards: chex.Array,
+    *,
+    baseline: str = "mean",
+    scale: str = "group",
+    ddof: int = 0,
+    eps: float = 1e-4,
+) -> chex.Array:
+    """Group-relative advantages, `A_i = (R_i - baseline) / (std + eps)`.
+
+    A group of equal rewards gets exactly 0. With K = 2, `eps = 0` and the defaults, advantages are exactly
+    +1 and -1 whatever the rewards.
+
+    Args:
+      rewards: `[B,K]` rewards of the K candidates of B groups.
+      baseline: "mean" of the group (GRPO, arXiv 2402.03300) or "leave_one_out", the mean of the others
+        (RLOO, arXiv 2402.14740).
+      scale: divide by the std of the "group" (GRPO), of the whole "batch", or by "none" (Dr. GRPO, arXiv 2503.20783).
+      ddof: 0 for the population std, 1 for the sample std.
+      eps: added to the std.
+
+    Returns:
+      `[B,K]` advantages.
+
+    Raises:
+      ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, or an unknown baseline or scale.
+    """
+    rewards = as_float(rewards)
+    require_group("rewards", rewards)
+    require_choice("baseline", baseline, ("mean", "leave_one_out"))
+    require_choice("scale", scale, ("group", "batch", "none"))
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof must be 0 or 1, got {ddof}")
+    size = rewards.shape[-1]
+    equal = jnp.all(rewards == rewards[:, :1], axis=-1, keepdims=True)
+    centred = jnp.where(equal, 0, rewards - jnp.mean(rewards, axis=-1, keepdims=True))
+    if baseline == "leave_one_out":
+        centred = centred * (size / (size - 1))
+    if scale == "none":
+        return centred
+    axis = -1 if scale == "group" else None
+    spread = rewards - jnp.mean(rewards, axis=axis, keepdims=True)
+    count = size if scale == "group" else rewards.size
+    variance = jnp.sum(jnp.square(spread), axis=axis, keepdims=True) / (count - ddof)
+    # The inner `where` keeps the square root's gradient finite where all rewards are equal.
+    flat = jnp.logical_or(variance == 0, jnp.all(equal) if scale == "batch" else equal)
+    std = jnp.sqrt(jnp.where(flat, 1, variance))
+    return jnp.where(flat, 0, centred / (std + eps))
+
+
+def midranks(values: chex.Array) -> chex.Array:
+    """Ranks within each group, 1 for the lowest, ties sharing their mean rank.
+
+    Args:
+      values: `[B,K]`.
+
+    Returns:
+      `[B,K]` mid-ranks in `[1, K]`.
+    """
+    values = as_float(values)
+    require_group("values", values)
+    mine, other = values[:, :, None], values[:, None, :]
+    below = jnp.sum(mine > other, axis=-1)
+    equal = jnp.sum(mine == other, axis=-1)  # counts itself
+    return (below + (equal + 1) / 2).astype(values.dtype)
+
+
+def rank_advantages(rewards: chex.Array) -> chex.Array:
+    """Centred mid-ranks scaled to [-1, 1]: rank-GRPO, the control for what binary pairs change.
+
+    Equal to the all-pairs Soft reward, wins minus losses over K - 1.
+
+    Args:
+      rewards: `[B,K]`.
+
+    Returns:
+      `[B,K]` advantages, 0 where all rewards of a group are equal.
+    """
+    size = rewards.shape[-1]
+    return (midranks(rewards) - (size + 1) / 2) * (2 / (size - 1))
+
+
+def reward_rank_correlation(rewards: chex.Array) -> chex.Array:
+    """The equivalence certificate: Pearson correlation of the rewards with their mid-ranks, per group.
+
+    It is the cosine between GRPO's and all-pairs Soft-Pair-GRPO's advantages: 1 means that turning rewards into
+    pairs loses nothing. Groups of equal rewards, where both advantages are 0, get 1.
+
+    Args:
+      rewards: `[B,K]`.
+
+    Returns:
+      `[B]` correlations in [0, 1].
+    """
+    rewards = as_float(rewards)
+    ranks = rank_advantages(rewards)
+    centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    norms = jnp.sum(ranks**2, axis=-1) * jnp.sum(centred**2, axis=-1)
+    flat = jnp.logical_or(norms == 0, jnp.all(ranks == 0, axis=-1))
+    return jnp.where(flat, 1, jnp.sum(ranks * centred, axis=-1) / jnp.sqrt(jnp.where(flat, 1, norms)))
+
+
+def discounted_returns(rewards: chex.Array, discounts: chex.Array) -> chex.Array:
+    """`G_t = r_t + discount_t * G_{t+1}` along the last axis, with `G_T = 0`.
+
+    Args:
+      rewards: `[..., T]`.
+      discounts: `[..., T]`, gamma, or 0 where an episode ends after step t.
+
+    Returns:
+      `[..., T]` returns to go.
+    """
+    zeros = jnp.zeros_like(rewards)
+    return gae(rewards, zeros, jnp.zeros_like(rewards[..., 0]), discounts, trace=1.0)
+
+
+def gae(
+    rewards: chex.Array,
+    values: chex.Array,
+    last_value: chex.Array,
+    discounts: chex.Array,
+    *,
+    trace: chex.Numeric = 0.95,
+) -> chex.Array:
+    """Generalised advantage estimation (arXiv 1506.02438) along the last axis.
+
+    Args:
+      rewards: `[..., T]`.
+      values: `[..., T]`, V(s_t).
+      last_value: `[...]`, V(s_T), the bootstrap after the last step.
+      discounts: `[..., T]`, gamma, or 0 where the episode terminates at step t.
+      trace: lambda, in [0, 1].
+
+    Returns:
+      `[..., T]` advantages; add `values` for the value targets.
+
+    Raises:
+      ValueError: if rewards, values and discounts differ in shape.
+    """
+    rewards, values, discounts = as_float(rewards), as_float(values), as_float(discounts)
+    require_same_shape(rewards=rewards, values=values, discounts=discounts)
+    next_values = jnp.concatenate([values[..., 1:], as_float(last_value)[..., None]], axis=-1)
+    errors = rewards + discounts * next_values - values
+
+    def step(carry, inputs):
+        error, decay = inputs
+        carry = error + decay * carry
+        return carry, carry
+
+    inputs = (jnp.moveaxis(errors, -1, 0), jnp.moveaxis(discounts * trace, -1, 0))
+    _, advantages = jax.lax.scan(step, jnp.zeros_like(errors[..., 0]), inputs, reverse=True)
+    return jnp.moveaxis(advantages, 0, -1)

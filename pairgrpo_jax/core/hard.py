@@ -1,0 +1,251 @@
+"""Hard-Pair-GRPO: an explicit target that moves probability from rejected to preferred, fitted under a trust region.
+
+A candidate's own probability means nothing for a sequence (about e^-100) or a density, so masses live on the
+*candidate distribution* of a group, `p_i = p0_i rho_i / sum_j p0_j rho_j`, rho the importance ratio to pi_old.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, require_pairs, scatter_pairs
+from pairgrpo_jax.core.surrogate import aggregate_steps, prepare, with_steps
+from pairgrpo_jax.core.terms import (
+    Objective,
+    Term,
+    as_float,
+    loss,
+    mean_term,
+    require_choice,
+    require_rank,
+    require_same_shape,
+)
+
+CANDIDATES = ("empirical", "likelihood")
+FITS = ("reverse", "forward")
+TRUST_REGIONS = ("hinge", "lagrangian")
+
+
+def delta_schedule(delta_0: float, gamma: float) -> optax.Schedule:
+    """`delta_t = delta_0 * gamma^t` (arXiv 2605.06375), an optax schedule of the number of target updates t.
+
+    The total mass a pair can ever move is `delta_0 / (1 - gamma)`, 1 at the paper's 0.02 and 0.98.
+
+    Raises:
+      ValueError: for delta_0 < 0 or gamma outside (0, 1].
+    """
+    if not delta_0 >= 0:
+        raise ValueError(f"delta_0 must be >= 0, got {delta_0}")
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma must be in (0, 1], got {gamma}")
+    return optax.exponential_decay(delta_0, transition_steps=1, decay_rate=gamma)
+
+
+def candidate_log_probs(
+    logp: chex.Array,
+    old_logp: chex.Array,
+    *,
+    mask: chex.Array | None = None,
+    candidates: str = "empirical",
+    length_normalize: bool = False,
+) -> tuple[chex.Array, chex.Array]:
+    """The candidate distributions of pi_old and of the policy.
+
+    Args:
+      logp: `[B,K]` or `[B,K,T]`; log-ratios are summed over masked steps.
+      old_logp: like `logp`.
+      mask: like `logp`.
+      candidates: "empirical", p0 = 1/K, the measure of K samples; or "likelihood", p0 = softmax(log pi_old), exact where
+        the candidates are all actions.
+      length_normalize: mean instead of sum over steps, for sequences of very different lengths.
+
+    Returns:
+      `log p0` and `log p_theta`, `[B,K]`, both normalised; they are equal where logp = old_logp.
+    """
+    require_choice("candidates", candidates, CANDIDATES)
+    log_ratio, old_logp, mask = prepare(logp, old_logp, mask)
+    steps = jnp.maximum(jnp.sum(mask, axis=-1), 1) if length_normalize else 1
+    log_ratio = jnp.sum(log_ratio * mask, axis=-1) / steps
+    old_logp = jnp.sum(old_logp * mask, axis=-1) / steps
+    log_p0 = jax.nn.log_softmax(jnp.zeros_like(old_logp) if candidates == "empirical" else old_logp)
+    return log_p0, jax.nn.log_softmax(log_p0 + log_ratio)
+
+
+def hard_pair_target(
+    p0: chex.Array,
+    pairs: Pairs,
+    delta: chex.Numeric,
+    *,
+    floor: float = 1e-3,
+    max_kl: chex.Numeric | None = None,
+) -> chex.Array:
+    """Moves `weight * delta` of probability from the rejected to the preferred candidate of each pair.
+
+    Transfers of several pairs add up. What leaves a candidate is capped so that its probability stays at `floor`
+    or above (pairs that share it shrink alike), so every row sums to 1 and none reaches 0.
+
+    Args:
+      p0: `[B,K]`, candidate probabilities under pi_old.
+      pairs: `Pairs`, `[B,P]`.
+      delta: scalar, probability mass per unit of pair weight.
+      floor: least probability that a transfer may leave behind; a candidate already below it gives nothing.
+      max_kl: if given, each group's transfers shrink together until KL(q || p0) <= max_kl (nats), by bisection.
+
+    Returns:
+      `[B,K]` target probabilities q.
+
+    Raises:
+      ValueError: for wrong shapes, a negative delta, or floor outside (0, 1).
+    """
+    p0 = as_float(p0)
+    require_rank("p0", p0, {2}, "[B,K]")
+    return p0 + _flow(p0, pairs, delta, floor, max_kl)
+
+
+def _flow(p0, pairs, delta, floor, max_kl):
+    """The mass `[B,K]` each candidate gains (or loses)."""
+    require_pairs(pairs, p0.shape[0])
+    if isinstance(delta, (int, float)) and not delta >= 0:
+        raise ValueError(f"delta must be >= 0, got {delta}")
+    if not 0 < floor < 1:
+        raise ValueError(f"floor must be in (0, 1), got {floor}")
+    asked = as_float(pairs.weight) * delta
+    outflow = scatter_pairs(pairs, jnp.zeros_like(asked), asked, p0.shape[-1])
+    share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / jnp.where(outflow > 0, outflow, 1))
+    moved = asked * jnp.take_along_axis(share, pairs.rejected, axis=-1)
+    flow = scatter_pairs(pairs, moved, -moved, p0.shape[-1])
+    return flow if max_kl is None else flow * _shrinkage(p0, flow, max_kl)
+
+
+def _shrinkage(p0, flow, max_kl, iterations=40):
+    """Largest s `[B,1]` in [0, 1] with KL(p0 + s flow || p0) <= max_kl; the KL grows with s, so bisection finds it."""
+
+    def fits(scale):
+        q = p0 + scale * flow
+        log_ratio = jnp.log(jnp.where(flow == 0, 1, q)) - jnp.log(jnp.where(flow == 0, 1, p0))
+        return jnp.sum(q * log_ratio, axis=-1, keepdims=True) <= max_kl
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        return jnp.where(fits(middle), middle, low), jnp.where(fits(middle), high, middle)
+
+    one = jnp.ones_like(p0[:, :1])
+    low, _ = jax.lax.fori_loop(0, iterations, halve, (jnp.zeros_like(one), one))
+    return jnp.where(fits(one), one, low)
+
+
+@loss
+def hard_pair_grpo_loss(
+    logp: chex.Array,
+    old_logp: chex.Array,
+    pairs: Pairs,
+    delta: chex.Numeric,
+    *,
+    mask: chex.Array | None = None,
+    kl: chex.Array | None = None,
+    alpha: chex.Numeric = 0.5,
+    beta: chex.Numeric = 0.01,
+    fit: str = "reverse",
+    candidates: str = "empirical",
+    floor: float = 1e-3,
+    trust_region: str = "hinge",
+    multiplier: chex.Numeric | None = None,
+    project_target: bool = False,
+    length_normalize: bool = False,
+    aggregate: str = "sequence_mean",
+) -> Objective:
+    """Hard-Pair-GRPO (arXiv 2605.06375): `KL(p_theta || q) + alpha * max(KL(pi_theta || pi_old) - beta, 0)`.
+
+    q is `hard_pair_target` of the group's candidate distribution. Means are over the groups that have a pair; the
+    hinge acts on the *mean* KL.
+
+    Args:
+      logp: `[B,K]` or `[B,K,T]` log-probabilities under the policy; log-ratios are summed over masked steps.
+      old_logp: the same under pi_old.
+      pairs: `Pairs`, `[B,P]`.
+      delta: scalar, mass moved per unit of pair weight; see `delta_schedule`. Size it to K: p0 is 1/K.
+      mask: like `logp`, 1 where a step counts.
+      kl: elementwise KL(pi_theta || pi_old), `[B,K]` or `[B,K,T]`, reduced by `aggregate`; None takes the KL(p_theta || p0) of
+        the candidate distributions.
+      alpha: weight of the hinge.
+      beta: radius of the trust region, in nats.
+      fit: "reverse", KL(p_theta || q), the paper's; or "forward", KL(q || p_theta), whose gradient leaves candidates
+        outside all pairs alone.
+      candidates: "empirical" or "likelihood"; see `candidate_log_probs`.
+      floor: least probability that a transfer leaves behind.
+      trust_region: "hinge" (paper) or "lagrangian": `multiplier * KL`, the multiplier learned by `update_multiplier`
+        (MPO, arXiv 1806.06920).
+      multiplier: scalar, needed by "lagrangian".
+      project_target: shrink delta in each group until KL(q || p0) <= beta.
+      length_normalize: mean instead of sum of log-ratios over steps.
+      aggregate: how a given `kl` is reduced; see `aggregate_steps`.
+
+    Returns:
+      `(loss, metrics)`; metrics `fit`, `kl`, `kl_active` (hinge), `target_mass` and `moved_mass` (half the L1 distance of q, and
+      of p_theta, from p0), `groups_without_pair`.
+
+    Raises:
+      ValueError: for shapes that do not fit, an unknown option, a negative delta, or a missing multiplier.
+    """
+    require_choice("fit", fit, FITS)
+    require_choice("trust_region", trust_region, TRUST_REGIONS)
+    if trust_region == "lagrangian" and multiplier is None:
+        raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
+    log_p0, log_p = candidate_log_probs(
+        logp, old_logp, mask=mask, candidates=candidates, length_normalize=length_normalize
+    )
+    p0, p = jnp.exp(log_p0), jnp.exp(log_p)
+    flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
+    q = p0 + flow
+    # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
+    log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, q)))
+    divergence = p * (log_p - log_q) if fit == "reverse" else q * (log_q - log_p)
+    active = groups_with_pairs(pairs)
+    if trust_region == "hinge":
+        weight, threshold = alpha, beta
+    else:
+        weight, threshold = jax.lax.stop_gradient(jnp.asarray(multiplier)), None
+    if kl is None:
+        trust = mean_term(jnp.sum(p * (log_p - log_p0), axis=-1), active)._replace(weight=weight, threshold=threshold)
+    else:
+        trust = _given_kl(kl, logp, mask, active, aggregate, weight, threshold)
+    return {
+        "fit": mean_term(jnp.sum(divergence, axis=-1), active, 1.0),
+        "kl": trust,
+        "target_mass": mean_term(jnp.sum(jnp.abs(flow), axis=-1) / 2, active),
+        "moved_mass": mean_term(jnp.sum(jnp.abs(p - p0), axis=-1) / 2, active),
+        "groups_without_pair": mean_term(1 - active),
+    }
+
+
+def _given_kl(kl, logp, mask, active, aggregate, weight, threshold) -> Term:
+    require_same_shape(kl=kl, logp=logp)
+    shape = logp.shape if logp.ndim == 3 else (*logp.shape, 1)
+    steps = jnp.ones(shape) if mask is None else with_steps(mask, shape)
+    alive = jnp.broadcast_to(active[:, None], logp.shape[:2])
+    return aggregate_steps(
+        with_steps(kl, shape), steps, aggregate, candidate_weight=alive, weight=weight, threshold=threshold
+    )
+
+
+def update_multiplier(
+    multiplier: chex.Array, kl: chex.Array, beta: chex.Numeric, *, rate: float = 0.1, largest: float = 1e4
+) -> chex.Array:
+    """One dual ascent step on the log of the Lagrange multiplier: it grows while the KL exceeds beta, else it falls.
+
+    Args:
+      multiplier: scalar > 0.
+      kl: scalar, the realised KL of the update, in nats.
+      beta: radius of the trust region, in nats.
+      rate: step size on the log, per unit of `kl / beta - 1`, which is clipped to [-1, 1].
+      largest: bounds the multiplier to [1/largest, largest].
+
+    Returns:
+      The new multiplier.
+    """
+    step = rate * jnp.clip(kl / beta - 1, -1, 1)
+    return jnp.clip(multiplier * jnp.exp(step), 1 / largest, largest)

@@ -1,0 +1,80 @@
+"""KL divergences and their estimators, named by value *and* by gradient.
+
+With samples of the policy itself (theta = theta_old), differentiating an estimator as if it were a loss gives
+(checked in tests/core/test_kl.py):
+
+    ========= ============================= ==========================================
+    estimator expected value                expected gradient
+    ========= ============================= ==========================================
+    kl_k1     KL(policy || other)           0: it does not pull at all
+    kl_k2     close to KL(policy || other)  gradient of KL(policy || other)
+    kl_k3     KL(policy || other)           gradient of KL(other || policy), the *forward* KL
+    ========= ============================= ==========================================
+
+Names after J. Schulman, "Approximating KL divergence" (2020).
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.core.terms import as_float
+
+
+def kl_k1(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
+    """`logp - other_logp`, elementwise. Unbiased value; its expected gradient on-policy is 0."""
+    return as_float(logp) - as_float(other_logp)
+
+
+def kl_k2(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
+    """`(logp - other_logp)^2 / 2`, elementwise. Biased value; its expected gradient is that of KL(policy || other)."""
+    return jnp.square(kl_k1(logp, other_logp)) / 2
+
+
+def kl_k3(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
+    """`exp(other - logp) - (other - logp) - 1`, elementwise, never negative.
+
+    Unbiased value; its expected gradient is that of the forward KL(other || policy), not of KL(policy || other).
+    """
+    difference = -kl_k1(logp, other_logp)
+    return jnp.expm1(difference) - difference
+
+
+def categorical_kl(logits: chex.Array, other_logits: chex.Array) -> chex.Array:
+    """Exact KL(softmax(logits) || softmax(other_logits)) over the last axis.
+
+    Args:
+      logits: `[..., V]`; -inf marks an impossible class.
+      other_logits: `[..., V]`.
+
+    Returns:
+      `[...]` divergences in nats; the gradient is exact too.
+    """
+    logp = jax.nn.log_softmax(as_float(logits))
+    other = jax.nn.log_softmax(as_float(other_logits))
+    possible = jnp.isfinite(logp)
+    difference = jnp.where(possible, logp, 0) - jnp.where(possible, other, 0)
+    return jnp.sum(jnp.where(possible, jnp.exp(logp), 0) * difference, axis=-1)
+
+
+def gaussian_kl(mean: chex.Array, log_std: chex.Array, other_mean: chex.Array, other_log_std: chex.Array) -> chex.Array:
+    """Exact KL(N(mean, std) || N(other_mean, other_std)) of diagonal Gaussians, summed over the last axis.
+
+    A tanh squashing leaves it unchanged, so this is also the KL of two tanh-normals.
+
+    Args:
+      mean: `[..., A]`; the other three broadcast against it.
+      log_std: `[..., A]`, natural logarithm of the standard deviation.
+      other_mean: `[..., A]`.
+      other_log_std: `[..., A]`.
+
+    Returns:
+      `[...]` divergences in nats.
+    """
+    mean, log_std = as_float(mean), as_float(log_std)
+    other_mean, other_log_std = as_float(other_mean), as_float(other_log_std)
+    ratio = log_std - other_log_std
+    scaled = (mean - other_mean) * jnp.exp(-other_log_std)
+    return jnp.sum((jnp.expm1(2 * ratio) + jnp.square(scaled)) / 2 - ratio, axis=-1)

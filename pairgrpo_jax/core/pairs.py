@@ -1,0 +1,129 @@
+"""Preference pairs: who is preferred to whom inside a group, and the binary rewards that follow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pairgrpo_jax.core.advantages import require_group
+from pairgrpo_jax.core.terms import as_float, require_choice
+
+PAIR_SCHEMES = ("best_worst", "matched", "all", "bradley_terry")
+
+
+class Pairs(NamedTuple):
+    """P preference pairs in each of B groups.
+
+    Attributes:
+      preferred: int32 `[B,P]`, index of the preferred candidate in its group.
+      rejected: int32 `[B,P]`, index of the rejected one.
+      weight: float `[B,P]`, the pair's weight; 0 for a tie or an unused slot.
+    """
+
+    preferred: chex.Array
+    rejected: chex.Array
+    weight: chex.Array
+
+
+def require_pairs(pairs: Pairs, groups: int) -> None:
+    """Raises ValueError unless the three fields are `[B,P]` with B = `groups`."""
+    chex.assert_shape(
+        list(pairs),
+        (groups, pairs.preferred.shape[-1]),
+        custom_message=f"pairs must hold preferred, rejected and weight of shape [B,P] with B = {groups}",
+        exception_type=ValueError,
+    )
+
+
+def chosen_rejected_pairs(groups: int) -> Pairs:
+    """Pairs of an offline data set laid out as `[B,2]`: candidate 0 was chosen, candidate 1 rejected."""
+    index = jnp.zeros((groups, 1), jnp.int32)
+    return Pairs(index, index + 1, jnp.ones((groups, 1), jnp.float32))
+
+
+def pairs_from_rewards(
+    rewards: chex.Array, *, scheme: str = "matched", margin: float = 0.0, key: chex.PRNGKey | None = None
+) -> Pairs:
+    """Builds preference pairs from the rewards of each group (arXiv 2605.06375, section 3).
+
+    Args:
+      rewards: `[B,K]`.
+      scheme: "best_worst": one pair. "matched": the i-th best with the i-th worst, each candidate in one pair (even K).
+        "all": every two candidates, weight 1/(K-1). "bradley_terry": as "all", with random labels,
+        P(i preferred to j) = sigmoid(R_i - R_j).
+      margin: reward gaps at or below it make no pair (weight 0); 0 drops exact ties only.
+      key: PRNG key, needed by "bradley_terry" alone.
+
+    Returns:
+      `Pairs` with P = 1, K/2 or K(K-1)/2.
+
+    Raises:
+      ValueError: for an unknown scheme, K < 2, odd K with "matched", a negative margin, or a missing key.
+    """
+    rewards = as_float(rewards)
+    require_group("rewards", rewards)
+    require_choice("scheme", scheme, PAIR_SCHEMES)
+    if isinstance(margin, (int, float)) and not margin >= 0:
+        raise ValueError(f"margin must be >= 0, got {margin}")
+    if scheme == "best_worst":
+        first = jnp.argmax(rewards, axis=-1, keepdims=True)
+        second = jnp.argmin(rewards, axis=-1, keepdims=True)
+    elif scheme == "matched":
+        first, second = _matched(rewards)
+    else:
+        first, second = _every_two(rewards, scheme, key)
+    gap = jnp.abs(jnp.take_along_axis(rewards, first, -1) - jnp.take_along_axis(rewards, second, -1))
+    full = 1.0 / (rewards.shape[-1] - 1) if scheme in ("all", "bradley_terry") else 1.0
+    weight = jnp.where(gap > margin, jnp.asarray(full, rewards.dtype), 0)
+    return Pairs(first.astype(jnp.int32), second.astype(jnp.int32), weight)
+
+
+def _matched(rewards: chex.Array) -> tuple[chex.Array, chex.Array]:
+    size = rewards.shape[-1]
+    if size % 2:
+        raise ValueError(f'scheme="matched" needs an even group size K, got K = {size}; use "all" or another K')
+    order = jnp.argsort(-rewards, axis=-1, stable=True)
+    return order[:, : size // 2], order[:, ::-1][:, : size // 2]
+
+
+def _every_two(rewards: chex.Array, scheme: str, key: chex.PRNGKey | None) -> tuple[chex.Array, chex.Array]:
+    left, right = (jnp.asarray(index) for index in np.triu_indices(rewards.shape[-1], k=1))
+    gap = rewards[:, left] - rewards[:, right]
+    if scheme == "all":
+        left_wins = gap >= 0
+    elif key is None:
+        raise ValueError('scheme="bradley_terry" draws random labels: pass key=jax.random.key(...)')
+    else:
+        left_wins = jax.random.bernoulli(key, jax.nn.sigmoid(gap))
+    return jnp.where(left_wins, left, right), jnp.where(left_wins, right, left)
+
+
+def scatter_pairs(pairs: Pairs, preferred: chex.Array, rejected: chex.Array, group_size: int) -> chex.Array:
+    """Sums per-pair amounts `[B,P]` onto candidates `[B,K]`: `preferred` onto the winners, `rejected` onto the losers."""
+    candidates = jnp.arange(group_size)
+    onto_preferred = jnp.where(pairs.preferred[..., None] == candidates, preferred[..., None], 0)
+    onto_rejected = jnp.where(pairs.rejected[..., None] == candidates, rejected[..., None], 0)
+    return jnp.sum(onto_preferred + onto_rejected, axis=-2)
+
+
+def pair_rewards(pairs: Pairs, group_size: int) -> chex.Array:
+    """The Soft-Pair-GRPO reward of each candidate: the sum of +weight where preferred and -weight where rejected.
+
+    Args:
+      pairs: `Pairs`, `[B,P]`.
+      group_size: K.
+
+    Returns:
+      `[B,K]` rewards in [-1, 1] for the schemes of `pairs_from_rewards`.
+    """
+    weight = as_float(pairs.weight)
+    return scatter_pairs(pairs, weight, -weight, group_size)
+
+
+def groups_with_pairs(pairs: Pairs) -> chex.Array:
+    """Float `[B]`: 1 for a group that holds at least one pair of non-zero weight."""
+    return jnp.any(pairs.weight > 0, axis=-1).astype(as_float(pairs.weight).dtype)

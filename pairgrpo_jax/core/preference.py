@@ -1,0 +1,133 @@
+"""Offline preference losses: DPO, IPO and ORPO, over P pairs of chosen and rejected sequences."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.core.terms import Objective, as_float, frozen, loss, mean_term, require_rank, require_same_shape
+
+
+def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp):
+    """Implicit rewards (without beta) of the chosen and the rejected sequences, `[P]` each."""
+    require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
+    require_same_shape(
+        chosen_logp=chosen_logp,
+        rejected_logp=rejected_logp,
+        ref_chosen_logp=ref_chosen_logp,
+        ref_rejected_logp=ref_rejected_logp,
+    )
+    return as_float(chosen_logp) - frozen(ref_chosen_logp), as_float(rejected_logp) - frozen(ref_rejected_logp)
+
+
+def _terms(name, losses, chosen, rejected):
+    return {
+        name: mean_term(losses, weight=1.0),
+        "accuracy": mean_term((chosen > rejected).astype(losses.dtype)),
+        "chosen_reward": mean_term(chosen),
+        "rejected_reward": mean_term(rejected),
+    }
+
+
+@loss
+def dpo_loss(
+    chosen_logp: chex.Array,
+    rejected_logp: chex.Array,
+    ref_chosen_logp: chex.Array,
+    ref_rejected_logp: chex.Array,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    reference_free: bool = False,
+) -> Objective:
+    """DPO (arXiv 2305.18290, eq. 7): `-log sigmoid(beta * margin)`, averaged over pairs.
+
+    Args:
+      chosen_logp: `[P]` log-probability of each chosen sequence: summed over tokens in the paper, per-token means for the
+        length-normalised form.
+      rejected_logp: `[P]`, the same of the rejected sequences.
+      ref_chosen_logp: `[P]` under the reference policy. No gradient.
+      ref_rejected_logp: `[P]` under the reference policy. No gradient.
+      beta: inverse temperature of the implicit reward.
+      label_smoothing: probability that a label is wrong, in [0, 0.5) (conservative DPO).
+      reference_free: take the reference as uniform, margin = chosen - rejected.
+
+    Returns:
+      `(loss, metrics)`; metrics `dpo`, `accuracy`, and the implicit `chosen_reward`, `rejected_reward`.
+
+    Raises:
+      ValueError: if shapes differ or label_smoothing is out of range.
+    """
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    if reference_free:
+        ref_chosen_logp, ref_rejected_logp = jnp.zeros_like(chosen_logp), jnp.zeros_like(rejected_logp)
+    chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    logit = beta * (chosen - rejected)
+    losses = -(1 - label_smoothing) * jax.nn.log_sigmoid(logit) - label_smoothing * jax.nn.log_sigmoid(-logit)
+    return _terms("dpo", losses, beta * chosen, beta * rejected)
+
+
+@loss
+def ipo_loss(
+    chosen_logp: chex.Array,
+    rejected_logp: chex.Array,
+    ref_chosen_logp: chex.Array,
+    ref_rejected_logp: chex.Array,
+    *,
+    beta: float = 0.1,
+) -> Objective:
+    """IPO (arXiv 2310.12036, eq. 17): `(margin - 1 / (2 beta))^2`, averaged over pairs.
+
+    Args:
+      chosen_logp: `[P]`: summed over tokens in the paper; its authors later recommend per-token means.
+      rejected_logp: `[P]`.
+      ref_chosen_logp: `[P]` under the reference policy. No gradient.
+      ref_rejected_logp: `[P]` under the reference policy. No gradient.
+      beta: regularisation (the paper's tau).
+
+    Returns:
+      `(loss, metrics)`; metrics `ipo`, `accuracy`, `chosen_reward`, `rejected_reward`.
+
+    Raises:
+      ValueError: if shapes differ.
+    """
+    chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    losses = jnp.square(chosen - rejected - 1 / (2 * beta))
+    return _terms("ipo", losses, beta * chosen, beta * rejected)
+
+
+@loss
+def orpo_loss(chosen_logp: chex.Array, rejected_logp: chex.Array, *, weight: float = 0.1) -> Objective:
+    """ORPO (arXiv 2403.07691, eq. 6): `-chosen_logp + weight * -log sigmoid(log odds(chosen) - log odds(rejected))`.
+
+    Args:
+      chosen_logp: `[P]` *per-token mean* log-probabilities of the chosen sequences.
+      rejected_logp: `[P]`, the same of the rejected sequences.
+      weight: of the odds-ratio term (the paper's lambda).
+
+    Returns:
+      `(loss, metrics)`; metrics `nll`, `odds_ratio`, `accuracy`.
+
+    Raises:
+      ValueError: if shapes differ.
+    """
+    require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
+    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
+    chosen, rejected = as_float(chosen_logp), as_float(rejected_logp)
+    ratio = _log_odds(chosen) - _log_odds(rejected)
+    return {
+        "nll": mean_term(-chosen, weight=1.0),
+        "odds_ratio": mean_term(-jax.nn.log_sigmoid(ratio), weight=weight),
+        "accuracy": mean_term((chosen > rejected).astype(chosen.dtype)),
+    }
+
+
+def _log_odds(logp):
+    """`x - log(1 - exp x)`, stable at both ends; x is kept below -1e-7, where the odds are still finite."""
+    x = jnp.minimum(logp, -1e-7)
+    small = x > -jnp.log(2.0)
+    near_zero = jnp.log(-jnp.expm1(jnp.where(small, x, -1.0)))
+    far = jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x)))
+    return x - jnp.where(small, near_zero, far)

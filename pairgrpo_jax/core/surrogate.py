@@ -1,0 +1,303 @@
+"""Clipped-surrogate objectives: GRPO, Soft-Pair-GRPO and PPO."""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+
+from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, require_pairs
+from pairgrpo_jax.core.terms import (
+    Objective,
+    Term,
+    as_float,
+    frozen,
+    loss,
+    masked,
+    mean_term,
+    require_choice,
+    require_rank,
+    require_same_shape,
+)
+
+LEVELS = ("token", "sequence")
+AGGREGATES = ("sequence_mean", "token_mean", "constant")
+Clip = float | tuple[float, float]
+
+
+def clipped_surrogate(log_ratio: chex.Array, advantages: chex.Array, clip: Clip = 0.2) -> tuple[chex.Array, chex.Array]:
+    """Elementwise `-min(rho A, clip(rho, 1 - low, 1 + high) A)` (arXiv 1707.06347, eq. 7).
+
+    Args:
+      log_ratio: log rho, any shape.
+      advantages: broadcasts against it.
+      clip: epsilon, or `(low, high)` (DAPO's clip-higher, arXiv 2503.14476).
+
+    Returns:
+      The loss and a 0/1 array that marks where clipping removed the gradient, both of `log_ratio`'s shape.
+
+    Raises:
+      ValueError: for a negative clip.
+    """
+    low, high = clip if isinstance(clip, tuple) else (clip, clip)
+    if low < 0 or high < 0:
+        raise ValueError(f"clip must be >= 0, got {clip}")
+    ratio = jnp.exp(log_ratio)
+    value = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
+    outside = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
+    return -value, outside.astype(value.dtype)
+
+
+def aggregate_steps(
+    x: chex.Array,
+    mask: chex.Array,
+    rule: str,
+    *,
+    candidate_weight: chex.Array | None = None,
+    max_length: int | None = None,
+    weight: chex.Numeric = 0.0,
+    threshold: chex.Numeric | None = None,
+) -> Term:
+    """Reduces per-step values to one exact mean.
+
+    Args:
+      x: `[B,K,T]`.
+      mask: `[B,K,T]`, 1 where a step counts.
+      rule: "sequence_mean": mean over a candidate's steps, then over candidates (GRPO, arXiv 2402.03300; a fully masked
+        candidate counts as 0). "token_mean": sum over all steps / their number (DAPO, arXiv 2503.14476). "constant": sum
+        over all steps / (candidates x `max_length`) (Dr. GRPO, arXiv 2503.20783).
+      candidate_weight: `[B,K]`, 0 takes a candidate out of numerator and denominator.
+      max_length: the constant of "constant", in steps; T by default.
+      weight: the term's weight in the loss.
+      threshold: the term's hinge threshold.
+
+    Returns:
+      A `Term`.
+
+    Raises:
+      ValueError: for an unknown rule.
+    """
+    require_choice("aggregate", rule, AGGREGATES)
+    mask = mask.astype(x.dtype)
+    alive = jnp.ones(x.shape[:2], x.dtype) if candidate_weight is None else candidate_weight.astype(x.dtype)
+    sums, lengths = jnp.sum(masked(x, mask) * mask, axis=-1), jnp.sum(mask, axis=-1)
+    if rule == "sequence_mean":
+        total, count = jnp.sum(alive * sums / jnp.maximum(lengths, 1)), jnp.sum(alive)
+    elif rule == "token_mean":
+        total, count = jnp.sum(alive * sums), jnp.sum(alive * lengths)
+    else:
+        total, count = jnp.sum(alive * sums), jnp.sum(alive) * (max_length or x.shape[-1])
+    return Term(total, count, weight, threshold)
+
+
+def with_steps(x: chex.Array, shape: chex.Shape) -> chex.Array:
+    """`[B,K]` or `[B,K,T]` broadcast to `[B,K,T]`."""
+    x = as_float(x)
+    return jnp.broadcast_to(x[..., None] if x.ndim == 2 else x, shape)
+
+
+def prepare(
+    logp: chex.Array, old_logp: chex.Array, mask: chex.Array | None
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+    """Checks shapes; returns `log_ratio`, `old_logp` and `mask`, all `[B,K,T]` (a `[B,K]` input is one step)."""
+    require_rank("logp", logp, {2, 3}, "[B,K] or [B,K,T]")
+    require_same_shape(logp=logp, old_logp=old_logp)
+    if logp.shape[1] < 1 or logp.shape[0] < 1:
+        raise ValueError(f"logp must hold at least one group and one candidate, got shape {logp.shape}")
+    if mask is not None:
+        require_same_shape(logp=logp, mask=mask)
+    shape = logp.shape if logp.ndim == 3 else (*logp.shape, 1)
+    mask = jnp.ones(shape, jnp.float32) if mask is None else with_steps(mask, shape)
+    logp, old_logp = masked(with_steps(logp, shape), mask), masked(with_steps(frozen(old_logp), shape), mask)
+    return logp - old_logp, old_logp, mask
+
+
+@loss
+def grpo_loss(
+    logp: chex.Array,
+    old_logp: chex.Array,
+    advantages: chex.Array,
+    *,
+    mask: chex.Array | None = None,
+    clip: Clip = 0.2,
+    kl: chex.Array | None = None,
+    beta: chex.Numeric = 0.0,
+    level: str = "token",
+    aggregate: str = "sequence_mean",
+    candidate_weight: chex.Array | None = None,
+    max_length: int | None = None,
+) -> Objective:
+    """GRPO (arXiv 2402.03300, eq. 3): `-min(rho A, clip(rho) A) + beta * KL`, aggregated over steps and candidates.
+
+    Args:
+      logp: `[B,K,T]` log-probabilities of the steps under the policy, or `[B,K]` for one step per candidate.
+      old_logp: the same under pi_old, which sampled them. No gradient flows into it.
+      advantages: `[B,K]`, or `[B,K,T]` for per-step advantages. No gradient flows into them.
+      mask: like `logp`, 1 where a step counts; build it from lengths.
+      clip: epsilon, or `(low, high)`.
+      kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp)`), `[B,K]` or `[B,K,T]`; None for no KL term.
+      beta: weight of `kl`.
+      level: ratio per "token" or per "sequence", `exp(mean over masked steps of log rho)` (GSPO, arXiv 2507.18071).
+      aggregate: "sequence_mean", "token_mean" or "constant"; see `aggregate_steps`.
+      candidate_weight: `[B,K]`, 0 leaves a candidate out of numerator and denominator.
+      max_length: the constant of `aggregate="constant"`, in steps; T by default.
+
+    Returns:
+      `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, `approx_kl` (k3 estimate of KL(pi_old || pi)).
+
+    Raises:
+      ValueError: for shapes that do not fit or an unknown `level` or `aggregate`.
+    """
+    log_ratio, _, mask = prepare(logp, old_logp, mask)
+    require_choice("level", level, LEVELS)
+    require_rank("advantages", advantages, {2, 3}, "[B,K] or [B,K,T]")
+    advantages = with_steps(frozen(advantages), log_ratio.shape)
+    if level == "sequence":
+        mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+        log_ratio = with_steps(mean, log_ratio.shape)
+    policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
+
+    def term(x, weight=0.0):
+        return aggregate_steps(
+            x, mask, aggregate, candidate_weight=candidate_weight, max_length=max_length, weight=weight
+        )
+
+    terms = {"policy": term(policy, 1.0), "clip_fraction": term(clipped)}
+    terms["approx_kl"] = term(jnp.expm1(log_ratio) - log_ratio)
+    if kl is not None:
+        terms["kl"] = term(with_steps(kl, log_ratio.shape), beta)
+    return terms
+
+
+@loss
+def soft_pair_grpo_loss(
+    logp: chex.Array,
+    old_logp: chex.Array,
+    pairs: Pairs,
+    *,
+    mask: chex.Array | None = None,
+    clip: Clip = 0.2,
+    kl: chex.Array | None = None,
+    beta: chex.Numeric = 0.01,
+    level: str = "token",
+    aggregate: str = "sequence_mean",
+    max_length: int | None = None,
+) -> Objective:
+    """Soft-Pair-GRPO (arXiv 2605.06375): GRPO with +1 for the preferred candidate of a pair and -1 for the rejected one.
+
+    Groups without a pair leave numerator and denominator; the others count all K candidates.
+
+    Args:
+      logp: `[B,K]` or `[B,K,T]` log-probabilities under the policy.
+      old_logp: the same under pi_old.
+      pairs: `Pairs`, `[B,P]`.
+      mask: like `logp`, 1 where a step counts.
+      clip: epsilon, or `(low, high)`.
+      kl: elementwise KL estimate, the paper's is to pi_old: `kl_k2(logp, old_logp)`; None for no KL term.
+      beta: weight of `kl`.
+      level: "token" or "sequence".
+      aggregate: see `aggregate_steps`.
+      max_length: see `aggregate_steps`.
+
+    Returns:
+      `(loss, metrics)` as `grpo_loss`, plus `groups_without_pair`, their share.
+
+    Raises:
+      ValueError: for shapes that do not fit or an unknown option.
+    """
+    require_rank("logp", logp, {2, 3}, "[B,K] or [B,K,T]")
+    require_pairs(pairs, logp.shape[0])
+    active = groups_with_pairs(pairs)
+    terms = grpo_loss.objective(
+        logp,
+        old_logp,
+        pair_rewards(pairs, logp.shape[1]),
+        mask=mask,
+        clip=clip,
+        kl=kl,
+        beta=beta,
+        level=level,
+        aggregate=aggregate,
+        candidate_weight=jnp.broadcast_to(active[:, None], logp.shape[:2]),
+        max_length=max_length,
+    )
+    return terms | {"groups_without_pair": mean_term(1 - active)}
+
+
+def value_terms(
+    values: chex.Array,
+    old_values: chex.Array,
+    returns: chex.Array,
+    *,
+    mask: chex.Array | None = None,
+    value_clip: float | None = None,
+    value_weight: chex.Numeric = 0.5,
+) -> Objective:
+    """Squared value error (arXiv 1707.06347, eq. 9), optionally clipped around the old values, as the term `value`.
+
+    Args:
+      values: V(s) under the current parameters, any shape.
+      old_values: V(s) when the batch was collected.
+      returns: regression targets.
+      mask: 1 where a step counts.
+      value_clip: largest change of the value that still gets a gradient, in units of the value; None for no clipping.
+      value_weight: weight of `mean((V - return)^2)` in the loss.
+    """
+    values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
+    require_same_shape(values=values, old_values=old_values, returns=returns)
+    values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
+    errors = jnp.square(values - returns)
+    if value_clip is not None:
+        near = old_values + jnp.clip(values - old_values, -value_clip, value_clip)
+        errors = jnp.maximum(errors, jnp.square(near - returns))
+    return {"value": mean_term(errors, mask, value_weight)}
+
+
+@loss
+def ppo_loss(
+    logp: chex.Array,
+    old_logp: chex.Array,
+    advantages: chex.Array,
+    values: chex.Array,
+    old_values: chex.Array,
+    returns: chex.Array,
+    *,
+    mask: chex.Array | None = None,
+    clip: Clip = 0.2,
+    value_clip: float | None = None,
+    value_weight: chex.Numeric = 0.5,
+    entropy: chex.Array | None = None,
+    entropy_weight: chex.Numeric = 0.0,
+) -> Objective:
+    """PPO (arXiv 1707.06347, eq. 7 and 9): clipped policy loss + `value_weight` * squared value error - entropy bonus.
+
+    Args:
+      logp: log-probabilities of the actions under the policy, any shape.
+      old_logp: the same under pi_old.
+      advantages: normally `gae`, normalised by the caller.
+      values: V(s) under the current parameters.
+      old_values: V(s) when the batch was collected.
+      returns: value targets.
+      mask: 1 where a step counts.
+      clip: epsilon, or `(low, high)`.
+      value_clip: see `value_terms`.
+      value_weight: weight of the mean squared value error.
+      entropy: the policy's entropy at each step, like `logp`; None for no bonus.
+      entropy_weight: weight of the bonus.
+
+    Returns:
+      `(loss, metrics)`; metrics `policy`, `value`, `entropy`, `clip_fraction`, `approx_kl`. All are means over masked steps.
+
+    Raises:
+      ValueError: if shapes differ.
+    """
+    require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values)
+    log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
+    policy, clipped = clipped_surrogate(log_ratio, masked(frozen(advantages), mask), clip)
+    terms = {
+        "policy": mean_term(policy, mask, 1.0),
+        "clip_fraction": mean_term(clipped, mask),
+        "approx_kl": mean_term(jnp.expm1(log_ratio) - log_ratio, mask),
+    }
+    if entropy is not None:
+        terms["entropy"] = mean_term(as_float(entropy), mask, -entropy_weight)
+    return terms | value_terms(values, old_values, returns, mask=mask, value_clip=value_clip, value_weight=value_weight)
