@@ -118,7 +118,9 @@ class ControlConfig:
         if self.algo == "ppo" and not self.critic:
             raise ValueError('advantage must be "value" with algo="ppo", which needs a critic')
         if not self.forks and not self.critic:
-            raise ValueError('fork=False goes with advantage="value" alone: without a critic a group must share its start')
+            raise ValueError(
+                'fork=False goes with advantage="value" alone: without a critic a group must share its start'
+            )
 
     def replace(self, **changes) -> ControlConfig:
         """A copy with some fields changed."""

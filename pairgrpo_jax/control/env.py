@@ -50,6 +50,10 @@ class Env(ABC):
     def step(self, state: EnvState, action: chex.Array) -> EnvState:
         """One control step of `dt` seconds; `action [n, action_size]` in [-1, 1]."""
 
+    @abstractmethod
+    def qpos(self, state: EnvState) -> chex.Array:
+        """Generalised positions `[n, 9]` in MuJoCo's order, for drawing."""
+
 
 def fork(state: EnvState, copies: int) -> EnvState:
     """`[n]` states -> `[n * copies]`, each repeated `copies` times in a row."""

@@ -70,6 +70,12 @@ class MujocoHalfCheetah(Env):
         physics = np.asarray(state.physics).view(np.float64)
         return physics[..., 1 : 1 + self._nq], physics[..., 1 + self._nq : 1 + self._nq + self.model.nv]
 
+    def qpos(self, state):
+        """Positions rounded to float32; `qpos_qvel` has them exactly, outside of compiled code."""
+        bits = state.physics[..., 2 : 2 + 2 * self._nq].reshape(*state.physics.shape[:-1], self._nq, 2)
+        shape = jax.ShapeDtypeStruct(bits.shape[:-1], jnp.float32)
+        return jax.pure_callback(_to_float32, shape, bits, vmap_method="broadcast_all")
+
     def _shapes(self, batch):
         return (
             jax.ShapeDtypeStruct((*batch, 2 * self._size), jnp.uint32),
@@ -121,6 +127,10 @@ class MujocoHalfCheetah(Env):
 
         list(self._pool.map(work, zip(self._data, np.array_split(np.arange(len(flat)), self.threads))))
         return targets.reshape(*sources.shape[:-1], self._size)
+
+
+def _to_float32(bits):
+    return np.ascontiguousarray(bits).view(np.float64)[..., 0].astype(np.float32)
 
 
 def load_model() -> mujoco.MjModel:

@@ -27,11 +27,13 @@ class Trainer(NamedTuple):
       init: `key -> TrainState`.
       iterate: `(TrainState, iterations) -> (TrainState, metrics [iterations])`; `iterations` is static.
       evaluate: `(TrainState, key, episodes, deterministic) -> returns [episodes]` of fresh episodes; the last two are static.
+      episode: `(TrainState, key, steps) -> positions [steps, 9], rewards [steps]` of one deterministic episode, for drawing.
     """
 
     init: Callable[[chex.PRNGKey], TrainState]
     iterate: Callable[[TrainState, int], tuple[TrainState, core.Metrics]]
     evaluate: Callable[[TrainState, chex.PRNGKey, int, bool], chex.Array]
+    episode: Callable[[TrainState, chex.PRNGKey, int], tuple[chex.Array, chex.Array]]
 
 
 def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
@@ -91,10 +93,16 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
     def iterate(state, count):
         return jax.lax.scan(iteration, state, length=count)
 
-    def evaluate(state, key, episodes, deterministic):
-        return run_episodes(env, config, policy, state, key, episodes, deterministic)
+    def play(state, key, episodes, deterministic, steps):
+        return play_episodes(env, config, policy, state, key, episodes, deterministic, steps)
 
-    return Trainer(init, iterate, evaluate)
+    def evaluate(state, key, episodes, deterministic):
+        return jnp.sum(play(state, key, episodes, deterministic, env.episode_length)[1], axis=0)
+
+    def episode(state, key, steps):
+        return jax.tree.map(lambda x: x[:, 0], play(state, key, 1, True, steps))
+
+    return Trainer(init, iterate, evaluate, episode)
 
 
 def make_optimizer(config: ControlConfig, iterations: int) -> optax.GradientTransformation:
@@ -158,18 +166,17 @@ def realised_kl(policy, params, batch: Batch, old_log_std: chex.Array) -> chex.A
     return jnp.mean(core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std))
 
 
-def run_episodes(env: Env, config: ControlConfig, policy, state: TrainState, key, episodes: int, deterministic: bool):
-    """Undiscounted returns `[episodes]` of whole episodes from fresh resets."""
+def play_episodes(env: Env, config: ControlConfig, policy, state: TrainState, key, episodes, deterministic, steps):
+    """Positions `[steps, episodes, 9]` and rewards `[steps, episodes]` of fresh episodes."""
     reset_key, act_key = jax.random.split(key)
 
     def step(env_state, key):
         mean, log_std = policy.apply(state.params["policy"], state.normalizer.normalize(env_state.obs))
         action = mean if deterministic else action_distribution(mean, log_std).sample(seed=key)
         env_state = env.step(env_state, to_control(action, config.squash))
-        return env_state, env_state.reward
+        return env_state, (env.qpos(env_state), env_state.reward)
 
-    _, rewards = jax.lax.scan(step, env.reset(reset_key, episodes), jax.random.split(act_key, env.episode_length))
-    return jnp.sum(rewards, axis=0)
+    return jax.lax.scan(step, env.reset(reset_key, episodes), jax.random.split(act_key, steps))[1]
 
 
 def _without_env(state: TrainState) -> TrainState:

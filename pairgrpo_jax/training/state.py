@@ -41,9 +41,7 @@ class TrainState:
     extra: Any = None
 
     @classmethod
-    def create(
-        cls, params: Any, optimizer: optax.GradientTransformation, key: chex.PRNGKey, **rest: Any
-    ) -> TrainState:
+    def create(cls, params: Any, optimizer: optax.GradientTransformation, key: chex.PRNGKey, **rest: Any) -> TrainState:
         """A state at step 0.
 
         Args:
@@ -53,8 +51,6 @@ class TrainState:
           **rest: any of `normalizer`, `env_state`, `extra`, `multiplier`.
         """
         # One array per counter: a donated state must not hold the same buffer twice.
-        counters = {
-            name: jnp.zeros((), jnp.int32) for name in ("step", "delta_step", "skipped", "skipped_in_row")
-        }
+        counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "delta_step", "skipped", "skipped_in_row")}
         rest.setdefault("multiplier", jnp.ones((), jnp.float32))
         return cls(params=params, opt_state=optimizer.init(params), key=key, **counters, **rest)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -170,8 +169,7 @@ def _summed(stacked: Objective) -> Objective:
 
 def _reduce(terms: Objective, everywhere) -> Objective:
     return {
-        name: term._replace(total=everywhere(term.total), count=everywhere(term.count))
-        for name, term in terms.items()
+        name: term._replace(total=everywhere(term.total), count=everywhere(term.count)) for name, term in terms.items()
     }
 
 
