@@ -23,9 +23,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except ModuleNotFoundError as error:
-        _fail(
-            f"package {error.name!r} is missing; install it with: pip install 'pairgrpo-jax[lm,notebooks]' or {error.name}"
-        )
+        _fail(f"package {error.name!r} is missing; install it with: pip install {error.name}")
     except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
         _fail(str(error))
     else:

@@ -41,7 +41,7 @@ class Run:
     """One run of one method on HalfCheetah."""
 
     env: str = "mujoco"
-    """Simulator: mujoco (exact HalfCheetah-v4, CPU) | brax:spring | brax:positional | brax:generalized | brax:mjx (CPU, GPU, TPU)."""
+    """mujoco (exact HalfCheetah-v4, CPU) | brax:spring | brax:positional | brax:generalized | brax:mjx (any device)."""
     steps: float = 3e6
     """Budget, environment steps per seed; every branch step counts. Rounded up to whole evaluations."""
     seed: int = 0
@@ -95,7 +95,7 @@ def check(run: Run) -> None:
 
 
 def make_schedule(run: Run, env: Env) -> Schedule:
-    """On brax a chunk is all that lies between two evaluations; on mujoco one iteration, for a livelier progress line."""
+    """A chunk is all that lies between two evaluations on brax, one iteration on mujoco, whose steps cost more."""
     per_iteration = run.config.steps_per_iteration
     evaluate_every = max(1, math.ceil(run.steps / per_iteration / run.evaluations))
     iterations = evaluate_every * math.ceil(run.steps / per_iteration / evaluate_every)

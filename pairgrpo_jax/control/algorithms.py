@@ -18,8 +18,8 @@ class Algorithm(NamedTuple):
 
     Attributes:
       signal: `(scores [G,K], key) -> pytree of [G, ...]`, computed once per batch.
-      objective: `(logp [G,K,T], old_logp [G,K,T], signal, kl [G,K,T], state) -> Objective`; `kl` is the exact KL(pi_theta || pi_old)
-        at every step, `state` gives delta and multiplier.
+      objective: `(logp [G,K,T], old_logp [G,K,T], signal, kl [G,K,T], state) -> Objective`; `kl` is the exact
+        KL(pi_theta || pi_old) at every step, `state` gives delta and multiplier.
     """
 
     signal: Callable[[chex.Array, chex.PRNGKey], Any]
@@ -42,7 +42,7 @@ def _surrogate(config: ControlConfig, advantages: Callable[[chex.Array], chex.Ar
 
 
 def _ppo(config: ControlConfig) -> Algorithm:
-    """Advantages normalised over the batch; the value and entropy terms are added by the trainer, as for all methods."""
+    """Advantages normalised over the batch; value and entropy terms are added by the trainer, as for all methods."""
     return _surrogate(config, lambda scores: (scores - jnp.mean(scores)) / (jnp.std(scores) + 1e-8))
 
 

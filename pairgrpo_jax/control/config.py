@@ -20,7 +20,7 @@ class ControlConfig:
     algo: Algorithm = "hard"
     """ppo | grpo | soft (Soft-Pair-GRPO) | hard (Hard-Pair-GRPO) | rank (GRPO on centred mid-ranks)."""
     advantage: Advantage = "value"
-    """Where advantages come from: segment (one return per branch) | reward_to_go (per step) | value (a learned critic, GAE)."""
+    """Source: segment (one return per branch) | reward_to_go (per step) | value (a learned critic, GAE)."""
     groups: int = 64
     """B: groups collected in parallel."""
     candidates: int = 8
@@ -28,7 +28,7 @@ class ControlConfig:
     horizon: int = 64
     """H: control steps per branch and iteration."""
     fork: bool = True
-    """Fork the K branches of a group from one simulator state; else they are K independent environments (value mode only)."""
+    """Fork the K branches of a group from one state; else they are K independent environments (value mode only)."""
     gamma: float = 0.99
     """Discount per control step of 0.05 s."""
     trace: float = 0.95

@@ -136,7 +136,8 @@ def _to_float32(bits):
 def load_model() -> mujoco.MjModel:
     """Gymnasium's own `half_cheetah.xml`, compiled.
 
-    MuJoCo 4 deprecates the file's `settotalmass` with a warning on every load; the call it advises gives the same model.
+    MuJoCo 4 deprecates the file's `settotalmass` with a warning on every load; the call it advises gives the same
+    model.
     """
     xml = resources.files("gymnasium").joinpath("envs/mujoco/assets/half_cheetah.xml").read_text()
     model = mujoco.MjModel.from_xml_string(xml.replace('settotalmass="14"', ""))

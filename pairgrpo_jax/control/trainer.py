@@ -26,8 +26,10 @@ class Trainer(NamedTuple):
     Attributes:
       init: `key -> TrainState`.
       iterate: `(TrainState, iterations) -> (TrainState, metrics [iterations])`; `iterations` is static.
-      evaluate: `(TrainState, key, episodes, deterministic) -> returns [episodes]` of fresh episodes; the last two are static.
-      episode: `(TrainState, key, steps) -> positions [steps, 9], rewards [steps]` of one deterministic episode, for drawing.
+      evaluate: `(TrainState, key, episodes, deterministic) -> returns [episodes]` of fresh episodes; the last two
+        are static.
+      episode: `(TrainState, key, steps) -> positions [steps, 9], rewards [steps]` of one deterministic episode,
+        for drawing.
     """
 
     init: Callable[[chex.PRNGKey], TrainState]

@@ -34,22 +34,25 @@ def make_update_step(
     """Builds the update step of a loss.
 
     Args:
-      loss_fn: `loss_fn(params, batch)`. It returns an `Objective` (`grpo_loss.objective(...)`), whose terms are summed exactly over
-        micro-batches and devices, or a pair `(loss, metrics)`, whose micro-batches count alike.
+      loss_fn: `loss_fn(params, batch)`. It returns an `Objective` (`grpo_loss.objective(...)`), whose terms are
+        summed exactly over micro-batches and devices, or a pair `(loss, metrics)`, whose micro-batches count alike.
       optimizer: an optax transformation; clip gradients there.
       accumulate: number of micro-batches that the leading axis of every batch leaf is split into (scalars are shared).
-      parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves `[devices, ...]`;
-        or None for the pure function, to call under your own jit, scan or vmap.
+      parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
+        `[devices, ...]`; or None for the pure function, to call under your own jit, scan or vmap.
       mesh: with "jit", shard batch leaves over `axis_name` of this mesh; the state keeps the sharding that it has.
       axis_name: the mesh or pmap axis.
       donate: let the update reuse the old state's memory; the old state is then gone.
 
     Returns:
-      `update(state, batch) -> (state, metrics)`. Metrics are the objective's means plus `loss`, `grad_norm` and `skipped` (1 if
-      the loss or a gradient was not finite; parameters and optimizer state are then left alone, and counted in the state).
+      `update(state, batch) -> (state, metrics)`. Metrics are the objective's means plus `loss`, `grad_norm` and
+      `skipped` (1 if
+      the loss or a gradient was not finite; parameters and optimizer state are then left alone, and counted in the
+      state).
 
     Raises:
-      ValueError: for accumulate < 1 or an unknown `parallel`; on the first call, for a leading axis that does not divide.
+      ValueError: for accumulate < 1 or an unknown `parallel`; on the first call, for a leading axis that does not
+        divide.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
