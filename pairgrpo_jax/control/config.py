@@ -25,7 +25,7 @@ class ControlConfig:
     """B: groups collected in parallel."""
     candidates: int = 8
     """K: candidates in a group, at least 2 (ppo uses groups x candidates independent environments)."""
-    horizon: int = 64
+    horizon: int = 50
     """H: control steps per branch and iteration."""
     fork: bool = True
     """Fork the K branches of a group from one state; else they are K independent environments (value mode only)."""
@@ -33,27 +33,27 @@ class ControlConfig:
     """Discount per control step of 0.05 s."""
     trace: float = 0.95
     """Lambda of generalised advantage estimation (value mode)."""
-    epochs: int = 4
+    epochs: int = 5
     """Passes over each batch."""
     minibatches: int = 32
     """Updates per pass."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1.5e-3
     """Adam's step size at the start."""
     anneal: bool = True
     """Decay the learning rate linearly to 0 over the step budget."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: float = 10.0
     """Global gradient-norm clip."""
     clip: float = 0.2
     """PPO clip epsilon of the ratio (ppo, grpo, soft, rank)."""
-    scheme: Literal["best_worst", "matched", "all", "bradley_terry"] = "all"
+    scheme: Literal["best_worst", "matched", "all", "bradley_terry"] = "matched"
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair, in units of the advantage source (soft, hard)."""
-    beta: float = 0.01
+    beta: float = 0.03
     """Weight of KL(pi_theta || pi_old) (soft), or radius of the trust region in nats (hard)."""
     alpha: float = 0.5
     """Weight of the hinge beyond the trust region (hard)."""
-    delta_0: float = 0.05
+    delta_0: float = 0.12
     """Probability mass moved per pair at the start (hard); candidates start at 1/K each."""
     delta_gamma: float = 1.0
     """Factor of delta per iteration (hard)."""
@@ -71,7 +71,7 @@ class ControlConfig:
     """Weight of the squared value error (value mode)."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the tanh layers of policy and critic."""
-    init_log_std: float = 0.0
+    init_log_std: float = -1.0
     """Natural logarithm of the initial standard deviation of actions."""
     min_log_std: float = -5.0
     """Floor of the log standard deviation."""

@@ -11,7 +11,9 @@ from pairgrpo_jax.training import CheckpointError, Checkpoints, TrainState
 
 def make_state(seed=0):
     params = {"w": jax.random.normal(jax.random.key(seed), (40, 30)), "half": jnp.ones(3, jnp.bfloat16) / 3}
-    state = TrainState.create(params, optax.adam(1e-3), jax.random.key(seed), env_state={"bits": jnp.uint32([7, 2**31])})
+    state = TrainState.create(
+        params, optax.adam(1e-3), jax.random.key(seed), env_state={"bits": jnp.uint32([7, 2**31])}
+    )
     return state.replace(step=jnp.int32(seed))
 
 

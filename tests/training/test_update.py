@@ -150,7 +150,10 @@ def test_the_update_minimises():
 def test_a_non_finite_update_is_skipped_counted_and_finally_refused(poison, batches):
     update = make_update_step(token_mean, OPTIMIZER, donate=False)
     state, _ = update(make_state(), batches[0])
-    bad = batches[0] | {"advantages": batches[0]["advantages"].at[0, 0].set(poison), "mask": jnp.ones_like(batches[0]["mask"])}
+    bad = batches[0] | {
+        "advantages": batches[0]["advantages"].at[0, 0].set(poison),
+        "mask": jnp.ones_like(batches[0]["mask"]),
+    }
     after, metrics = update(state, bad)
     assert_close((after.params, after.opt_state), (state.params, state.opt_state), 0)
     assert metrics["skipped"] == 1 and after.skipped == 1 and after.step == state.step + 1
