@@ -32,6 +32,7 @@ from pairgrpo_jax.training import (
     train,
 )
 
+DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what the state means.
 _FREE = ("output", "resume", "keep", "video_steps")
 
@@ -69,7 +70,11 @@ def main() -> int:
     """Parses the command line, trains, and says where everything is."""
     default = Run(config=tuned(peek("algo", "hard"), peek("advantage", "value")))
     run = tyro.cli(Run, default=default, description=__doc__)
-    console = Console()
+    return execute(run, Console())
+
+
+def execute(run: Run, console: Console) -> int:
+    """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     check(run)
     env = make_env(run.env)
     schedule = make_schedule(run, env)
@@ -77,11 +82,11 @@ def main() -> int:
     open_folder(run.output, settings(run), resume=run.resume, free=_FREE)
     state, done, stopped = train_run(run, trainer, schedule, console)
     if stopped is not None:
-        console.print(
-            f"stopped by {signal.Signals(stopped).name} after {done} iterations and saved; go on with --resume"
-        )
+        name = signal.Signals(stopped).name
+        console.print(f"stopped by {name} after {done} iterations and saved; go on with --resume")
         return 128 + stopped
     report(run, env, trainer, state, console)
+    (run.output / DONE).touch()
     return 0
 
 
@@ -101,7 +106,7 @@ def make_schedule(run: Run, env: Env) -> Schedule:
     iterations = evaluate_every * math.ceil(run.steps / per_iteration / evaluate_every)
     chunk = 1 if env.name == "mujoco" else evaluate_every
     save_every = math.ceil(run.save_every / chunk) * chunk
-    return Schedule(iterations, chunk, evaluate_every, save_every, per_iteration * run.seeds)
+    return Schedule(iterations, chunk, evaluate_every, save_every, per_iteration, run.seeds)
 
 
 def train_run(run: Run, trainer: Trainer, schedule: Schedule, console: Console):

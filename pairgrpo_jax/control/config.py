@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
+from pairgrpo_jax.core.pairs import PAIR_SCHEMES
 
 Algorithm = Literal["ppo", "grpo", "soft", "hard", "rank"]
 Advantage = Literal["segment", "reward_to_go", "value"]
@@ -21,9 +24,9 @@ class ControlConfig:
     """ppo | grpo | soft (Soft-Pair-GRPO) | hard (Hard-Pair-GRPO) | rank (GRPO on centred mid-ranks)."""
     advantage: Advantage = "value"
     """Source: segment (one return per branch) | reward_to_go (per step) | value (a learned critic, GAE)."""
-    groups: int = 64
+    groups: int = 256
     """B: groups collected in parallel."""
-    candidates: int = 8
+    candidates: int = 2
     """K: candidates in a group, at least 2 (ppo uses groups x candidates independent environments)."""
     horizon: int = 50
     """H: control steps per branch and iteration."""
@@ -49,11 +52,11 @@ class ControlConfig:
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair, in units of the advantage source (soft, hard)."""
-    beta: float = 0.03
+    beta: float = 0.01
     """Weight of KL(pi_theta || pi_old) (soft), or radius of the trust region in nats (hard)."""
     alpha: float = 0.5
     """Weight of the hinge beyond the trust region (hard)."""
-    delta_0: float = 0.12
+    delta_0: float = 0.49
     """Probability mass moved per pair at the start (hard); candidates start at 1/K each."""
     delta_gamma: float = 1.0
     """Factor of delta per iteration (hard)."""
@@ -100,6 +103,9 @@ class ControlConfig:
 
     def check(self, episode_length: int) -> None:
         """Raises ValueError that names the first bad field and says what would do."""
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
         for field, low in _AT_LEAST.items():
             if not getattr(self, field) >= low:
                 raise ValueError(f"{field} must be >= {low}, got {getattr(self, field)}")
@@ -127,6 +133,8 @@ class ControlConfig:
         return dataclasses.replace(self, **changes)
 
 
+_CHOICES = {"algo": get_args(Algorithm), "advantage": get_args(Advantage), "scheme": PAIR_SCHEMES}
+_CHOICES |= {"fit": FITS, "trust_region": TRUST_REGIONS}
 _AT_LEAST = {
     "groups": 1,
     "candidates": 2,

@@ -28,7 +28,8 @@ class Schedule(NamedTuple):
       chunk: how many in one call of the compiled program.
       evaluate_every: iterations between evaluations.
       save_every: iterations between checkpoints.
-      steps_per_iteration: environment steps or tokens of one iteration, for the logs.
+      steps_per_iteration: environment steps or tokens of one iteration and seed, for the logs.
+      seeds: runs side by side in the program; the speed shown is that of all.
     """
 
     iterations: int
@@ -36,6 +37,7 @@ class Schedule(NamedTuple):
     evaluate_every: int
     save_every: int
     steps_per_iteration: int
+    seeds: int = 1
 
 
 class StopRequest:
@@ -140,7 +142,7 @@ class _Progress:
     def show(self, row):
         done = row["iteration"]
         elapsed = time.perf_counter() - self.began
-        speed = (done - self.start) * self.schedule.steps_per_iteration / elapsed
+        speed = (done - self.start) * self.schedule.steps_per_iteration * self.schedule.seeds / elapsed
         values = "  ".join(f"{name} {np.mean(row[name]):.4g}" for name in self.shown if name in row)
         left = elapsed * (self.schedule.iterations - done) / max(done - self.start, 1)
         line = f"{row['steps']:,} steps  {speed:,.0f}/s  {values}"
