@@ -123,11 +123,17 @@ def _line(method: str, scores: np.ndarray, runs: list[list[dict]], baseline: np.
     norms = [np.array([np.mean(row["grad_norm"]) for row in rows]) for rows in runs]
     variance = np.mean([norm.var() / norm.mean() ** 2 for norm in norms])
     speed = np.median([rows[-1]["steps"] / rows[-1]["seconds"] for rows in runs])
-    return (
-        f"| {method} | **{interquartile_mean(scores):.0f}** [{low:.0f}, {high:.0f}] | {stochastic:.0f} | "
-        f"{probability_of_improvement(scores, baseline):.2f} | {kl:.4f} | {variance:.3f} | {speed:,.0f} |
-        {len(scores)} |"
+    cells = (
+        method,
+        f"**{interquartile_mean(scores):.0f}** [{low:.0f}, {high:.0f}]",
+        f"{stochastic:.0f}",
+        f"{probability_of_improvement(scores, baseline):.2f}",
+        f"{kl:.4f}",
+        f"{variance:.3f}",
+        f"{speed:,.0f}",
+        str(len(scores)),
     )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

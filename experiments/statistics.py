@@ -1,4 +1,4 @@
-"""Statistics of a few runs per method (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2108.13264)."""
+"""Statistics of a few runs per method, after Agarwal et al. (arXiv 2108.13264)."""
 
 from __future__ import annotations
 
