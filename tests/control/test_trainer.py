@@ -109,11 +109,11 @@ def test_normaliser_merges_batches_exactly():
 
 
 def test_early_stopping_makes_fewer_updates(env):
-    config = SMALL.replace(learning_rate=1e-2, epochs=5)
+    config = SMALL.replace(learning_rate=3e-3, epochs=10)
     _, free = (f := compiled(config, env))[1](f[0].init(jax.random.key(0)), 2)
-    _, held = (f := compiled(config.replace(target_kl=1e-3), env))[1](f[0].init(jax.random.key(0)), 2)
+    _, held = (f := compiled(config.replace(target_kl=5e-4), env))[1](f[0].init(jax.random.key(0)), 2)
     assert (held["updates_used"] < 1).all() and (free["updates_used"] == 1).all()
-    assert (held["realised_kl"] < free["realised_kl"]).all()
+    assert held["realised_kl"].mean() < free["realised_kl"].mean() / 2
 
 
 @pytest.mark.slow

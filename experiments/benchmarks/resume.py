@@ -1,0 +1,114 @@
+"""Kills a HalfCheetah run with SIGKILL at random times, resumes it, and compares with an undisturbed run, bit for bit.
+
+`python -m experiments.benchmarks.resume --kills 20`; exits with 1 if any result differs.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from experiments.cli import run_main
+from pairgrpo_jax.training import read_metrics
+
+TINY = "--steps 12800 --groups 4 --candidates 4 --horizon 20 --epochs 2 --minibatches 4 --hidden 16 --evaluations 4"
+TINY += " --episodes 2 --save-every 3 --video-steps 0"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How often to kill."""
+
+    kills: int = 20
+    """Runs that are killed once each."""
+    env: str = "mujoco"
+    """Simulator, as in experiments.halfcheetah."""
+    algo: str = "hard"
+    """Method."""
+    seed: int = 0
+    """Seed of the killing times."""
+
+
+def main() -> int:
+    """Runs all trials; returns the exit code."""
+    args = tyro.cli(Resume, description=__doc__)
+    identical = 0
+    with tempfile.TemporaryDirectory() as folder:
+        expected, seconds = undisturbed(args, Path(folder) / "reference")
+        chance = random.Random(args.seed)
+        for trial in range(args.kills):
+            when = chance.uniform(0, seconds)
+            found = disturbed(args, Path(folder) / f"trial{trial}", when)
+            identical += found == expected
+            print(
+                f"killed after {when:5.1f} s of {seconds:.1f} s: {'identical' if found == expected else 'DIFFERENT'}",
+                flush=True,
+            )
+    print(f"{identical} of {args.kills} identical")
+    return 0 if identical == args.kills else 1
+
+
+def start(args: Resume, output: Path) -> subprocess.Popen:
+    """The run as a process of its own; going on if it was begun."""
+    command = [sys.executable, "-m", "experiments.halfcheetah", "--env", args.env, "--algo", args.algo, *TINY.split()]
+    return subprocess.Popen(
+        [*command, "--output", str(output), "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Waits for the end; raises RuntimeError with the process's words if it failed."""
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the run failed with exit code {process.returncode}: {errors[-2000:]}")
+
+
+def result(output: Path):
+    """Everything that must be alike: all metrics but the clock, and the hashes of the last checkpoint's arrays."""
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(output)]
+    last = max((output / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    return rows, last.name, parameters_digest(last)
+
+
+def parameters_digest(checkpoint: Path) -> str:
+    """SHA-256 of all arrays of a checkpoint, in order."""
+    import hashlib
+
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(ocp.StandardCheckpointer().restore(checkpoint / "state")):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        sha.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
+def undisturbed(args: Resume, output: Path):
+    """The result of a run that nothing stops, and its seconds."""
+    began = time.perf_counter()
+    finish(start(args, output))
+    return result(output), time.perf_counter() - began
+
+
+def disturbed(args: Resume, output: Path, when: float):
+    """The result of a run that is killed after `when` seconds and resumed."""
+    process = start(args, output)
+    time.sleep(when)
+    process.kill()
+    process.communicate()
+    finish(start(args, output))
+    return result(output)
+
+
+if __name__ == "__main__":
+    run_main(main)

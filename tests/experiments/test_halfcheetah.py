@@ -1,0 +1,118 @@
+"""The HalfCheetah command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.benchmarks.resume import TINY, Resume, disturbed, result, undisturbed
+from pairgrpo_jax.training import read_metrics
+
+COMMAND = [sys.executable, "-m", "experiments.halfcheetah", *TINY.split()]
+
+
+def run(*words, timeout=300):
+    return subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run: its folder, its result, its seconds."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    expected, seconds = undisturbed(Resume(), output)
+    return output, expected, seconds
+
+
+def test_leaves_what_the_readme_says(finished):
+    output, _, _ = finished
+    names = {path.name for path in output.iterdir()}
+    assert {
+        "config.json",
+        "versions.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "learning_curve.png",
+    } <= names
+    config = json.loads((output / "config.json").read_text())
+    assert config["config"]["candidates"] == 4 and config["env"] == "mujoco"
+    rows = read_metrics(output)
+    assert len(rows) == 40 and rows[-1]["steps"] == 12800
+    assert sum("score" in row for row in rows) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.75, 0.95])
+def test_killed_and_resumed_is_identical(finished, tmp_path, share):
+    _, expected, seconds = finished
+    assert disturbed(Resume(), tmp_path / "out", share * seconds) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, number, code):
+    output = tmp_path / "out"
+    process = subprocess.Popen([*COMMAND, "--output", str(output)], stdout=subprocess.PIPE, text=True)
+    while len(read_metrics(output)) < 5 and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    words, _ = process.communicate(timeout=120)
+    assert process.returncode == code and "go on with --resume" in words
+    assert run("--output", output, "--resume").returncode == 0
+    assert result(output) == finished[1]
+
+
+BAD = [
+    (["--env", "walker"], "env='walker' is unknown; choose one of mujoco"),
+    (["--candidates", "1"], "candidates must be >= 2"),
+    (["--candidates", "3"], "candidates=3 must be even"),
+    (["--horizon", "64"], "horizon=64 must divide the episode length"),
+    (["--delta-0", "-1"], "delta_0 must be >= 0"),
+    (["--steps", "0"], "steps must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, words, message):
+    done = run(*words, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_algorithm_exits_with_2(tmp_path):
+    done = run("--algo", "sarsa", "--output", tmp_path / "out")
+    assert done.returncode == 2 and "algo" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_runs_folder_is_refused_and_left_alone(finished):
+    output, _, _ = finished
+    before = (output / "metrics.jsonl").read_bytes()
+    done = run("--output", output)
+    assert done.returncode == 2 and "holds another run" in done.stderr
+    done = run("--output", output, "--resume", "--clip", "0.3", "--seed", "7")
+    assert done.returncode == 2 and "config.clip: 0.2 -> 0.3" in done.stderr and "seed: 0 -> 7" in done.stderr
+    assert (output / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_unreadable_checkpoint_is_named(tmp_path, finished):
+    import shutil
+
+    output = tmp_path / "copy"
+    shutil.copytree(finished[0], output)
+    for path in (output / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    done = run("--output", output, "--resume")
+    assert done.returncode == 2 and "no readable checkpoint" in done.stderr.splitlines()[-1] + done.stderr
+
+
+def test_help_explains_every_field_with_its_unit():
+    words = run("--help").stdout
+    for phrase in ("--delta-0", "nats", "environment steps", "--resume", "control steps"):
+        assert phrase in words
