@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax import core
@@ -22,7 +22,7 @@ class Algorithm(NamedTuple):
         KL(pi_theta || pi_old) at every step, `state` gives delta and multiplier.
     """
 
-    signal: Callable[[chex.Array, chex.PRNGKey], Any]
+    signal: Callable[[jax.Array, jax.Array], Any]
     objective: Callable[..., core.Objective]
 
 
@@ -31,7 +31,7 @@ def make_algorithm(config: ControlConfig) -> Algorithm:
     return {"ppo": _ppo, "grpo": _grpo, "rank": _rank, "soft": _soft, "hard": _hard}[config.algo](config)
 
 
-def _surrogate(config: ControlConfig, advantages: Callable[[chex.Array], chex.Array]) -> Algorithm:
+def _surrogate(config: ControlConfig, advantages: Callable[[jax.Array], jax.Array]) -> Algorithm:
     """The clipped surrogate on advantages that are a function of the scores."""
 
     def objective(logp, old_logp, signal, kl, state):
@@ -54,7 +54,7 @@ def _rank(config: ControlConfig) -> Algorithm:
     return _surrogate(config, lambda scores: core.group_advantages(core.midranks(scores)))
 
 
-def _pairs(config: ControlConfig) -> Callable[[chex.Array, chex.PRNGKey], core.Pairs]:
+def _pairs(config: ControlConfig) -> Callable[[jax.Array, jax.Array], core.Pairs]:
     return lambda scores, key: core.pairs_from_rewards(scores, scheme=config.scheme, margin=config.margin, key=key)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,7 @@ BRAX_BACKENDS = ("spring", "positional", "generalized", "mjx")
 ENV_NAMES = ("mujoco", *(f"brax:{backend}" for backend in BRAX_BACKENDS))
 
 
-@flax.struct.dataclass
-class EnvState:
+class EnvState(flax.struct.PyTreeNode):
     """A batch of n environment states.
 
     Attributes:
@@ -27,10 +25,10 @@ class EnvState:
     """
 
     physics: Any
-    obs: chex.Array
-    reward: chex.Array
-    done: chex.Array
-    age: chex.Array
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    age: jax.Array
 
 
 class Env(ABC):
@@ -43,15 +41,15 @@ class Env(ABC):
     episode_length: int  # control steps
 
     @abstractmethod
-    def reset(self, key: chex.PRNGKey, n: int) -> EnvState:
+    def reset(self, key: jax.Array, n: int) -> EnvState:
         """`n` fresh states, age 0."""
 
     @abstractmethod
-    def step(self, state: EnvState, action: chex.Array) -> EnvState:
+    def step(self, state: EnvState, action: jax.Array) -> EnvState:
         """One control step of `dt` seconds; `action [n, action_size]` in [-1, 1]."""
 
     @abstractmethod
-    def qpos(self, state: EnvState) -> chex.Array:
+    def qpos(self, state: EnvState) -> jax.Array:
         """Generalised positions `[n, 9]` in MuJoCo's order, for drawing."""
 
 
@@ -60,12 +58,12 @@ def fork(state: EnvState, copies: int) -> EnvState:
     return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), state)
 
 
-def select(state: EnvState, index: chex.Array) -> EnvState:
+def select(state: EnvState, index: jax.Array) -> EnvState:
     """The states at `index [m]`."""
     return jax.tree.map(lambda x: x[index], state)
 
 
-def where(condition: chex.Array, first: EnvState, second: EnvState) -> EnvState:
+def where(condition: jax.Array, first: EnvState, second: EnvState) -> EnvState:
     """`first` where `condition [n]` holds, else `second`."""
 
     def choose(a, b):

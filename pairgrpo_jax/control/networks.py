@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import chex
 import distrax
 import flax.linen as nn
 import jax
@@ -20,7 +19,7 @@ class Mlp(nn.Module):
     last_gain: float
 
     @nn.compact
-    def __call__(self, x: chex.Array) -> chex.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., D]` -> `[..., outputs]`."""
         for width in self.hidden:
             x = jnp.tanh(nn.Dense(width, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))(x))
@@ -36,19 +35,19 @@ class GaussianPolicy(nn.Module):
     min_log_std: float
 
     @nn.compact
-    def __call__(self, obs: chex.Array) -> tuple[chex.Array, chex.Array]:
+    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`[..., D]` -> mean `[..., A]` and log std `[A]`."""
         mean = Mlp(self.hidden, self.action_size, last_gain=0.01)(obs)
         log_std = self.param("log_std", nn.initializers.constant(self.init_log_std), (self.action_size,))
         return mean, jnp.maximum(log_std, self.min_log_std)
 
 
-def action_distribution(mean: chex.Array, log_std: chex.Array) -> distrax.Distribution:
+def action_distribution(mean: jax.Array, log_std: jax.Array) -> distrax.Distribution:
     """The policy's distribution over pre-squash actions, with event shape `[A]`."""
     return distrax.Independent(distrax.Normal(mean, jnp.exp(log_std)), reinterpreted_batch_ndims=1)
 
 
-def to_control(action: chex.Array, squash: bool) -> chex.Array:
+def to_control(action: jax.Array, squash: bool) -> jax.Array:
     """The action in [-1, 1] that the simulator gets: tanh, or clipped.
 
     Log-probabilities and KL are those of the Gaussian before it: the squashing is the same under every policy,
@@ -57,7 +56,7 @@ def to_control(action: chex.Array, squash: bool) -> chex.Array:
     return jnp.tanh(action) if squash else jnp.clip(action, -1, 1)
 
 
-def init_networks(key: chex.PRNGKey, policy: nn.Module, critic: nn.Module | None, observation_size: int):
+def init_networks(key: jax.Array, policy: nn.Module, critic: nn.Module | None, observation_size: int):
     """Parameters `{"policy": ..., "critic": ...}`; no critic, no entry."""
     policy_key, critic_key = jax.random.split(key)
     obs = jnp.zeros((1, observation_size))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import chex
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Normalizer:
+class Normalizer(flax.struct.PyTreeNode):
     """Statistics of all observations seen so far.
 
     Attributes:
@@ -17,20 +16,20 @@ class Normalizer:
       variance: `[D]`.
     """
 
-    count: chex.Array
-    mean: chex.Array
-    variance: chex.Array
+    count: jax.Array
+    mean: jax.Array
+    variance: jax.Array
 
     @classmethod
     def create(cls, size: int) -> Normalizer:
         """Mean 0, variance 1, and next to no weight."""
         return cls(jnp.full((), 1e-4), jnp.zeros(size), jnp.ones(size))
 
-    def normalize(self, obs: chex.Array, limit: float = 10.0) -> chex.Array:
+    def normalize(self, obs: jax.Array, limit: float = 10.0) -> jax.Array:
         """`[..., D]` -> standardised and clipped to +-limit."""
         return jnp.clip((obs - self.mean) / jnp.sqrt(self.variance + 1e-8), -limit, limit)
 
-    def update(self, obs: chex.Array) -> Normalizer:
+    def update(self, obs: jax.Array) -> Normalizer:
         """Merges a batch `[..., D]` (Chan et al., parallel variance)."""
         axes = tuple(range(obs.ndim - 1))
         mean, variance = jnp.mean(obs, axes), jnp.var(obs, axes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,25 +17,25 @@ from pairgrpo_jax.control.networks import action_distribution, to_control
 class Trajectory(NamedTuple):
     """What happened in H steps of n environments; every field `[H, n, ...]`."""
 
-    obs: chex.Array  # raw, before the action
-    action: chex.Array  # before squashing
-    mean: chex.Array  # the Gaussian's mean
-    reward: chex.Array
+    obs: jax.Array  # raw, before the action
+    action: jax.Array  # before squashing
+    mean: jax.Array  # the Gaussian's mean
+    reward: jax.Array
 
 
 class Batch(NamedTuple):
     """G groups of K candidates of T steps; every field `[G, K, ...]`."""
 
-    obs: chex.Array  # [G, K, T, D] normalised
-    action: chex.Array  # [G, K, T, A]
-    old_mean: chex.Array  # [G, K, T, A]
-    old_logp: chex.Array  # [G, K, T]
+    obs: jax.Array  # [G, K, T, D] normalised
+    action: jax.Array  # [G, K, T, A]
+    old_mean: jax.Array  # [G, K, T, A]
+    old_logp: jax.Array  # [G, K, T]
     signal: Any  # what the method learns from
-    value: chex.Array | None = None  # [G, K, T]
-    value_target: chex.Array | None = None  # [G, K, T]
+    value: jax.Array | None = None  # [G, K, T]
+    value_target: jax.Array | None = None  # [G, K, T]
 
 
-def start_states(env: Env, config: ControlConfig, key: chex.PRNGKey) -> EnvState:
+def start_states(env: Env, config: ControlConfig, key: jax.Array) -> EnvState:
     """Trunks (or all environments, unforked) whose ages are staggered over the episode by whole horizons."""
     n = config.groups if config.forks else config.groups * config.candidates
     state = env.reset(key, n)
@@ -44,7 +43,7 @@ def start_states(env: Env, config: ControlConfig, key: chex.PRNGKey) -> EnvState
     return state.replace(age=(jnp.arange(n) % segments) * config.horizon)
 
 
-def next_states(env: Env, config: ControlConfig, state: EnvState, key: chex.PRNGKey) -> EnvState:
+def next_states(env: Env, config: ControlConfig, state: EnvState, key: jax.Array) -> EnvState:
     """The states to go on from: a uniformly random branch of each group, reset at the time limit.
 
     The best branch would bias the distribution of states.
@@ -56,7 +55,7 @@ def next_states(env: Env, config: ControlConfig, state: EnvState, key: chex.PRNG
     return env_lib.where(state.done > 0, env.reset(reset_key, state.done.shape[0]), state)
 
 
-def collect(env: Env, config: ControlConfig, policy, state: EnvState, key: chex.PRNGKey):
+def collect(env: Env, config: ControlConfig, policy, state: EnvState, key: jax.Array):
     """Rolls all branches H steps.
 
     Args:
@@ -80,7 +79,7 @@ def collect(env: Env, config: ControlConfig, policy, state: EnvState, key: chex.
     return jax.lax.scan(step, branches, jax.random.split(key, config.horizon))
 
 
-def score(config: ControlConfig, reward: chex.Array, values: chex.Array | None) -> chex.Array:
+def score(config: ControlConfig, reward: jax.Array, values: jax.Array | None) -> jax.Array:
     """The number by which candidates are compared.
 
     Args:
@@ -100,7 +99,7 @@ def score(config: ControlConfig, reward: chex.Array, values: chex.Array | None) 
     return to_go[:, 0] if config.advantage == "segment" else to_go.T
 
 
-def to_groups(config: ControlConfig, x: chex.Array) -> chex.Array:
+def to_groups(config: ControlConfig, x: jax.Array) -> jax.Array:
     """`[H, n, ...]` -> `[G, K, T, ...]`: one group per (time, group) slice, T = 1, or per segment, T = H."""
     x = x.reshape(config.horizon, config.groups, config.candidates, *x.shape[2:])
     if config.advantage == "segment":
@@ -108,7 +107,7 @@ def to_groups(config: ControlConfig, x: chex.Array) -> chex.Array:
     return x.reshape(config.units, config.candidates, 1, *x.shape[3:])
 
 
-def make_batch(config, trajectory: Trajectory, obs, log_std, values, signal_fn) -> tuple[Batch, chex.Array]:
+def make_batch(config, trajectory: Trajectory, obs, log_std, values, signal_fn) -> tuple[Batch, jax.Array]:
     """Cuts a trajectory into groups.
 
     Args:

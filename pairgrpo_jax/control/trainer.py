@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,10 +31,10 @@ class Trainer(NamedTuple):
         for drawing.
     """
 
-    init: Callable[[chex.PRNGKey], TrainState]
+    init: Callable[[jax.Array], TrainState]
     iterate: Callable[[TrainState, int], tuple[TrainState, core.Metrics]]
-    evaluate: Callable[[TrainState, chex.PRNGKey, int, bool], chex.Array]
-    episode: Callable[[TrainState, chex.PRNGKey, int], tuple[chex.Array, chex.Array]]
+    evaluate: Callable[[TrainState, jax.Array, int, bool], jax.Array]
+    episode: Callable[[TrainState, jax.Array, int], tuple[jax.Array, jax.Array]]
 
 
 def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
@@ -133,7 +132,7 @@ def make_loss(config: ControlConfig, algorithm: Algorithm, policy, critic, state
     return loss
 
 
-def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch, key: chex.PRNGKey):
+def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch, key: jax.Array):
     """`epochs` passes of shuffled minibatch updates; by option no more of them once the KL exceeds `target_kl`.
 
     Returns:
@@ -162,7 +161,7 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
     return state, means | {"updates_used": jnp.mean(used)}
 
 
-def realised_kl(policy, params, batch: Batch, old_log_std: chex.Array) -> chex.Array:
+def realised_kl(policy, params, batch: Batch, old_log_std: jax.Array) -> jax.Array:
     """Mean KL(pi_theta || pi_old) over the batch's states, in nats."""
     mean, log_std = policy.apply(params["policy"], batch.obs)
     return jnp.mean(core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std))

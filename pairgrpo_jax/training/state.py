@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import chex
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that an update reads and writes; checkpointing it checkpoints the run.
 
     Attributes:
@@ -30,18 +29,18 @@ class TrainState:
 
     params: Any
     opt_state: Any
-    key: chex.PRNGKey
-    step: chex.Array
-    delta_step: chex.Array
-    multiplier: chex.Array
-    skipped: chex.Array
-    skipped_in_row: chex.Array
+    key: jax.Array
+    step: jax.Array
+    delta_step: jax.Array
+    multiplier: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
     normalizer: Any = None
     env_state: Any = None
     extra: Any = None
 
     @classmethod
-    def create(cls, params: Any, optimizer: optax.GradientTransformation, key: chex.PRNGKey, **rest: Any) -> TrainState:
+    def create(cls, params: Any, optimizer: optax.GradientTransformation, key: jax.Array, **rest: Any) -> TrainState:
         """A state at step 0.
 
         Args:

