@@ -43,8 +43,6 @@ class Term(NamedTuple):
     @property
     def value(self) -> chex.Array:
         """What the term adds to the loss: exactly 0 for a metric, even one that overflowed."""
-        if isinstance(self.weight, (int, float)) and self.weight == 0:
-            return jnp.zeros_like(self.mean)
         penalty = self.mean if self.threshold is None else jnp.maximum(self.mean - self.threshold, 0)
         return jnp.where(self.weight == 0, 0, self.weight * penalty)
 
