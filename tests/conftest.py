@@ -1,5 +1,5 @@
-"""Forces eight host devices, before jax is imported, so that pmap and mesh tests run anywhere."""
+"""Eight host devices for every test, so that pmap and meshes run on a machine with one CPU. Set before jax starts."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()

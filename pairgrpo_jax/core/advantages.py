@@ -94,6 +94,7 @@ def rank_advantages(rewards: chex.Array) -> chex.Array:
     Returns:
       `[B,K]` advantages, 0 where all rewards of a group are equal.
     """
+    require_group("rewards", rewards)
     size = rewards.shape[-1]
     return (midranks(rewards) - (size + 1) / 2) * (2 / (size - 1))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, require_pairs, scatter_pairs
-from pairgrpo_jax.core.surrogate import aggregate_steps, prepare, with_steps
+from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, prepare, with_steps
 from pairgrpo_jax.core.terms import (
     Objective,
     Term,
@@ -20,8 +20,8 @@ from pairgrpo_jax.core.terms import (
     loss,
     mean_term,
     require_choice,
+    require_nonnegative,
     require_rank,
-    require_same_shape,
 )
 
 CANDIDATES = ("empirical", "likelihood")
@@ -98,18 +98,17 @@ def hard_pair_target(
       `[B,K]` target probabilities q.
 
     Raises:
-      ValueError: for wrong shapes, a negative delta, or floor outside (0, 1).
+      ValueError: for wrong shapes, K < 2, a negative delta, or floor outside (0, 1).
     """
     p0 = as_float(p0)
     require_rank("p0", p0, {2}, "[B,K]")
-    return p0 + _flow(p0, pairs, delta, floor, max_kl)
+    return _target(p0, _flow(p0, pairs, delta, floor, max_kl), floor)
 
 
 def _flow(p0, pairs, delta, floor, max_kl):
     """The mass `[B,K]` each candidate gains (or loses)."""
-    require_pairs(pairs, p0.shape[0])
-    if isinstance(delta, (int, float)) and not delta >= 0:
-        raise ValueError(f"delta must be >= 0, got {delta}")
+    require_pairs(pairs, *p0.shape)
+    require_nonnegative(delta=delta)
     if not 0 < floor < 1:
         raise ValueError(f"floor must be in (0, 1), got {floor}")
     asked = as_float(pairs.weight) * delta
@@ -118,6 +117,11 @@ def _flow(p0, pairs, delta, floor, max_kl):
     moved = asked * jnp.take_along_axis(share, pairs.rejected, axis=-1)
     flow = scatter_pairs(pairs, moved, -moved, p0.shape[-1])
     return flow if max_kl is None else flow * _shrinkage(p0, flow, max_kl)
+
+
+def _target(p0, flow, floor):
+    """`p0 + flow`, held at the floor where rounding (a floor near the resolution of p0) would cross it, even to 0."""
+    return jnp.maximum(p0 + flow, jnp.minimum(p0, floor))
 
 
 def _shrinkage(p0, flow, max_kl, iterations=40):
@@ -189,10 +193,11 @@ def hard_pair_grpo_loss(
       distance of q, and of p_theta, from p0), `groups_without_pair`.
 
     Raises:
-      ValueError: for shapes that do not fit, an unknown option, a negative delta, or a missing multiplier.
+      ValueError: for shapes that do not fit, K < 2, an unknown option, a negative delta, or a missing multiplier.
     """
     require_choice("fit", fit, FITS)
     require_choice("trust_region", trust_region, TRUST_REGIONS)
+    require_choice("aggregate", aggregate, AGGREGATES)
     if trust_region == "lagrangian" and multiplier is None:
         raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
     log_p0, log_p = candidate_log_probs(
@@ -200,7 +205,7 @@ def hard_pair_grpo_loss(
     )
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
     flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
-    q = p0 + flow
+    q = _target(p0, flow, floor)
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, q)))
     divergence = p * (log_p - log_q) if fit == "reverse" else q * (log_q - log_p)
@@ -223,12 +228,11 @@ def hard_pair_grpo_loss(
 
 
 def _given_kl(kl, logp, mask, active, aggregate, weight, threshold) -> Term:
-    require_same_shape(kl=kl, logp=logp)
     shape = logp.shape if logp.ndim == 3 else (*logp.shape, 1)
-    steps = jnp.ones(shape) if mask is None else with_steps(mask, shape)
+    steps = jnp.ones(shape) if mask is None else with_steps("mask", mask, shape)
     alive = jnp.broadcast_to(active[:, None], logp.shape[:2])
     return aggregate_steps(
-        with_steps(kl, shape), steps, aggregate, candidate_weight=alive, weight=weight, threshold=threshold
+        with_steps("kl", kl, shape), steps, aggregate, candidate_weight=alive, weight=weight, threshold=threshold
     )
 
 

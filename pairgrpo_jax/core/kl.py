@@ -20,12 +20,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float
+from pairgrpo_jax.core.terms import as_float, require_same_shape
 
 
 def kl_k1(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
     """`logp - other_logp`, elementwise. Unbiased value; its expected gradient on-policy is 0."""
-    return as_float(logp) - as_float(other_logp)
+    logp, other_logp = as_float(logp), as_float(other_logp)
+    require_same_shape(logp=logp, other_logp=other_logp)
+    return logp - other_logp
 
 
 def kl_k2(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
@@ -52,8 +54,9 @@ def categorical_kl(logits: chex.Array, other_logits: chex.Array) -> chex.Array:
     Returns:
       `[...]` divergences in nats; the gradient is exact too.
     """
-    logp = jax.nn.log_softmax(as_float(logits))
-    other = jax.nn.log_softmax(as_float(other_logits))
+    logits, other_logits = as_float(logits), as_float(other_logits)
+    require_same_shape(logits=logits, other_logits=other_logits)
+    logp, other = jax.nn.log_softmax(logits), jax.nn.log_softmax(other_logits)
     possible = jnp.isfinite(logp)
     difference = jnp.where(possible, logp, 0) - jnp.where(possible, other, 0)
     return jnp.sum(jnp.where(possible, jnp.exp(logp), 0) * difference, axis=-1)

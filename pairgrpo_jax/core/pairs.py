@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.core.advantages import require_group
-from pairgrpo_jax.core.terms import as_float, require_choice
+from pairgrpo_jax.core.terms import as_float, require_choice, require_nonnegative
 
 PAIR_SCHEMES = ("best_worst", "matched", "all", "bradley_terry")
 
@@ -29,11 +29,16 @@ class Pairs(NamedTuple):
     weight: chex.Array
 
 
-def require_pairs(pairs: Pairs, groups: int) -> None:
-    """Raises ValueError unless the three fields are `[B,P]` with B = `groups`."""
+def require_pairs(pairs: Pairs, groups: int, group_size: int) -> None:
+    """Raises ValueError unless K >= 2, the fields are `[B,P]` with B = `groups`, and the indices are integers."""
+    if group_size < 2:
+        raise ValueError(f"pairs need K >= 2 candidates in a group, got K = {group_size}")
+    for name in ("preferred", "rejected"):
+        if not jnp.issubdtype(getattr(pairs, name).dtype, jnp.integer):
+            raise ValueError(f"pairs.{name} must hold integer indices, got {getattr(pairs, name).dtype}")
     chex.assert_shape(
         list(pairs),
-        (groups, pairs.preferred.shape[-1]),
+        (groups, *pairs.preferred.shape[-1:]),
         custom_message=f"pairs must hold preferred, rejected and weight of shape [B,P] with B = {groups}",
         exception_type=ValueError,
     )
@@ -67,8 +72,7 @@ def pairs_from_rewards(
     rewards = as_float(rewards)
     require_group("rewards", rewards)
     require_choice("scheme", scheme, PAIR_SCHEMES)
-    if isinstance(margin, (int, float)) and not margin >= 0:
-        raise ValueError(f"margin must be >= 0, got {margin}")
+    require_nonnegative(margin=margin)
     if scheme == "best_worst":
         first = jnp.argmax(rewards, axis=-1, keepdims=True)
         second = jnp.argmin(rewards, axis=-1, keepdims=True)
@@ -119,7 +123,11 @@ def pair_rewards(pairs: Pairs, group_size: int) -> chex.Array:
 
     Returns:
       `[B,K]` rewards in [-1, 1] for the schemes of `pairs_from_rewards`.
+
+    Raises:
+      ValueError: for fields that are not `[B,P]`, indices that are not integers, or K < 2.
     """
+    require_pairs(pairs, *pairs.preferred.shape[:1], group_size=group_size)
     weight = as_float(pairs.weight)
     return scatter_pairs(pairs, weight, -weight, group_size)
 

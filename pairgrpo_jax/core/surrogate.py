@@ -15,6 +15,7 @@ from pairgrpo_jax.core.terms import (
     masked,
     mean_term,
     require_choice,
+    require_nonnegative,
     require_rank,
     require_same_shape,
 )
@@ -38,9 +39,8 @@ def clipped_surrogate(log_ratio: chex.Array, advantages: chex.Array, clip: Clip 
     Raises:
       ValueError: for a negative clip.
     """
-    low, high = clip if isinstance(clip, tuple) else (clip, clip)
-    if low < 0 or high < 0:
-        raise ValueError(f"clip must be >= 0, got {clip}")
+    low, high = clip if isinstance(clip, (tuple, list)) else (clip, clip)
+    require_nonnegative(**{"clip (low)": low, "clip (high)": high})
     ratio = jnp.exp(log_ratio)
     value = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
     outside = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
@@ -89,9 +89,11 @@ def aggregate_steps(
     return Term(total, count, weight, threshold)
 
 
-def with_steps(x: chex.Array, shape: chex.Shape) -> chex.Array:
-    """`[B,K]` or `[B,K,T]` broadcast to `[B,K,T]`."""
+def with_steps(name: str, x: chex.Array, shape: chex.Shape) -> chex.Array:
+    """`[B,K]` or `[B,K,T]` broadcast to `shape` = `[B,K,T]`; ValueError that names the argument for anything else."""
     x = as_float(x)
+    if x.shape not in (shape, shape[:2]):
+        raise ValueError(f"{name} must be [B,K] = {shape[:2]} or [B,K,T] = {shape}, got {x.shape}")
     return jnp.broadcast_to(x[..., None] if x.ndim == 2 else x, shape)
 
 
@@ -106,8 +108,9 @@ def prepare(
     if mask is not None:
         require_same_shape(logp=logp, mask=mask)
     shape = logp.shape if logp.ndim == 3 else (*logp.shape, 1)
-    mask = jnp.ones(shape, jnp.float32) if mask is None else with_steps(mask, shape)
-    logp, old_logp = masked(with_steps(logp, shape), mask), masked(with_steps(frozen(old_logp), shape), mask)
+    mask = jnp.ones(shape, jnp.float32) if mask is None else with_steps("mask", mask, shape)
+    logp = masked(with_steps("logp", logp, shape), mask)
+    old_logp = masked(with_steps("old_logp", frozen(old_logp), shape), mask)
     return logp - old_logp, old_logp, mask
 
 
@@ -146,15 +149,16 @@ def grpo_loss(
       `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, `approx_kl` (k3 estimate of KL(pi_old || pi)).
 
     Raises:
-      ValueError: for shapes that do not fit or an unknown `level` or `aggregate`.
+      ValueError: for shapes that do not fit, a negative clip, or an unknown `level` or `aggregate`.
     """
     log_ratio, _, mask = prepare(logp, old_logp, mask)
     require_choice("level", level, LEVELS)
-    require_rank("advantages", advantages, {2, 3}, "[B,K] or [B,K,T]")
-    advantages = with_steps(frozen(advantages), log_ratio.shape)
+    advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
+    if candidate_weight is not None and candidate_weight.shape != log_ratio.shape[:2]:
+        raise ValueError(f"candidate_weight must be [B,K] = {log_ratio.shape[:2]}, got {candidate_weight.shape}")
     if level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
-        log_ratio = with_steps(mean, log_ratio.shape)
+        log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
     policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
 
     def term(x, weight=0.0):
@@ -165,7 +169,7 @@ def grpo_loss(
     terms = {"policy": term(policy, 1.0), "clip_fraction": term(clipped)}
     terms["approx_kl"] = term(jnp.expm1(log_ratio) - log_ratio)
     if kl is not None:
-        terms["kl"] = term(with_steps(kl, log_ratio.shape), beta)
+        terms["kl"] = term(with_steps("kl", kl, log_ratio.shape), beta)
     return terms
 
 
@@ -203,10 +207,10 @@ def soft_pair_grpo_loss(
       `(loss, metrics)` as `grpo_loss`, plus `groups_without_pair`, their share.
 
     Raises:
-      ValueError: for shapes that do not fit or an unknown option.
+      ValueError: for shapes that do not fit, K < 2, a negative clip, or an unknown option.
     """
     require_rank("logp", logp, {2, 3}, "[B,K] or [B,K,T]")
-    require_pairs(pairs, logp.shape[0])
+    require_pairs(pairs, *logp.shape[:2])
     active = groups_with_pairs(pairs)
     terms = grpo_loss.objective(
         logp,
@@ -242,9 +246,14 @@ def value_terms(
       mask: 1 where a step counts.
       value_clip: largest change of the value that still gets a gradient, in units of the value; None for no clipping.
       value_weight: weight of `mean((V - return)^2)` in the loss.
+
+    Raises:
+      ValueError: if shapes differ or value_clip is negative.
     """
     values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
-    require_same_shape(values=values, old_values=old_values, returns=returns)
+    given = {} if mask is None else {"mask": mask}
+    require_same_shape(values=values, old_values=old_values, returns=returns, **given)
+    require_nonnegative(value_clip=value_clip)
     values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
     errors = jnp.square(values - returns)
     if value_clip is not None:
@@ -290,9 +299,10 @@ def ppo_loss(
       masked steps.
 
     Raises:
-      ValueError: if shapes differ.
+      ValueError: if shapes differ or a clip is negative.
     """
-    require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values)
+    given = {name: x for name, x in {"mask": mask, "entropy": entropy}.items() if x is not None}
+    require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values, **given)
     log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
     policy, clipped = clipped_surrogate(log_ratio, masked(frozen(advantages), mask), clip)
     terms = {

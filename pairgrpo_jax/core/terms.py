@@ -15,6 +15,7 @@ from typing import Generic, NamedTuple, ParamSpec, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = ParamSpec("Params")
 
@@ -41,10 +42,9 @@ class Term(NamedTuple):
 
     @property
     def value(self) -> chex.Array:
-        """What the term adds to the loss."""
-        if self.threshold is None:
-            return self.weight * self.mean
-        return self.weight * jnp.maximum(self.mean - self.threshold, 0)
+        """What the term adds to the loss: exactly 0 for a metric, even one that overflowed."""
+        penalty = self.mean if self.threshold is None else jnp.maximum(self.mean - self.threshold, 0)
+        return jnp.where(self.weight == 0, 0, self.weight * penalty)
 
 
 Objective = dict[str, Term]
@@ -106,6 +106,13 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError that lists the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+def require_nonnegative(**values: chex.Numeric) -> None:
+    """Raises ValueError that names a negative (or NaN) number; traced values pass unchecked."""
+    for name, value in values.items():
+        if isinstance(value, (int, float, np.number)) and not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
 
 
 def mean_term(x: chex.Array, mask: chex.Array | None = None, weight: chex.Numeric = 0.0) -> Term:

@@ -1,0 +1,151 @@
+"""Bad input: a ValueError whose message names the argument, before any compute."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pairgrpo_jax as pg
+
+X, LONG, ROW = jnp.zeros((2, 4)), jnp.zeros((2, 4, 3)), jnp.zeros(4)
+PAIRS = pg.pairs_from_rewards(jnp.arange(8.0).reshape(2, 4))
+FLOAT_PAIRS = PAIRS._replace(preferred=PAIRS.preferred.astype(jnp.float32))
+ONE_PAIRS = pg.Pairs(*(jnp.zeros((2, 1), dtype) for dtype in (jnp.int32, jnp.int32, jnp.float32)))
+
+
+def pairs(rewards=X, **options):
+    return pg.pairs_from_rewards(rewards, **options)
+
+
+def grpo(logp=X, old_logp=None, advantages=X, **options):
+    return pg.grpo_loss(logp, logp if old_logp is None else old_logp, advantages, **options)
+
+
+def soft(pairs=PAIRS, logp=X, **options):
+    return pg.soft_pair_grpo_loss(logp, logp, pairs, **options)
+
+
+def hard(pairs=PAIRS, logp=X, delta=0.02, **options):
+    return pg.hard_pair_grpo_loss(logp, logp, pairs, delta, **options)
+
+
+def target(p0=X + 0.25, pairs=PAIRS, delta=0.02, **options):
+    return pg.hard_pair_target(p0, pairs, delta, **options)
+
+
+def ppo(*changed, **options):
+    return pg.ppo_loss(*changed, *[X] * (6 - len(changed)), **options)
+
+
+BAD = [
+    # wrong shape
+    ("rewards", pairs, dict(rewards=ROW)),
+    ("rewards", pg.group_advantages, dict(rewards=LONG)),
+    ("rewards", pg.rank_advantages, dict(rewards=ROW)),
+    ("rewards", pg.reward_rank_correlation, dict(rewards=ROW)),
+    ("values", pg.midranks, dict(values=ROW)),
+    ("logp", grpo, dict(logp=ROW)),
+    ("old_logp", grpo, dict(old_logp=X[:1])),
+    ("old_logp", grpo, dict(old_logp=LONG)),
+    ("advantages", grpo, dict(advantages=X[:, :1])),
+    ("advantages", grpo, dict(advantages=X[:, :3])),
+    ("advantages", grpo, dict(advantages=ROW)),
+    ("advantages", grpo, dict(advantages=LONG)),
+    ("mask", grpo, dict(mask=X[:, :3])),
+    ("mask", grpo, dict(logp=LONG, mask=X)),
+    ("kl", grpo, dict(kl=X[:1])),
+    ("kl", soft, dict(kl=LONG)),
+    ("kl", hard, dict(kl=ROW)),
+    ("candidate_weight", grpo, dict(candidate_weight=X[:1])),
+    ("logp", soft, dict(logp=ROW)),
+    ("pairs", soft, dict(logp=X[:1])),
+    ("pairs", soft, dict(pairs=pg.Pairs(*(x[0] for x in PAIRS)))),
+    ("pairs", soft, dict(pairs=PAIRS._replace(weight=PAIRS.weight[:, :1]))),
+    ("pairs", hard, dict(logp=X[:1])),
+    ("logp", hard, dict(logp=ROW)),
+    ("p0", target, dict(p0=ROW)),
+    ("pairs", target, dict(p0=X[:1])),
+    ("pairs", pg.pair_rewards, dict(pairs=PAIRS._replace(weight=X), group_size=4)),
+    ("mask", ppo, dict(mask=ROW)),
+    ("entropy", ppo, dict(entropy=ROW)),
+    ("other_logp", pg.kl_k1, dict(logp=X, other_logp=ROW)),
+    ("other_logp", pg.kl_k2, dict(logp=X, other_logp=ROW)),
+    ("other_logp", pg.kl_k3, dict(logp=X, other_logp=ROW)),
+    ("other_logits", pg.categorical_kl, dict(logits=X, other_logits=ROW)),
+    ("discounts", pg.gae, dict(rewards=X, values=X, last_value=X[:, 0], discounts=ROW)),
+    ("rejected_logp", pg.orpo_loss, dict(chosen_logp=ROW, rejected_logp=ROW[:1])),
+    ("chosen_logp", pg.orpo_loss, dict(chosen_logp=X, rejected_logp=X)),
+    # wrong dtype
+    ("preferred", soft, dict(pairs=FLOAT_PAIRS)),
+    ("preferred", hard, dict(pairs=FLOAT_PAIRS)),
+    # too small a group
+    ("K", pairs, dict(rewards=X[:, :1])),
+    ("K", pg.group_advantages, dict(rewards=X[:, :1])),
+    ("K", pg.midranks, dict(values=X[:, :1])),
+    ("K", soft, dict(logp=X[:, :1], pairs=ONE_PAIRS)),
+    ("K", hard, dict(logp=X[:, :1], pairs=ONE_PAIRS)),
+    ("K", target, dict(p0=X[:, :1] + 1, pairs=ONE_PAIRS)),
+    ("K", pg.pair_rewards, dict(pairs=ONE_PAIRS, group_size=1)),
+    ("even group size K", pairs, dict(rewards=X[:, :3])),
+    # unknown names
+    ("scheme", pairs, dict(scheme="worst")),
+    ("baseline", pg.group_advantages, dict(rewards=X, baseline="median")),
+    ("scale", pg.group_advantages, dict(rewards=X, scale="row")),
+    ("ddof", pg.group_advantages, dict(rewards=X, ddof=2)),
+    ("level", grpo, dict(level="word")),
+    ("aggregate", grpo, dict(aggregate="sum")),
+    ("level", soft, dict(level="word")),
+    ("aggregate", hard, dict(aggregate="sum", kl=X)),
+    ("aggregate", hard, dict(aggregate="sum")),
+    ("fit", hard, dict(fit="sideways")),
+    ("candidates", hard, dict(candidates="all")),
+    ("trust_region", hard, dict(trust_region="ball")),
+    # out of range
+    ("margin", pairs, dict(margin=-0.1)),
+    ("margin", pairs, dict(margin=float("nan"))),
+    ("delta", hard, dict(delta=-0.1)),
+    ("delta", hard, dict(delta=np.float32(-0.1))),
+    ("delta", target, dict(delta=-0.1)),
+    ("floor", target, dict(floor=0.0)),
+    ("floor", hard, dict(floor=1.0)),
+    ("clip", grpo, dict(clip=-0.1)),
+    ("clip", grpo, dict(clip=(0.1, -0.1))),
+    ("clip", soft, dict(clip=(-0.1, 0.1))),
+    ("clip", ppo, dict(clip=-0.1)),
+    ("value_clip", ppo, dict(value_clip=-0.1)),
+    ("delta_0", pg.delta_schedule, dict(delta_0=-1.0, gamma=0.9)),
+    ("gamma", pg.delta_schedule, dict(delta_0=1.0, gamma=1.1)),
+    ("gamma", pg.delta_schedule, dict(delta_0=1.0, gamma=0.0)),
+    # missing
+    ("key", pairs, dict(scheme="bradley_terry")),
+    ("multiplier", hard, dict(trust_region="lagrangian")),
+]
+
+
+@pytest.mark.parametrize(
+    "name, function, arguments", BAD, ids=lambda x: getattr(x, "__name__", x if isinstance(x, str) else "")
+)
+def test_bad_input_names_the_argument(name, function, arguments):
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        function(**arguments)
+
+
+@pytest.mark.parametrize("position", range(1, 6))
+def test_ppo_arrays_must_agree(position):
+    with pytest.raises(ValueError, match=["old_logp", "advantages", "values", "old_values", "returns"][position - 1]):
+        ppo(*[X] * position, X[:1])
+
+
+@pytest.mark.parametrize("loss", [pg.dpo_loss, pg.ipo_loss])
+def test_preference_arrays_must_agree(loss):
+    for position in range(4):
+        arrays = [ROW] * position + [ROW[:1]] + [ROW] * (3 - position)
+        with pytest.raises(ValueError, match="ref_rejected_logp"):
+            loss(*arrays)
+    with pytest.raises(ValueError, match="chosen_logp"):
+        loss(X, X, X, X)
+
+
+def test_label_smoothing_is_below_one_half():
+    for value in (-0.1, 0.5):
+        with pytest.raises(ValueError, match="label_smoothing"):
+            pg.dpo_loss(ROW, ROW, ROW, ROW, label_smoothing=value)

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import SCHEMES, cases
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pairgrpo_jax as pg
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@given(case=cases(), scheme=st.sampled_from(SCHEMES[:3]), margin=st.sampled_from([0.0, 0.5, 1.0]))
+def test_pairs_and_their_rewards_match_the_reference(case, scheme, margin):
+    pairs = pg.pairs_from_rewards(jnp.asarray(case.rewards), scheme=scheme, margin=margin)
+    expected = reference.pairs(case.rewards, scheme, margin)
+    assert [sorted(group) for group in reference.listed(pairs)] == [sorted(group) for group in expected]
+    rewards = pg.pair_rewards(pairs, case.size)
+    np.testing.assert_allclose(rewards, reference.pair_rewards(expected, case.size), atol=1e-14)
+    assert np.all(np.abs(rewards) <= 1 + 1e-14)
+
+
+@pytest.mark.parametrize("scheme, slots", [("best_worst", 1), ("matched", 3), ("all", 15), ("bradley_terry", 15)])
+def test_shapes_and_dtypes(scheme, slots):
+    pairs = pg.pairs_from_rewards(jnp.zeros((2, 6)), scheme=scheme, key=jax.random.key(0))
+    assert pairs.preferred.shape == pairs.rejected.shape == pairs.weight.shape == (2, slots)
+    assert pairs.preferred.dtype == pairs.rejected.dtype == jnp.int32
+    assert not pairs.weight.any()  # all tied
+
+
+def test_matched_gives_every_candidate_exactly_one():
+    rewards = jax.random.normal(jax.random.key(0), (50, 8))
+    assert set(np.unique(pg.pair_rewards(pg.pairs_from_rewards(rewards), 8))) == {-1.0, 1.0}  # the default scheme
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_gap_of_exactly_the_margin_makes_no_pair(scheme):
+    rewards = jnp.asarray([[0.0, 1.0], [0.0, 1.5]])
+    pairs = pg.pairs_from_rewards(rewards, scheme=scheme, margin=1.0, key=jax.random.key(0))
+    assert pairs.weight.tolist() == [[0.0], [1.0]]
+
+
+def test_nan_rewards_make_no_pair():
+    for scheme in SCHEMES:
+        pairs = pg.pairs_from_rewards(jnp.asarray([[jnp.nan, 1.0]]), scheme=scheme, key=jax.random.key(0))
+        assert not pairs.weight.any()
+
+
+def test_bradley_terry_is_reproducible_and_depends_on_the_key():
+    rewards = jnp.asarray([[0.0, 0.3, 0.2, 0.9]])
+    draws = [pg.pairs_from_rewards(rewards, scheme="bradley_terry", key=jax.random.key(k)) for k in (0, 0, 1, 2, 3)]
+    labels = [tuple(draw.preferred[0].tolist()) for draw in draws]
+    assert labels[0] == labels[1]
+    assert len(set(labels)) > 1
+
+
+def test_chosen_rejected_pairs_prefer_the_first():
+    assert pg.pair_rewards(pg.chosen_rejected_pairs(3), 2).tolist() == [[1.0, -1.0]] * 3

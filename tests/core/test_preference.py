@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import pairgrpo_jax as pg
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def draw(seed, scale=3.0):
+    return -scale * np.random.default_rng(seed).exponential(1.0, (4, 6)) - 1e-3
+
+
+@given(seed=st.integers(0, 1000), beta=st.sampled_from([0.01, 0.1, 2.0]), label_smoothing=st.sampled_from([0.0, 0.3]))
+def test_dpo_and_ipo_match_the_reference(seed, beta, label_smoothing):
+    x = draw(seed)
+    dpo, _ = pg.dpo_loss(*x, beta=beta, label_smoothing=label_smoothing)
+    ipo, _ = pg.ipo_loss(*x, beta=beta)
+    np.testing.assert_allclose(dpo, reference.dpo(*x, beta, label_smoothing), rtol=1e-11)
+    np.testing.assert_allclose(ipo, reference.ipo(*x, beta), rtol=1e-11)
+
+
+@given(seed=st.integers(0, 1000), weight=st.sampled_from([0.0, 0.1, 2.0]), scale=st.sampled_from([0.1, 1.0, 5.0]))
+def test_orpo_matches_the_reference(seed, weight, scale):
+    chosen, rejected = draw(seed, scale)[:2]
+    np.testing.assert_allclose(
+        pg.orpo_loss(chosen, rejected, weight=weight)[0], reference.orpo(chosen, rejected, weight), rtol=1e-9
+    )
+
+
+def test_reference_free_is_a_reference_of_zeros():
+    x = draw(0)
+    free, zeros = pg.dpo_loss(*x, reference_free=True), pg.dpo_loss(*x[:2], *np.zeros((2, 6)))
+    jax.tree.map(np.testing.assert_array_equal, free, zeros)
+
+
+def test_metrics():
+    _, metrics = pg.dpo_loss(*map(jnp.asarray, ([-1.0, -2], [-2.0, -1], [-1.5, -2], [-1.5, -2])), beta=0.5)
+    expected = {"accuracy": 0.5, "chosen_reward": 0.125, "rejected_reward": 0.125}
+    assert {name: float(metrics[name]) for name in expected} == expected
+    _, metrics = pg.orpo_loss(jnp.asarray([-1.0, -2]), jnp.asarray([-2.0, -1]))
+    assert metrics["accuracy"] == 0.5 and metrics["nll"] == 1.5
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [pg.dpo_loss, lambda *x: pg.dpo_loss(*x, label_smoothing=0.2), pg.ipo_loss, lambda c, r, *_: pg.orpo_loss(c, r)],
+)
+def test_gradients_reach_the_policy_alone(loss):
+    x = list(map(jnp.asarray, draw(0, 0.7)))
+    check_grads(lambda c, r: loss(c, r, *x[2:])[0], x[:2], order=1, modes=["rev"], atol=1e-7, rtol=1e-6, eps=1e-6)
+    references = jax.grad(lambda *ref: loss(*x[:2], *ref)[0], argnums=(0, 1))(*x[2:])
+    assert not any(gradient.any() for gradient in references)

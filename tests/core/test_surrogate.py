@@ -1,0 +1,171 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import AGGREGATES, CLIPS, LEVELS, SCHEMES, cases, make
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import pairgrpo_jax as pg
+
+pytestmark = pytest.mark.usefixtures("x64")
+OPTIONS = {
+    "clip": st.sampled_from(CLIPS),
+    "level": st.sampled_from(LEVELS),
+    "aggregate": st.sampled_from(AGGREGATES),
+    "beta": st.sampled_from([0.0, 0.3]),
+}
+
+
+@given(case=cases(), with_kl=st.booleans(), per_step=st.booleans(), **OPTIONS)
+def test_grpo_matches_the_reference(case, with_kl, per_step, **options):
+    rng = np.random.default_rng(case.seed)
+    advantages = rng.normal(size=case.logp.shape if per_step else case.rewards.shape)
+    kl = case.kl if with_kl else None
+    loss, metrics = pg.grpo_loss(case.logp, case.old_logp, advantages, mask=case.mask, kl=kl, **options)
+    steps = None if kl is None else case.steps(kl)
+    expected = reference.surrogate(
+        case.steps(case.logp), case.steps(case.old_logp), advantages, case.steps(case.mask), kl=steps, **options
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-11, atol=1e-12)
+    assert ("kl" in metrics) == with_kl
+
+
+@given(case=cases(), scheme=st.sampled_from(SCHEMES), with_kl=st.booleans(), **OPTIONS)
+def test_soft_matches_the_reference(case, scheme, with_kl, **options):
+    pairs = case.pairs(scheme)
+    kl = case.kl if with_kl else None
+    loss, metrics = pg.soft_pair_grpo_loss(case.logp, case.old_logp, pairs, mask=case.mask, kl=kl, **options)
+    expected = reference.soft(
+        case.steps(case.logp), case.steps(case.old_logp), reference.listed(pairs), case.steps(case.mask),
+        kl=None if kl is None else case.steps(kl), **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(loss, expected, rtol=1e-11, atol=1e-12)
+    without = [not group for group in reference.listed(pairs)]
+    np.testing.assert_allclose(metrics["groups_without_pair"], np.mean(without))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    value_clip=st.sampled_from([None, 0.1]),
+    entropy_weight=st.sampled_from([None, 0.0, 0.2]),
+    clip=st.sampled_from(CLIPS),
+    masked=st.booleans(),
+)
+def test_ppo_matches_the_reference(seed, value_clip, entropy_weight, clip, masked):
+    case = make(seed, masked=masked)
+    advantages, values, old_values, returns, entropy = np.random.default_rng(seed).normal(size=(5, 2, 4, 3))
+    options = {"clip": clip, "value_clip": value_clip, "value_weight": 0.7}
+    if entropy_weight is not None:
+        options |= {"entropy": entropy, "entropy_weight": entropy_weight}
+    arrays = (case.logp, case.old_logp, advantages, values, old_values, returns)
+    loss, _ = pg.ppo_loss(*arrays, mask=case.mask, **options)
+    np.testing.assert_allclose(loss, reference.ppo(*arrays, case.steps(case.mask), **options), rtol=1e-11, atol=1e-12)
+
+
+def losses(case):
+    """Every loss of this module as a function of `logp` (PPO's values move with it), for one batch."""
+    pairs = case.pairs("all")
+    rest = {"mask": case.mask, "kl": case.kl, "beta": 0.3}
+    ones = np.ones(case.logp.shape)
+    for level in LEVELS:
+        for aggregate in AGGREGATES:
+            how = {"level": level, "aggregate": aggregate}
+            yield lambda x, how=how: pg.grpo_loss(x, case.old_logp, case.rewards - 1.1, **rest, **how)[0]
+            yield lambda x, how=how: pg.soft_pair_grpo_loss(x, case.old_logp, pairs, **rest, **how)[0]
+    yield lambda x: pg.ppo_loss(x, case.old_logp, -ones, x / 2, ones, 0.3 * ones, mask=case.mask, value_clip=0.2)[0]
+
+
+def test_gradients():
+    case = make(3)
+    together = jax.jit(lambda logp: jnp.stack([loss(logp) for loss in losses(case)]))
+    check_grads(together, (jnp.asarray(case.logp),), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-6)
+
+
+@pytest.mark.parametrize("advantage, log_ratio, gradient", [(1, 0.3, 0), (-1, -0.3, 0), (1, -0.3, -1), (-1, 0.3, 1)])
+def test_clipping_is_pessimistic_and_reported(advantage, log_ratio, gradient):
+    """The gradient vanishes only where the ratio already moved the way the advantage asks."""
+    arguments = jnp.full((3, 2), log_ratio), jnp.zeros((3, 2)), jnp.full((3, 2), advantage)
+    (_, metrics), grads = jax.value_and_grad(pg.grpo_loss, has_aux=True)(*arguments)
+    np.testing.assert_allclose(grads, np.full((3, 2), gradient * np.exp(log_ratio) / 6), rtol=1e-12)
+    assert metrics["clip_fraction"] == (gradient == 0)
+
+
+def test_only_logp_carries_a_gradient():
+    case = make(1)
+
+    def loss(old_logp, advantages, weight):
+        pairs = case.pairs("all")._replace(weight=weight)
+        soft, _ = pg.soft_pair_grpo_loss(case.logp, old_logp, pairs, mask=case.mask)
+        return soft + pg.grpo_loss(case.logp, old_logp, advantages, mask=case.mask)[0]
+
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(case.old_logp, jnp.asarray(case.rewards), case.pairs("all").weight)
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+@pytest.mark.parametrize("aggregate", ["sequence_mean", "token_mean"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_masked_equals_sliced(level, aggregate):
+    case = make(0, masked=False)
+    mask = np.broadcast_to(np.arange(3) < 2, case.logp.shape).astype(float)
+    how = {"level": level, "aggregate": aggregate, "beta": 0.3}
+    full = pg.grpo_loss(case.logp, case.old_logp, case.rewards, mask=mask, kl=case.kl, **how)
+    short = pg.grpo_loss(case.logp[..., :2], case.old_logp[..., :2], case.rewards, kl=case.kl[..., :2], **how)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), full, short)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_masked_is_never_read(level):
+    """NaN in every masked entry of every input leaves values and gradients as they are."""
+    case = make(5)
+    rng = np.random.default_rng(0)
+    clean = [case.logp, case.old_logp, rng.normal(size=case.logp.shape), case.kl]
+    dirty = [np.where(case.mask > 0, x, np.nan) for x in clean]
+
+    def grpo(logp, old_logp, advantages, kl):
+        return pg.grpo_loss(logp, old_logp, advantages, mask=case.mask, kl=kl, beta=0.3, level=level)
+
+    def ppo(logp, old_logp, advantages, kl):
+        return pg.ppo_loss(
+            logp, old_logp, advantages, logp, old_logp, advantages, mask=case.mask, value_clip=0.2, entropy=kl
+        )
+
+    for loss in (grpo, ppo):
+        results = [jax.value_and_grad(loss, has_aux=True)(*map(jnp.asarray, inputs)) for inputs in (clean, dirty)]
+        jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_candidates_and_groups_may_be_permuted():
+    case = make(2)
+    order = np.array([2, 0, 3, 1])
+    for permute in (lambda x: x[:, order], lambda x: x[::-1]):
+        loss = [
+            pg.soft_pair_grpo_loss(
+                f(case.logp), f(case.old_logp), pg.pairs_from_rewards(jnp.asarray(f(case.rewards)), scheme="all"),
+                mask=f(case.mask), kl=f(case.kl), beta=0.3,
+            )[0]
+            for f in (lambda x: x, permute)
+        ]  # fmt: skip
+        np.testing.assert_allclose(*loss, rtol=1e-12)
+
+
+def test_a_group_without_a_pair_changes_nothing():
+    case, flat = make(0, ties=False), make(1)
+    together = [np.concatenate([a, b]) for a, b in zip(case[:4], flat[:4])]
+    pairs = pg.pairs_from_rewards(jnp.concatenate([case.rewards, jnp.ones((2, 4))]))
+
+    def loss(logp, old_logp, mask, kl, pairs, aggregate):
+        return pg.soft_pair_grpo_loss(logp, old_logp, pairs, mask=mask, kl=kl, beta=0.3, aggregate=aggregate)[0]
+
+    for aggregate in AGGREGATES:
+        value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=5)(*together, pairs, aggregate)
+        np.testing.assert_allclose(value, loss(*case[:4], case.pairs("matched"), aggregate), rtol=1e-12)
+        assert not gradient[2:].any()
+
+
+def test_approx_kl_is_k3_of_the_old_policy():
+    case = make(0, masked=False)
+    _, metrics = pg.grpo_loss(case.logp, case.old_logp, case.rewards)
+    np.testing.assert_allclose(metrics["approx_kl"], np.mean(pg.kl_k3(case.old_logp, case.logp)), rtol=1e-12)

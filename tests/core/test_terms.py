@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import AGGREGATES, make
+
+import pairgrpo_jax as pg
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def soft(aggregate):
+    return lambda logp, old_logp, mask, kl, pairs: pg.soft_pair_grpo_loss.objective(
+        logp, old_logp, pairs, mask=mask, kl=kl, beta=0.3, aggregate=aggregate
+    )
+
+
+def hard(**options):
+    return lambda logp, old_logp, mask, kl, pairs: pg.hard_pair_grpo_loss.objective(
+        logp, old_logp, pairs, 0.1, mask=mask, kl=kl, alpha=2.0, beta=1e-3, **options
+    )
+
+
+OBJECTIVES = {
+    **{f"soft_{rule}": soft(rule) for rule in AGGREGATES},
+    "grpo": lambda logp, old_logp, mask, kl, pairs: pg.grpo_loss.objective(
+        logp, old_logp, pg.pair_rewards(pairs, 4), mask=mask, aggregate="token_mean"
+    ),
+    "hard": lambda logp, old_logp, mask, kl, pairs: hard()(logp, old_logp, mask, None, pairs),
+    "hard_kl": hard(aggregate="token_mean"),
+    "lagrangian": hard(trust_region="lagrangian", multiplier=2.0),
+    "ppo": lambda logp, old_logp, mask, kl, pairs: pg.ppo_loss.objective(
+        logp, old_logp, kl, kl, old_logp, logp, mask=mask, entropy=kl, entropy_weight=0.1
+    ),
+    "dpo": lambda logp, old_logp, mask, kl, pairs: pg.dpo_loss.objective(
+        logp[:, 0, 0], logp[:, 1, 0], old_logp[:, 0, 0], old_logp[:, 1, 0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_micro_batches_add_up_to_the_whole_batch(name):
+    """Unequal lengths, groups without a pair; and the mean of means is *not* it."""
+    case = make(3, (4, 4, 3))
+    pairs = case.pairs("all")
+    arrays = (case.logp, case.old_logp, case.mask, case.kl, pairs)
+    whole = OBJECTIVES[name](*arrays)
+    parts = [OBJECTIVES[name](*jax.tree.map(lambda x, s=s: x[s], arrays)) for s in (slice(0, 2), slice(2, 4))]
+    summed = {
+        key: term._replace(total=sum(part[key].total for part in parts), count=sum(part[key].count for part in parts))
+        for key, term in whole.items()
+    }
+    exact = pg.evaluate(whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), exact, pg.evaluate(summed))
+    naive = np.mean([pg.evaluate(part)[0] for part in parts])
+    assert abs(naive - exact[0]) > 1e-6
+
+
+def test_the_loss_is_its_objective_evaluated():
+    case = make(0)
+    arguments = (case.logp, case.old_logp, case.rewards)
+    loss = pg.grpo_loss(*arguments, mask=case.mask)
+    jax.tree.map(np.testing.assert_array_equal, loss, pg.evaluate(pg.grpo_loss.objective(*arguments, mask=case.mask)))
+
+
+@pytest.mark.parametrize(
+    "term, mean, value",
+    [
+        (pg.Term(6.0, 3.0, 0.5), 2.0, 1.0),
+        (pg.Term(6.0, 3.0), 2.0, 0.0),
+        (pg.Term(6.0, 3.0, 0.5, 0.5), 2.0, 0.75),
+        (pg.Term(6.0, 3.0, 0.5, 3.0), 2.0, 0.0),
+        (pg.Term(0.0, 0.0, 1.0), 0.0, 0.0),
+        (pg.Term(np.inf, 3.0), np.inf, 0.0),
+        (pg.Term(np.inf, 3.0, np.float32(0)), np.inf, 0.0),
+    ],
+)
+def test_terms(term, mean, value):
+    term = term._replace(total=jnp.asarray(term.total), count=jnp.asarray(term.count))
+    assert (float(term.mean), float(term.value)) == (mean, value)
+    loss, metrics = pg.evaluate({"one": term, "two": pg.Term(jnp.asarray(1.0), jnp.asarray(1.0), 1.0)})
+    assert loss == value + 1 and metrics["one"] == mean
+    if term.threshold is not None:
+        assert metrics["one_active"] == (mean > term.threshold)
+
+
+def test_mean_term():
+    x, mask = jnp.asarray([[1.0, 2], [3, jnp.nan]]), jnp.asarray([[1, 1], [1, 0]])
+    assert pg.mean_term(x, mask).mean == 2.0
+    assert pg.mean_term(x[:1]).mean == 1.5
+    assert pg.mean_term(x, 0 * mask).mean == 0.0
