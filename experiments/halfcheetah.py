@@ -111,7 +111,8 @@ def make_schedule(run: Run, env: Env) -> Schedule:
 
 def train_run(run: Run, trainer: Trainer, schedule: Schedule, console: Console):
     """Trains from the start or the last checkpoint; returns the state, the iterations done, and a stopping signal."""
-    program = jax.jit(jax.vmap(trainer.iterate, (0, None)), static_argnums=1, donate_argnums=0)
+    # Metrics come out as [iterations, seeds].
+    program = jax.jit(jax.vmap(trainer.iterate, (0, None), (0, 1)), static_argnums=1, donate_argnums=0)
     evaluate = make_evaluation(trainer, run.episodes)
     state = initial_state(run, trainer)
     checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)

@@ -22,7 +22,7 @@ from experiments.cli import run_main
 from pairgrpo_jax.control import ControlConfig, Env, fork, make_env, make_trainer, tuned
 from pairgrpo_jax.control.algorithms import make_algorithm
 from pairgrpo_jax.control.mujoco_env import MujocoHalfCheetah, load_model
-from pairgrpo_jax.control.networks import GaussianPolicy
+from pairgrpo_jax.control.networks import make_networks
 from pairgrpo_jax.control.rollout import Batch
 from pairgrpo_jax.control.trainer import make_loss, make_optimizer
 from pairgrpo_jax.training import make_update_step
@@ -110,7 +110,7 @@ def training_iteration(env: Env, config: ControlConfig) -> Callable[[], object]:
 def one_update(env: Env, algo: str, size: int = 128) -> Callable[[], object]:
     """One compiled update of the policy on a minibatch of `size` groups, no critic."""
     config = tuned("hard", "value").replace(algo=algo)
-    policy = GaussianPolicy(config.hidden, env.action_size, config.init_log_std, config.min_log_std)
+    networks = make_networks(config, env.action_size)._replace(critic=None)
     trainer = make_trainer(config, env, iterations=100)
     state = jax.jit(trainer.init)(jax.random.key(0)).replace(env_state=None)
     optimizer = make_optimizer(config, 100)
@@ -121,7 +121,7 @@ def one_update(env: Env, algo: str, size: int = 128) -> Callable[[], object]:
     scores = jax.random.normal(jax.random.key(3), shape[:2])
     signal = make_algorithm(config).signal(scores, jax.random.key(4))
     batch = Batch(obs, action, jnp.zeros_like(action), jnp.full(shape, -6.0), signal)
-    loss = make_loss(config, make_algorithm(config), policy, None, state, jnp.zeros(6))
+    loss = make_loss(config, make_algorithm(config), networks, state, jnp.zeros(6))
     update = make_update_step(loss, optimizer, donate=False)
     return lambda: update(state, batch)
 

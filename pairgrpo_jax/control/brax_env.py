@@ -32,14 +32,14 @@ class BraxHalfCheetah(Env):
         """`n` fresh states from `n` keys."""
         state = jax.vmap(self._env.reset)(jax.random.split(key, n))
         zeros = jnp.zeros(n, jnp.float32)
-        return EnvState(state, state.obs, zeros, zeros, jnp.zeros(n, jnp.int32))
+        return EnvState(state, jnp.asarray(state.obs), zeros, zeros, jnp.zeros(n, jnp.int32))
 
     def step(self, state, action):
         """One Brax control step: forward velocity minus 0.1 |action|^2."""
         physics = jax.vmap(self._env.step)(state.physics, action)
         age = state.age + 1
         done = (age >= self.episode_length).astype(jnp.float32)
-        return EnvState(physics, physics.obs, physics.reward, done, age)
+        return EnvState(physics, jnp.asarray(physics.obs), physics.reward, done, age)
 
     def qpos(self, state):
         """Brax's `q`; the joints are those of MuJoCo's model."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import distrax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pairgrpo_jax.control.config import ControlConfig
 
 
 class Mlp(nn.Module):
@@ -56,9 +59,37 @@ def to_control(action: jax.Array, squash: bool) -> jax.Array:
     return jnp.tanh(action) if squash else jnp.clip(action, -1, 1)
 
 
-def init_networks(key: jax.Array, policy: nn.Module, critic: nn.Module | None, observation_size: int):
-    """Parameters `{"policy": ..., "critic": ...}`; no critic, no entry."""
-    policy_key, critic_key = jax.random.split(key)
-    obs = jnp.zeros((1, observation_size))
-    params = {"policy": policy.init(policy_key, obs)}
-    return params if critic is None else params | {"critic": critic.init(critic_key, obs)}
+class Networks(NamedTuple):
+    """Policy and critic as pure functions of one parameter tree, `{"policy": ..., "critic": ...}`.
+
+    Attributes:
+      policy: the Gaussian policy.
+      critic: the value network, or None.
+    """
+
+    policy: GaussianPolicy
+    critic: Mlp | None
+
+    def init(self, key: jax.Array, observation_size: int) -> dict[str, Any]:
+        """Fresh parameters; no critic, no entry for it."""
+        policy_key, critic_key = jax.random.split(key)
+        obs = jnp.zeros((1, observation_size))
+        params = {"policy": self.policy.init(policy_key, obs)}
+        return params if self.critic is None else params | {"critic": self.critic.init(critic_key, obs)}
+
+    def act(self, params: dict[str, Any], obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Normalised observations `[..., D]` -> mean `[..., A]` and log std `[A]`."""
+        mean, log_std = self.policy.apply(params["policy"], obs)  # type: ignore[misc]
+        return mean, log_std  # type: ignore[return-value]
+
+    def values(self, params: dict[str, Any], obs: jax.Array) -> jax.Array | None:
+        """Normalised observations `[..., D]` -> V `[...]`; None without a critic."""
+        if self.critic is None:
+            return None
+        return jnp.squeeze(self.critic.apply(params["critic"], obs), axis=-1)  # type: ignore[arg-type]
+
+
+def make_networks(config: ControlConfig, action_size: int) -> Networks:
+    """The networks that `config` asks for."""
+    policy = GaussianPolicy(config.hidden, action_size, config.init_log_std, config.min_log_std)
+    return Networks(policy, Mlp(config.hidden, 1, last_gain=1.0) if config.critic else None)

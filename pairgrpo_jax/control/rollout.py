@@ -123,7 +123,7 @@ def make_batch(config, trajectory: Trajectory, obs, log_std, values, signal_fn) 
     """
     scores = score(config, trajectory.reward, values)
     grouped = scores.reshape(config.units, config.candidates)
-    logp = action_distribution(trajectory.mean, log_std).log_prob(trajectory.action)
+    logp = jnp.asarray(action_distribution(trajectory.mean, log_std).log_prob(trajectory.action))
     fields = [to_groups(config, x) for x in (obs, trajectory.action, trajectory.mean, logp)]
     batch = Batch(*fields, signal=signal_fn(grouped))
     if values is not None:

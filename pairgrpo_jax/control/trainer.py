@@ -13,7 +13,7 @@ from pairgrpo_jax import core
 from pairgrpo_jax.control.algorithms import Algorithm, make_algorithm
 from pairgrpo_jax.control.config import ControlConfig
 from pairgrpo_jax.control.env import Env
-from pairgrpo_jax.control.networks import GaussianPolicy, Mlp, action_distribution, init_networks, to_control
+from pairgrpo_jax.control.networks import Networks, action_distribution, make_networks, to_control
 from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import Batch, collect, make_batch, next_states, start_states
 from pairgrpo_jax.training import TrainState, make_update_step
@@ -44,15 +44,14 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
       ValueError: for settings that do not fit together.
     """
     config.check(env.episode_length)
-    policy = GaussianPolicy(config.hidden, env.action_size, config.init_log_std, config.min_log_std)
-    critic = Mlp(config.hidden, 1, last_gain=1.0) if config.critic else None
+    networks = make_networks(config, env.action_size)
     optimizer = make_optimizer(config, iterations)
     algorithm = make_algorithm(config)
 
     def init(key):
         key, network_key, env_key = jax.random.split(key, 3)
         return TrainState.create(
-            init_networks(network_key, policy, critic, env.observation_size),
+            networks.init(network_key, env.observation_size),
             optimizer,
             key,
             normalizer=Normalizer.create(env.observation_size),
@@ -64,18 +63,18 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
         norm = state.normalizer
 
         def act(obs):
-            return policy.apply(state.params["policy"], norm.normalize(obs))
+            return networks.act(state.params, norm.normalize(obs))
 
         last, trajectory = collect(env, config, act, state.env_state, act_key)
         obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
-        values = critic.apply(state.params["critic"], obs)[..., 0] if critic else None
+        values = networks.values(state.params, obs)
         _, log_std = act(last.obs)
         batch, scores = make_batch(
             config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key)
         )
-        loss = make_loss(config, algorithm, policy, critic, state, log_std)
+        loss = make_loss(config, algorithm, networks, state, log_std)
         learner, metrics = fit(config, loss, optimizer, _without_env(state), batch, shuffle_key)
-        kl = realised_kl(policy, learner.params, batch, log_std)
+        kl = realised_kl(networks, learner.params, batch, log_std)
         state = learner.replace(
             key=key,
             delta_step=state.delta_step + 1,
@@ -95,7 +94,7 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
         return jax.lax.scan(iteration, state, length=count)
 
     def play(state, key, episodes, deterministic, steps):
-        return play_episodes(env, config, policy, state, key, episodes, deterministic, steps)
+        return play_episodes(env, config, networks, state, key, episodes, deterministic, steps)
 
     def evaluate(state, key, episodes, deterministic):
         return jnp.sum(play(state, key, episodes, deterministic, env.episode_length)[1], axis=0)
@@ -113,20 +112,20 @@ def make_optimizer(config: ControlConfig, iterations: int) -> optax.GradientTran
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate, eps=1e-5))
 
 
-def make_loss(config: ControlConfig, algorithm: Algorithm, policy, critic, state: TrainState, old_log_std):
+def make_loss(config: ControlConfig, algorithm: Algorithm, networks: Networks, state: TrainState, old_log_std):
     """`(params, batch) -> Objective`: the method's terms, plus value error and entropy bonus, alike for all methods."""
 
     def loss(params, batch: Batch) -> core.Objective:
-        mean, log_std = policy.apply(params["policy"], batch.obs)
+        mean, log_std = networks.act(params, batch.obs)
         distribution = action_distribution(mean, log_std)
         logp = distribution.log_prob(batch.action)
         kl = core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std)
         terms = algorithm.objective(logp, batch.old_logp, batch.signal, kl, state)
         terms["kl_old"] = core.mean_term(kl)
-        terms["entropy"] = core.mean_term(distribution.entropy(), weight=-config.entropy_weight)
-        if critic is None:
+        terms["entropy"] = core.mean_term(jnp.asarray(distribution.entropy()), weight=-config.entropy_weight)
+        values = networks.values(params, batch.obs)
+        if values is None or batch.value is None or batch.value_target is None:
             return terms
-        values = critic.apply(params["critic"], batch.obs)[..., 0]
         return terms | core.value_terms(values, batch.value, batch.value_target, value_weight=config.value_weight)
 
     return loss
@@ -161,18 +160,20 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
     return state, means | {"updates_used": jnp.mean(used)}
 
 
-def realised_kl(policy, params, batch: Batch, old_log_std: jax.Array) -> jax.Array:
+def realised_kl(networks: Networks, params, batch: Batch, old_log_std: jax.Array) -> jax.Array:
     """Mean KL(pi_theta || pi_old) over the batch's states, in nats."""
-    mean, log_std = policy.apply(params["policy"], batch.obs)
+    mean, log_std = networks.act(params, batch.obs)
     return jnp.mean(core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std))
 
 
-def play_episodes(env: Env, config: ControlConfig, policy, state: TrainState, key, episodes, deterministic, steps):
+def play_episodes(
+    env: Env, config: ControlConfig, networks: Networks, state: TrainState, key, episodes, deterministic, steps
+):
     """Positions `[steps, episodes, 9]` and rewards `[steps, episodes]` of fresh episodes."""
     reset_key, act_key = jax.random.split(key)
 
     def step(env_state, key):
-        mean, log_std = policy.apply(state.params["policy"], state.normalizer.normalize(env_state.obs))
+        mean, log_std = networks.act(state.params, state.normalizer.normalize(env_state.obs))
         action = mean if deterministic else action_distribution(mean, log_std).sample(seed=key)
         env_state = env.step(env_state, to_control(action, config.squash))
         return env_state, (env.qpos(env_state), env_state.reward)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape
 
 
-def require_group(name: str, x: chex.Array) -> None:
+def require_group(name: str, x: jax.Array) -> None:
     """Raises ValueError unless `x` is `[B,K]` with at least two candidates."""
     require_rank(name, x, {2}, "[B,K]")
     if x.shape[-1] < 2:
@@ -17,13 +16,13 @@ def require_group(name: str, x: chex.Array) -> None:
 
 
 def group_advantages(
-    rewards: chex.Array,
+    rewards: jax.Array,
     *,
     baseline: str = "mean",
     scale: str = "group",
     ddof: int = 0,
     eps: float = 1e-4,
-) -> chex.Array:
+) -> jax.Array:
     """Group-relative advantages, `A_i = (R_i - baseline) / (std + eps)`.
 
     A group of equal rewards gets exactly 0. With K = 2, `eps = 0` and the defaults, advantages are exactly
@@ -66,7 +65,7 @@ def group_advantages(
     return jnp.where(flat, 0, centred / (std + eps))
 
 
-def midranks(values: chex.Array) -> chex.Array:
+def midranks(values: jax.Array) -> jax.Array:
     """Ranks within each group, 1 for the lowest, ties sharing their mean rank.
 
     Args:
@@ -83,7 +82,7 @@ def midranks(values: chex.Array) -> chex.Array:
     return (below + (equal + 1) / 2).astype(values.dtype)
 
 
-def rank_advantages(rewards: chex.Array) -> chex.Array:
+def rank_advantages(rewards: jax.Array) -> jax.Array:
     """Centred mid-ranks scaled to [-1, 1]: rank-GRPO, the control for what binary pairs change.
 
     Equal to the all-pairs Soft reward, wins minus losses over K - 1.
@@ -99,7 +98,7 @@ def rank_advantages(rewards: chex.Array) -> chex.Array:
     return (midranks(rewards) - (size + 1) / 2) * (2 / (size - 1))
 
 
-def reward_rank_correlation(rewards: chex.Array) -> chex.Array:
+def reward_rank_correlation(rewards: jax.Array) -> jax.Array:
     """The equivalence certificate: Pearson correlation of the rewards with their mid-ranks, per group.
 
     It is the cosine between GRPO's and all-pairs Soft-Pair-GRPO's advantages: 1 means that turning rewards into
@@ -119,7 +118,7 @@ def reward_rank_correlation(rewards: chex.Array) -> chex.Array:
     return jnp.where(flat, 1, jnp.sum(ranks * centred, axis=-1) / jnp.sqrt(jnp.where(flat, 1, norms)))
 
 
-def discounted_returns(rewards: chex.Array, discounts: chex.Array) -> chex.Array:
+def discounted_returns(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     """`G_t = r_t + discount_t * G_{t+1}` along the last axis, with `G_T = 0`.
 
     Args:
@@ -134,13 +133,13 @@ def discounted_returns(rewards: chex.Array, discounts: chex.Array) -> chex.Array
 
 
 def gae(
-    rewards: chex.Array,
-    values: chex.Array,
-    last_value: chex.Array,
-    discounts: chex.Array,
+    rewards: jax.Array,
+    values: jax.Array,
+    last_value: jax.Array,
+    discounts: jax.Array,
     *,
-    trace: chex.Numeric = 0.95,
-) -> chex.Array:
+    trace: jax.typing.ArrayLike = 0.95,
+) -> jax.Array:
     """Generalised advantage estimation (arXiv 1506.02438) along the last axis.
 
     Args:

@@ -6,7 +6,6 @@ A candidate's own probability means nothing for a sequence (about e^-100) or a d
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -45,13 +44,13 @@ def delta_schedule(delta_0: float, gamma: float) -> optax.Schedule:
 
 
 def candidate_log_probs(
-    logp: chex.Array,
-    old_logp: chex.Array,
+    logp: jax.Array,
+    old_logp: jax.Array,
     *,
-    mask: chex.Array | None = None,
+    mask: jax.Array | None = None,
     candidates: str = "empirical",
     length_normalize: bool = False,
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """The candidate distributions of pi_old and of the policy.
 
     Args:
@@ -75,13 +74,13 @@ def candidate_log_probs(
 
 
 def hard_pair_target(
-    p0: chex.Array,
+    p0: jax.Array,
     pairs: Pairs,
-    delta: chex.Numeric,
+    delta: jax.typing.ArrayLike,
     *,
     floor: float = 1e-3,
-    max_kl: chex.Numeric | None = None,
-) -> chex.Array:
+    max_kl: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
     """Moves `weight * delta` of probability from the rejected to the preferred candidate of each pair.
 
     Transfers of several pairs add up. What leaves a candidate is capped so that its probability stays at `floor`
@@ -144,20 +143,20 @@ def _shrinkage(p0, flow, max_kl, iterations=40):
 
 @loss
 def hard_pair_grpo_loss(
-    logp: chex.Array,
-    old_logp: chex.Array,
+    logp: jax.Array,
+    old_logp: jax.Array,
     pairs: Pairs,
-    delta: chex.Numeric,
+    delta: jax.typing.ArrayLike,
     *,
-    mask: chex.Array | None = None,
-    kl: chex.Array | None = None,
-    alpha: chex.Numeric = 0.5,
-    beta: chex.Numeric = 0.01,
+    mask: jax.Array | None = None,
+    kl: jax.Array | None = None,
+    alpha: jax.typing.ArrayLike = 0.5,
+    beta: jax.typing.ArrayLike = 0.01,
     fit: str = "reverse",
     candidates: str = "empirical",
     floor: float = 1e-3,
     trust_region: str = "hinge",
-    multiplier: chex.Numeric | None = None,
+    multiplier: jax.typing.ArrayLike | None = None,
     project_target: bool = False,
     length_normalize: bool = False,
     aggregate: str = "sequence_mean",
@@ -237,8 +236,8 @@ def _given_kl(kl, logp, mask, active, aggregate, weight, threshold) -> Term:
 
 
 def update_multiplier(
-    multiplier: chex.Array, kl: chex.Array, beta: chex.Numeric, *, rate: float = 0.1, largest: float = 1e4
-) -> chex.Array:
+    multiplier: jax.Array, kl: jax.Array, beta: jax.typing.ArrayLike, *, rate: float = 0.1, largest: float = 1e4
+) -> jax.Array:
     """One dual ascent step on the log of the Lagrange multiplier: it grows while the KL exceeds beta, else it falls.
 
     Args:

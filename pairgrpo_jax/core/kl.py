@@ -16,26 +16,25 @@ Names after J. Schulman, "Approximating KL divergence" (2020).
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.terms import as_float, require_same_shape
 
 
-def kl_k1(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
+def kl_k1(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
     """`logp - other_logp`, elementwise. Unbiased value; its expected gradient on-policy is 0."""
     logp, other_logp = as_float(logp), as_float(other_logp)
     require_same_shape(logp=logp, other_logp=other_logp)
     return logp - other_logp
 
 
-def kl_k2(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
+def kl_k2(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
     """`(logp - other_logp)^2 / 2`, elementwise. Biased value; its expected gradient is that of KL(policy || other)."""
     return jnp.square(kl_k1(logp, other_logp)) / 2
 
 
-def kl_k3(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
+def kl_k3(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
     """`exp(other - logp) - (other - logp) - 1`, elementwise, never negative.
 
     Unbiased value; its expected gradient is that of the forward KL(other || policy), not of KL(policy || other).
@@ -44,7 +43,7 @@ def kl_k3(logp: chex.Array, other_logp: chex.Array) -> chex.Array:
     return jnp.expm1(difference) - difference
 
 
-def categorical_kl(logits: chex.Array, other_logits: chex.Array) -> chex.Array:
+def categorical_kl(logits: jax.Array, other_logits: jax.Array) -> jax.Array:
     """Exact KL(softmax(logits) || softmax(other_logits)) over the last axis.
 
     Args:
@@ -62,7 +61,7 @@ def categorical_kl(logits: chex.Array, other_logits: chex.Array) -> chex.Array:
     return jnp.sum(jnp.where(possible, jnp.exp(logp), 0) * difference, axis=-1)
 
 
-def gaussian_kl(mean: chex.Array, log_std: chex.Array, other_mean: chex.Array, other_log_std: chex.Array) -> chex.Array:
+def gaussian_kl(mean: jax.Array, log_std: jax.Array, other_mean: jax.Array, other_log_std: jax.Array) -> jax.Array:
     """Exact KL(N(mean, std) || N(other_mean, other_std)) of diagonal Gaussians, summed over the last axis.
 
     A tanh squashing leaves it unchanged, so this is also the KL of two tanh-normals.

@@ -24,9 +24,9 @@ class Pairs(NamedTuple):
       weight: float `[B,P]`, the pair's weight; 0 for a tie or an unused slot.
     """
 
-    preferred: chex.Array
-    rejected: chex.Array
-    weight: chex.Array
+    preferred: jax.Array
+    rejected: jax.Array
+    weight: jax.Array
 
 
 def require_pairs(pairs: Pairs, groups: int, group_size: int) -> None:
@@ -51,7 +51,7 @@ def chosen_rejected_pairs(groups: int) -> Pairs:
 
 
 def pairs_from_rewards(
-    rewards: chex.Array, *, scheme: str = "matched", margin: float = 0.0, key: chex.PRNGKey | None = None
+    rewards: jax.Array, *, scheme: str = "matched", margin: float = 0.0, key: jax.Array | None = None
 ) -> Pairs:
     """Builds preference pairs from the rewards of each group (arXiv 2605.06375, section 3).
 
@@ -86,7 +86,7 @@ def pairs_from_rewards(
     return Pairs(first.astype(jnp.int32), second.astype(jnp.int32), weight)
 
 
-def _matched(rewards: chex.Array) -> tuple[chex.Array, chex.Array]:
+def _matched(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = rewards.shape[-1]
     if size % 2:
         raise ValueError(f'scheme="matched" needs an even group size K, got K = {size}; use "all" or another K')
@@ -94,7 +94,7 @@ def _matched(rewards: chex.Array) -> tuple[chex.Array, chex.Array]:
     return order[:, : size // 2], order[:, ::-1][:, : size // 2]
 
 
-def _every_two(rewards: chex.Array, scheme: str, key: chex.PRNGKey | None) -> tuple[chex.Array, chex.Array]:
+def _every_two(rewards: jax.Array, scheme: str, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     left, right = (jnp.asarray(index) for index in np.triu_indices(rewards.shape[-1], k=1))
     gap = rewards[:, left] - rewards[:, right]
     if scheme == "all":
@@ -106,7 +106,7 @@ def _every_two(rewards: chex.Array, scheme: str, key: chex.PRNGKey | None) -> tu
     return jnp.where(left_wins, left, right), jnp.where(left_wins, right, left)
 
 
-def scatter_pairs(pairs: Pairs, preferred: chex.Array, rejected: chex.Array, group_size: int) -> chex.Array:
+def scatter_pairs(pairs: Pairs, preferred: jax.Array, rejected: jax.Array, group_size: int) -> jax.Array:
     """Sums per-pair amounts `[B,P]` onto candidates `[B,K]`, `preferred` onto winners and `rejected` onto losers."""
     candidates = jnp.arange(group_size)
     onto_preferred = jnp.where(pairs.preferred[..., None] == candidates, preferred[..., None], 0)
@@ -114,7 +114,7 @@ def scatter_pairs(pairs: Pairs, preferred: chex.Array, rejected: chex.Array, gro
     return jnp.sum(onto_preferred + onto_rejected, axis=-2)
 
 
-def pair_rewards(pairs: Pairs, group_size: int) -> chex.Array:
+def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:
     """The Soft-Pair-GRPO reward of each candidate: the sum of +weight where preferred and -weight where rejected.
 
     Args:
@@ -132,6 +132,6 @@ def pair_rewards(pairs: Pairs, group_size: int) -> chex.Array:
     return scatter_pairs(pairs, weight, -weight, group_size)
 
 
-def groups_with_pairs(pairs: Pairs) -> chex.Array:
+def groups_with_pairs(pairs: Pairs) -> jax.Array:
     """Float `[B]`: 1 for a group that holds at least one pair of non-zero weight."""
     return jnp.any(pairs.weight > 0, axis=-1).astype(as_float(pairs.weight).dtype)

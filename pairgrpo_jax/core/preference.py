@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -32,10 +31,10 @@ def _terms(name, losses, chosen, rejected):
 
 @loss
 def dpo_loss(
-    chosen_logp: chex.Array,
-    rejected_logp: chex.Array,
-    ref_chosen_logp: chex.Array,
-    ref_rejected_logp: chex.Array,
+    chosen_logp: jax.Array,
+    rejected_logp: jax.Array,
+    ref_chosen_logp: jax.Array,
+    ref_rejected_logp: jax.Array,
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
@@ -71,10 +70,10 @@ def dpo_loss(
 
 @loss
 def ipo_loss(
-    chosen_logp: chex.Array,
-    rejected_logp: chex.Array,
-    ref_chosen_logp: chex.Array,
-    ref_rejected_logp: chex.Array,
+    chosen_logp: jax.Array,
+    rejected_logp: jax.Array,
+    ref_chosen_logp: jax.Array,
+    ref_rejected_logp: jax.Array,
     *,
     beta: float = 0.1,
 ) -> Objective:
@@ -99,7 +98,7 @@ def ipo_loss(
 
 
 @loss
-def orpo_loss(chosen_logp: chex.Array, rejected_logp: chex.Array, *, weight: float = 0.1) -> Objective:
+def orpo_loss(chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float = 0.1) -> Objective:
     """ORPO (arXiv 2403.07691, eq. 6): `-chosen_logp + weight * -log sigmoid(log odds(chosen) - log odds(rejected))`.
 
     Args:

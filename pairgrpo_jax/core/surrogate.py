@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, require_pairs
@@ -25,7 +25,7 @@ AGGREGATES = ("sequence_mean", "token_mean", "constant")
 Clip = float | tuple[float, float]
 
 
-def clipped_surrogate(log_ratio: chex.Array, advantages: chex.Array, clip: Clip = 0.2) -> tuple[chex.Array, chex.Array]:
+def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: Clip = 0.2) -> tuple[jax.Array, jax.Array]:
     """Elementwise `-min(rho A, clip(rho, 1 - low, 1 + high) A)` (arXiv 1707.06347, eq. 7).
 
     Args:
@@ -48,14 +48,14 @@ def clipped_surrogate(log_ratio: chex.Array, advantages: chex.Array, clip: Clip 
 
 
 def aggregate_steps(
-    x: chex.Array,
-    mask: chex.Array,
+    x: jax.Array,
+    mask: jax.Array,
     rule: str,
     *,
-    candidate_weight: chex.Array | None = None,
+    candidate_weight: jax.Array | None = None,
     max_length: int | None = None,
-    weight: chex.Numeric = 0.0,
-    threshold: chex.Numeric | None = None,
+    weight: jax.typing.ArrayLike = 0.0,
+    threshold: jax.typing.ArrayLike | None = None,
 ) -> Term:
     """Reduces per-step values to one exact mean.
 
@@ -89,7 +89,7 @@ def aggregate_steps(
     return Term(total, count, weight, threshold)
 
 
-def with_steps(name: str, x: chex.Array, shape: chex.Shape) -> chex.Array:
+def with_steps(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`[B,K]` or `[B,K,T]` broadcast to `shape` = `[B,K,T]`; ValueError that names the argument for anything else."""
     x = as_float(x)
     if x.shape not in (shape, shape[:2]):
@@ -97,9 +97,7 @@ def with_steps(name: str, x: chex.Array, shape: chex.Shape) -> chex.Array:
     return jnp.broadcast_to(x[..., None] if x.ndim == 2 else x, shape)
 
 
-def prepare(
-    logp: chex.Array, old_logp: chex.Array, mask: chex.Array | None
-) -> tuple[chex.Array, chex.Array, chex.Array]:
+def prepare(logp: jax.Array, old_logp: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checks shapes; returns `log_ratio`, `old_logp` and `mask`, all `[B,K,T]` (a `[B,K]` input is one step)."""
     require_rank("logp", logp, {2, 3}, "[B,K] or [B,K,T]")
     require_same_shape(logp=logp, old_logp=old_logp)
@@ -116,17 +114,17 @@ def prepare(
 
 @loss
 def grpo_loss(
-    logp: chex.Array,
-    old_logp: chex.Array,
-    advantages: chex.Array,
+    logp: jax.Array,
+    old_logp: jax.Array,
+    advantages: jax.Array,
     *,
-    mask: chex.Array | None = None,
+    mask: jax.Array | None = None,
     clip: Clip = 0.2,
-    kl: chex.Array | None = None,
-    beta: chex.Numeric = 0.0,
+    kl: jax.Array | None = None,
+    beta: jax.typing.ArrayLike = 0.0,
     level: str = "token",
     aggregate: str = "sequence_mean",
-    candidate_weight: chex.Array | None = None,
+    candidate_weight: jax.Array | None = None,
     max_length: int | None = None,
 ) -> Objective:
     """GRPO (arXiv 2402.03300, eq. 3): `-min(rho A, clip(rho) A) + beta * KL`, aggregated over steps and candidates.
@@ -161,7 +159,7 @@ def grpo_loss(
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
     policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
 
-    def term(x, weight=0.0):
+    def term(x: jax.Array, weight: jax.typing.ArrayLike = 0.0) -> Term:
         return aggregate_steps(
             x, mask, aggregate, candidate_weight=candidate_weight, max_length=max_length, weight=weight
         )
@@ -175,14 +173,14 @@ def grpo_loss(
 
 @loss
 def soft_pair_grpo_loss(
-    logp: chex.Array,
-    old_logp: chex.Array,
+    logp: jax.Array,
+    old_logp: jax.Array,
     pairs: Pairs,
     *,
-    mask: chex.Array | None = None,
+    mask: jax.Array | None = None,
     clip: Clip = 0.2,
-    kl: chex.Array | None = None,
-    beta: chex.Numeric = 0.01,
+    kl: jax.Array | None = None,
+    beta: jax.typing.ArrayLike = 0.01,
     level: str = "token",
     aggregate: str = "sequence_mean",
     max_length: int | None = None,
@@ -229,13 +227,13 @@ def soft_pair_grpo_loss(
 
 
 def value_terms(
-    values: chex.Array,
-    old_values: chex.Array,
-    returns: chex.Array,
+    values: jax.Array,
+    old_values: jax.Array,
+    returns: jax.Array,
     *,
-    mask: chex.Array | None = None,
+    mask: jax.Array | None = None,
     value_clip: float | None = None,
-    value_weight: chex.Numeric = 0.5,
+    value_weight: jax.typing.ArrayLike = 0.5,
 ) -> Objective:
     """Squared value error (arXiv 1707.06347, eq. 9), optionally clipped around the old values, as the term `value`.
 
@@ -253,7 +251,7 @@ def value_terms(
     values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
     given = {} if mask is None else {"mask": mask}
     require_same_shape(values=values, old_values=old_values, returns=returns, **given)
-    require_nonnegative(value_clip=value_clip)
+    require_nonnegative(value_clip=0 if value_clip is None else value_clip)
     values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
     errors = jnp.square(values - returns)
     if value_clip is not None:
@@ -264,19 +262,19 @@ def value_terms(
 
 @loss
 def ppo_loss(
-    logp: chex.Array,
-    old_logp: chex.Array,
-    advantages: chex.Array,
-    values: chex.Array,
-    old_values: chex.Array,
-    returns: chex.Array,
+    logp: jax.Array,
+    old_logp: jax.Array,
+    advantages: jax.Array,
+    values: jax.Array,
+    old_values: jax.Array,
+    returns: jax.Array,
     *,
-    mask: chex.Array | None = None,
+    mask: jax.Array | None = None,
     clip: Clip = 0.2,
     value_clip: float | None = None,
-    value_weight: chex.Numeric = 0.5,
-    entropy: chex.Array | None = None,
-    entropy_weight: chex.Numeric = 0.0,
+    value_weight: jax.typing.ArrayLike = 0.5,
+    entropy: jax.Array | None = None,
+    entropy_weight: jax.typing.ArrayLike = 0.0,
 ) -> Objective:
     """PPO (arXiv 1707.06347, eq. 7 and 9): clipped policy loss + `value_weight` * squared value error - entropy bonus.
 
@@ -311,5 +309,5 @@ def ppo_loss(
         "approx_kl": mean_term(jnp.expm1(log_ratio) - log_ratio, mask),
     }
     if entropy is not None:
-        terms["entropy"] = mean_term(as_float(entropy), mask, -entropy_weight)
+        terms["entropy"] = mean_term(as_float(entropy), mask, -jnp.asarray(entropy_weight))
     return terms | value_terms(values, old_values, returns, mask=mask, value_clip=value_clip, value_weight=value_weight)

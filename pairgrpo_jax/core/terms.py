@@ -30,28 +30,28 @@ class Term(NamedTuple):
       threshold: None for `weight * mean`, else the hinge `weight * max(mean - threshold, 0)`.
     """
 
-    total: chex.Array
-    count: chex.Array
-    weight: chex.Numeric = 0.0
-    threshold: chex.Numeric | None = None
+    total: jax.Array
+    count: jax.Array
+    weight: jax.typing.ArrayLike = 0.0
+    threshold: jax.typing.ArrayLike | None = None
 
     @property
-    def mean(self) -> chex.Array:
+    def mean(self) -> jax.Array:
         """The average, 0 for an empty term."""
         return self.total / jnp.where(self.count > 0, self.count, 1)
 
     @property
-    def value(self) -> chex.Array:
+    def value(self) -> jax.Array:
         """What the term adds to the loss: exactly 0 for a metric, even one that overflowed."""
         penalty = self.mean if self.threshold is None else jnp.maximum(self.mean - self.threshold, 0)
         return jnp.where(self.weight == 0, 0, self.weight * penalty)
 
 
 Objective = dict[str, Term]
-Metrics = dict[str, chex.Array]
+Metrics = dict[str, jax.Array]
 
 
-def evaluate(objective: Objective) -> tuple[chex.Array, Metrics]:
+def evaluate(objective: Objective) -> tuple[jax.Array, Metrics]:
     """Returns the scalar loss and the mean of every term (plus `NAME_active` for a hinge above its threshold)."""
     loss = jnp.sum(jnp.stack([jnp.asarray(term.value) for term in objective.values()]))
     metrics = {name: term.mean for name, term in objective.items()}
@@ -66,7 +66,7 @@ class Loss(Protocol, Generic[Params]):
 
     objective: Callable[Params, Objective]
 
-    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> tuple[chex.Array, Metrics]:
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> tuple[jax.Array, Metrics]:
         """Evaluates the objective."""
         ...
 
@@ -75,25 +75,25 @@ def loss(objective: Callable[Params, Objective]) -> Loss[Params]:
     """Decorator: a function that returns an `Objective` becomes one that returns `(loss, metrics)`."""
 
     @functools.wraps(objective)
-    def evaluated(*args: Params.args, **kwargs: Params.kwargs) -> tuple[chex.Array, Metrics]:
+    def evaluated(*args: Params.args, **kwargs: Params.kwargs) -> tuple[jax.Array, Metrics]:
         return evaluate(objective(*args, **kwargs))
 
     evaluated.objective = objective  # type: ignore[attr-defined]
     return evaluated  # type: ignore[return-value]
 
 
-def as_float(x: chex.ArrayLike) -> chex.Array:
+def as_float(x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in float32 at least, so that bfloat16 inputs are accumulated in float32; float64 is kept."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def require_rank(name: str, x: chex.Array, ranks: set[int], shape: str) -> None:
+def require_rank(name: str, x: jax.Array, ranks: set[int], shape: str) -> None:
     """Raises ValueError that names the argument and the shape it should have."""
     chex.assert_rank(x, ranks, custom_message=f"{name} must be {shape}", exception_type=ValueError)
 
 
-def require_same_shape(**arrays: chex.Array) -> None:
+def require_same_shape(**arrays: jax.Array) -> None:
     """Raises ValueError unless all arrays have one shape; the message names them."""
     chex.assert_equal_shape(
         list(arrays.values()),
@@ -108,14 +108,14 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
-def require_nonnegative(**values: chex.Numeric) -> None:
+def require_nonnegative(**values: jax.typing.ArrayLike) -> None:
     """Raises ValueError that names a negative (or NaN) number; traced values pass unchecked."""
     for name, value in values.items():
         if isinstance(value, (int, float, np.number)) and not value >= 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
 
 
-def mean_term(x: chex.Array, mask: chex.Array | None = None, weight: chex.Numeric = 0.0) -> Term:
+def mean_term(x: jax.Array, mask: jax.Array | None = None, weight: jax.typing.ArrayLike = 0.0) -> Term:
     """The masked mean of an array of any shape, as a `Term`."""
     if mask is None:
         return Term(jnp.sum(x), jnp.asarray(x.size, x.dtype), weight)
@@ -123,11 +123,11 @@ def mean_term(x: chex.Array, mask: chex.Array | None = None, weight: chex.Numeri
     return Term(jnp.sum(jnp.where(mask > 0, x, 0) * mask), jnp.sum(mask), weight)
 
 
-def masked(x: chex.Array, mask: chex.Array | None) -> chex.Array:
+def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """`x` with masked steps set to 0 *before* any exp or log, which keeps their gradients finite."""
     return x if mask is None else jnp.where(mask > 0, x, jnp.zeros_like(x))
 
 
-def frozen(x: chex.ArrayLike) -> chex.Array:
+def frozen(x: jax.typing.ArrayLike) -> jax.Array:
     """`as_float` without a gradient, for what the behaviour policy or a reference computed."""
     return jax.lax.stop_gradient(as_float(x))

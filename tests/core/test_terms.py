@@ -53,7 +53,7 @@ def test_micro_batches_add_up_to_the_whole_batch(name):
     exact = pg.evaluate(whole)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), exact, pg.evaluate(summed))
     naive = np.mean([pg.evaluate(part)[0] for part in parts])
-    assert abs(naive - exact[0]) > 1e-6
+    assert name == "dpo" or abs(naive - exact[0]) > 1e-6  # DPO's parts are of equal size
 
 
 def test_the_loss_is_its_objective_evaluated():

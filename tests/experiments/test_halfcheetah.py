@@ -116,3 +116,15 @@ def test_help_explains_every_field_with_its_unit():
     words = run("--help").stdout
     for phrase in ("--delta-0", "nats", "environment steps", "--resume", "control steps"):
         assert phrase in words
+
+
+@pytest.mark.slow
+def test_brax_trains_seeds_side_by_side_in_one_program(tmp_path):
+    done = run(
+        "--env", "brax:spring", "--seeds", "2", "--steps", "2560", "--evaluations", "2", "--output", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(tmp_path / "out")
+    assert [row["steps"] for row in rows] == [320 * (i + 1) for i in range(8)]
+    assert all(len(row["return"]) == 2 and row["return"][0] != row["return"][1] for row in rows)
+    assert len(rows[-1]["score"]) == 2
