@@ -104,7 +104,7 @@ def report(args: Comparison, console: Console) -> None:
     scores = {method: np.array([np.mean(rows[-1]["score"]) for rows in of]) for method, of in runs.items()}
     baseline = scores[next(iter(scores))]
     columns = ("method", "return, IQM [95% interval]", "stochastic policy", f"P(beats {next(iter(scores))})", "KL std")
-    columns += ("grad-norm variance / mean²", "steps/s", "seeds")
+    columns += ("KL ≤ 2 beta", "grad-norm variance / mean²", "steps/s", "seeds")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for method, of in runs.items():
         lines.append(_line(method, scores[method], of, baseline))
@@ -119,7 +119,8 @@ def report(args: Comparison, console: Console) -> None:
 def _line(method: str, scores: np.ndarray, runs: list[list[dict]], baseline: np.ndarray) -> str:
     low, high = bootstrap_interval(scores)
     stochastic = interquartile_mean(np.array([np.mean(rows[-1]["stochastic_score"]) for rows in runs]))
-    kl = np.mean([np.std([np.mean(row["realised_kl"]) for row in rows]) for rows in runs])
+    kls = np.array([[np.mean(row["realised_kl"]) for row in rows] for rows in runs])
+    within = np.mean(kls <= 2 * tuned(*parse(method)).beta)
     norms = [np.array([np.mean(row["grad_norm"]) for row in rows]) for rows in runs]
     variance = np.mean([norm.var() / norm.mean() ** 2 for norm in norms])
     speed = np.median([rows[-1]["steps"] / rows[-1]["seconds"] for rows in runs])
@@ -128,7 +129,8 @@ def _line(method: str, scores: np.ndarray, runs: list[list[dict]], baseline: np.
         f"**{interquartile_mean(scores):.0f}** [{low:.0f}, {high:.0f}]",
         f"{stochastic:.0f}",
         f"{probability_of_improvement(scores, baseline):.2f}",
-        f"{kl:.4f}",
+        f"{np.mean(kls.std(axis=1)):.4f}",
+        f"{within:.0%}" if method.startswith(("soft", "hard")) else "no beta",
         f"{variance:.3f}",
         f"{speed:,.0f}",
         str(len(scores)),

@@ -83,7 +83,7 @@ def test_scores_of_the_three_modes():
     config = SMALL.replace(horizon=3, gamma=0.5, trace=0.25)
     assert score(config.replace(advantage="segment"), reward, None).tolist() == [1 + 0.5 * 2 + 0.25 * 4]
     assert score(config.replace(advantage="reward_to_go"), reward, None)[:, 0].tolist() == [3, 4, 4]
-    errors = np.array([1 + 10 - 10, 2 + 15 - 20, 4 + 20 - 30])
+    errors = np.array([1 / 2 + 10 - 10, 2 / 2 + 15 - 20, 4 / 2 + 20 - 30])  # rewards times 1 - gamma
     expected = [errors[0] + errors[1] / 8 + errors[2] / 64, errors[1] + errors[2] / 8, errors[2]]
     np.testing.assert_allclose(score(config, reward, values)[:, 0], expected)
 
