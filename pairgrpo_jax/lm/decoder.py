@@ -1,5 +1,6 @@
 """The decoder shared by every family: Flax modules with layers stacked and scanned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -203,6 +204,28 @@ class Decoder(nn.Module):
         """Returns logits `[B, T, V]` and this text's keys and values; see `hidden`."""
         x, kv = self.hidden(tokens, positions, past)
         return self.unembed(x), kv
+
+
+def run(
+    decoder: Decoder,
+    params: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    past: Sequence[KV] = (),
+    lora: Any = None,
+    dropout_key: jax.Array | None = None,
+    method: str | None = None,
+) -> tuple[jax.Array, KV]:
+    """Runs the decoder as a pure function; see `Decoder.__call__` and `Decoder.hidden`."""
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return decoder.apply(variables, tokens, positions, list(past), method=method, rngs=rngs)
+
+
+def unembed(decoder: Decoder, params: Any, hidden: jax.Array, lora: Any = None) -> jax.Array:
+    """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    return decoder.apply(variables, hidden, method="unembed")
 
 
 def _rope_tables(config: ModelConfig, positions: jax.Array) -> jax.Array | None:

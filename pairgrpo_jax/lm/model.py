@@ -15,7 +15,7 @@ from pairgrpo_jax.lm import gemma, gguf_model, gpt2, llama, qwen, safetensors_fi
 from pairgrpo_jax.lm import tokenizer as tokenizers
 from pairgrpo_jax.lm.cache import Cache
 from pairgrpo_jax.lm.config import FieldReader, ModelConfig
-from pairgrpo_jax.lm.decoder import Decoder
+from pairgrpo_jax.lm.decoder import Decoder, run
 from pairgrpo_jax.lm.gguf_file import GGUFFile
 
 FAMILIES = {name: family for family in (llama, qwen, gemma, gpt2) for name in family.MODEL_TYPES}
@@ -73,44 +73,15 @@ class Model:
         Returns:
           Logits `[B, T, V]`; with a cache, `(logits, cache)`.
         """
-        args = (params, tokens, positions, lengths, cache, lora, dropout_key)
-        return self._run(None, *args)
-
-    def hidden(
-        self,
-        params: Any,
-        tokens: jax.Array,
-        *,
-        positions: jax.Array | None = None,
-        lengths: jax.Array | None = None,
-        cache: Cache | None = None,
-        lora: Any = None,
-        dropout_key: jax.Array | None = None,
-    ) -> Any:
-        """Like `apply`, but returns the final hidden states `[B, T, d]`; see `unembed`."""
-        args = (params, tokens, positions, lengths, cache, lora, dropout_key)
-        return self._run("hidden", *args)
-
-    def unembed(self, params: Any, hidden: jax.Array, lora: Any = None) -> jax.Array:
-        """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
-        variables = {"params": params, **({"lora": lora} if lora else {})}
-        return self.decoder.apply(variables, hidden, method="unembed")
-
-    def _run(self, method, params, tokens, positions, lengths, cache, lora, dropout_key) -> Any:
-        _check_tokens(tokens, positions, lengths)
+        _check_tokens(self.config, tokens, positions, lengths)
         if positions is None:
             positions = default_positions(tokens.shape, lengths, cache)
-        if self.config.rope is None and tokens.shape[1] > self.config.max_positions:
-            limit = self.config.max_positions
-            raise ValueError(f"tokens: {tokens.shape[1]} positions, the model has {limit}")
         past = cache.places() if cache is not None else []
-        variables = {"params": params, **({"lora": lora} if lora else {})}
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        out, kv = self.decoder.apply(variables, tokens, positions, past, method=method, rngs=rngs)
-        return out if cache is None else (out, kv_cache.append(cache, kv))
+        logits, kv = run(self.decoder, params, tokens, positions, past, lora, dropout_key)
+        return logits if cache is None else (logits, kv_cache.append(cache, kv))
 
 
-def _check_tokens(tokens: Any, positions: Any, lengths: Any) -> None:
+def _check_tokens(config: ModelConfig, tokens: Any, positions: Any, lengths: Any) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens: expected integers [B, T], got {tokens.dtype} {tokens.shape}")
     if 0 in tokens.shape:
@@ -119,6 +90,10 @@ def _check_tokens(tokens: Any, positions: Any, lengths: Any) -> None:
         raise ValueError(f"positions: shape {positions.shape}, expected {tokens.shape}")
     if lengths is not None and lengths.shape != tokens.shape[:1]:
         raise ValueError(f"lengths: shape {lengths.shape}, expected {tokens.shape[:1]}")
+    if config.rope is None and tokens.shape[1] > config.max_positions:
+        raise ValueError(
+            f"tokens: {tokens.shape[1]} steps, field n_positions={config.max_positions}"
+        )
 
 
 def default_positions(
