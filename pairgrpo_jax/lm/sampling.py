@@ -59,10 +59,10 @@ def transform(logits: jax.Array, sampling: Sampling) -> jax.Array:
     temperature = jnp.asarray(sampling.temperature, jnp.float32)
     logits = logits.astype(jnp.float32) / jnp.where(temperature == 0, 1.0, temperature)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(jax.lax.stop_gradient(logits), sampling.top_k)[0][..., -1:]
-        logits = jnp.where(logits >= kth, logits, -jnp.inf)
+        cutoff = _cutoff(logits, jnp.ones_like(logits), sampling.top_k)
+        logits = jnp.where(logits >= cutoff, logits, -jnp.inf)
     if sampling.top_p is not None:
-        cutoff = _nucleus_cutoff(jax.lax.stop_gradient(logits), sampling.top_p)
+        cutoff = _cutoff(logits, jax.nn.softmax(logits, axis=-1), sampling.top_p)
         logits = jnp.where(logits >= cutoff, logits, -jnp.inf)
     if sampling.min_p is not None:
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
@@ -70,24 +70,22 @@ def transform(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
-def _nucleus_cutoff(logits: jax.Array, top_p: float | jax.Array) -> jax.Array:
-    """Returns the highest logit `[..., 1]` above which the mass reaches `top_p`.
+def _cutoff(logits: jax.Array, weights: jax.Array, target: float | jax.Array) -> jax.Array:
+    """Returns the highest logit `[..., 1]` such that those not below it weigh `target` or more.
 
-    Bisection: 32 passes over the logits, several times faster than sorting them.
+    Bisection, 40 passes over the logits: on CPU some 20 times faster than sorting them.
     """
-    probs = jax.nn.softmax(logits, axis=-1)
-    high = logits.max(-1, keepdims=True)
+    logits, weights = jax.lax.stop_gradient((logits, weights))
     low = jnp.min(logits, -1, keepdims=True, where=jnp.isfinite(logits), initial=jnp.inf)
+    high = logits.max(-1, keepdims=True)
 
     def halve(_, bounds: tuple) -> tuple:
         low, high = bounds
         middle = (low + high) / 2
-        mass = jnp.sum(probs, -1, keepdims=True, where=logits >= middle)
-        enough = mass >= top_p
+        enough = jnp.sum(weights, -1, keepdims=True, where=logits >= middle) >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 32, halve, (low, high))
-    # `low` holds enough mass; the least likely token kept is the first logit at or above it.
+    low, _ = jax.lax.fori_loop(0, 40, halve, (low, high))
     return jnp.min(logits, -1, keepdims=True, where=logits >= low, initial=jnp.inf)
 
 

@@ -173,3 +173,24 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs real preference data: set PAIRGRPO_DATA to its folder")
     return Path(folder)
+
+
+def tiny_model(family: str = "llama", index: int = 0):
+    """Returns our model of a tiny config with random weights; needs no torch."""
+    import jax
+
+    from pairgrpo_jax.lm.model import Model, read_config
+    from pairgrpo_jax.lm.weights import init_params
+
+    fields = config_fields(family, index)
+    config = read_config(fields, "config.json")
+    params = jax.tree.map(
+        lambda x: x * 6 if x.ndim > 1 else x, init_params(config, jax.random.key(0))
+    )
+    return Model(config, params, hf_config=fields)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """One tiny Llama shared by the tests."""
+    return tiny_model()
