@@ -62,11 +62,11 @@ def test_same_logits_and_greedy_text_as_transformers(family, index, tmp_path):
         np.testing.assert_allclose(got[i, :n], want[i], atol=TOLERANCE, rtol=0)
     # Given the same text so far, the same next token, 64 times: the greedy texts are equal.
     np.testing.assert_array_equal(got[0].argmax(-1)[PROMPT - 1 : -1], tokens[0, PROMPT:])
-    shift = (
-        lambda x, fill: np.stack(
-            [np.concatenate([np.full(len(r) - n, fill), r[:n]]) for r, n in zip(x, lengths)]
-        )
-    )
+
+    def shift(x, fill):
+        pairs = zip(x, lengths)
+        return np.stack([np.concatenate([np.full(len(r) - n, fill), r[:n]]) for r, n in pairs])
+
     left = jnp.asarray(shift(right, -1))
     got = np.asarray(apply(model.params, jnp.asarray(shift(tokens, 0)), positions=left))
     for i, n in enumerate(lengths):
