@@ -155,7 +155,7 @@ def token_ids(reader: FieldReader, vocab_size: int) -> dict[str, Any]:
             # Config classes carry default ids (Gemma's 0, 1, 2) beyond a tiny vocabulary.
             if i is not None and (type(i) is not int or i < -1):
                 raise reader.error(name, f"not a token id of a vocabulary of {vocab_size}")
-    inside = tuple(i for i in eos if 0 <= i < vocab_size)
+    inside = tuple(i for i in eos if i is not None and 0 <= i < vocab_size)
     keep = {k: v if v is not None and 0 <= v < vocab_size else None for k, v in ids.items()}
     return {"bos_id": keep["bos_token_id"], "pad_id": keep["pad_token_id"], "eos_ids": inside}
 

@@ -62,7 +62,10 @@ def _ropes(reader: FieldReader, family: str, head_dim: int) -> dict:
     fields = reader.get("rope_parameters", {})
     if family == "gemma2":
         return {"rope": read_rope(fields, reader, head_dim)}
-    full, local = (fields.get(k, {}) for k in ("full_attention", "sliding_attention"))
+    kinds = ("full_attention", "sliding_attention")
+    if not isinstance(fields, dict) or set(fields) - set(kinds):
+        raise reader.error("rope_parameters", f"expected an object of {' and '.join(kinds)}")
+    full, local = (fields.get(k, {}) for k in kinds)
     return {
         "rope": read_rope(full, reader, head_dim),
         "local_rope": read_rope(local, reader, head_dim),

@@ -100,25 +100,25 @@ def generate(
     stops = model.config.eos_ids if stop_ids is None else tuple(stop_ids)
     keys = row_keys(key, len(prompts), num_samples)
     tokens, lengths = _pad_prompts(prompts)
-    slots = bucket(max_new_tokens, 32)
-    rows = jnp.concatenate(
-        [keys, jnp.broadcast_to(keys[:1], (len(tokens) - len(keys), num_samples))]
-    )
-    settings = (chosen, jnp.asarray(stops or (-1,), jnp.int32), rows.reshape(-1))
+    extra = jnp.broadcast_to(keys[:1], (len(tokens) - len(keys), num_samples))
+    rows = jnp.concatenate([keys, extra]).reshape(-1)
+    settings = (chosen, jnp.asarray(stops or (-1,), jnp.int32), rows)
     real = jnp.arange(len(tokens)) < len(prompts)
+    slots = bucket(max_new_tokens, 32)
     state = _prefill(model.decoder, slots, params, tokens, lengths, real, settings, lora)
-    chunk = 8 if stop_strings or on_tokens else max_new_tokens
-    shape = (len(tokens), num_samples)
+    every = 8 if stop_strings or on_tokens else max_new_tokens
+    view = functools.partial(_outputs, shape=(len(tokens), num_samples), count=len(prompts))
     while True:
-        limit = min(int(state.step) + chunk - 1, max_new_tokens)
-        state = _decode(model.decoder, params, state, jnp.int32(limit), settings, lora)
         if stop_strings:
             state = _stop_at_strings(model.tokenizer, state, stop_strings)
         if on_tokens is not None:
-            on_tokens(*_outputs(state, shape, len(prompts), max_new_tokens)[:2])
+            on_tokens(*view(state)[:2])
         if int(state.step) >= max_new_tokens or bool(state.done.all()):
             break
-    tokens, lengths, logp = _outputs(state, shape, len(prompts), max_new_tokens)
+        limit = jnp.int32(min(int(state.step) + every, max_new_tokens))
+        state = _decode(model.decoder, params, state, limit, settings, lora)
+    tokens, lengths, logp = view(state)
+    tokens, logp = tokens[..., :max_new_tokens], logp[..., :max_new_tokens]
     past_end = np.arange(max_new_tokens) >= lengths[..., None]
     tokens = np.where(past_end, model.config.pad_id or 0, tokens)
     return Generation(tokens, lengths, np.where(past_end, 0.0, logp), keys)
@@ -231,12 +231,10 @@ def _decode(decoder: Decoder, params, state: _State, limit, settings, lora) -> _
     return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.done.all(), step, state)
 
 
-def _outputs(state: _State, shape: tuple[int, int], prompts: int, new: int) -> tuple:
-    """Returns tokens and lengths and log-probabilities of the real rows, `[B, K, ...]`."""
-    tokens, logp = (
-        np.asarray(x).reshape(*shape, -1)[:prompts, :, :new] for x in (state.tokens, state.logp)
-    )
-    return tokens, np.asarray(state.lengths).reshape(shape)[:prompts], logp
+def _outputs(state: _State, shape: tuple[int, int], count: int) -> list[np.ndarray]:
+    """Returns tokens, lengths and log-probabilities of the real prompts, `[B, K, ...]`."""
+    arrays = (np.asarray(x) for x in (state.tokens, state.lengths, state.logp))
+    return [x.reshape(*shape, *x.shape[1:])[:count] for x in arrays]
 
 
 def _stop_at_strings(tokenizer: Any, state: _State, stops: Sequence[str]) -> _State:

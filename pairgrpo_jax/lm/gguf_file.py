@@ -137,8 +137,8 @@ class GGUFFile:
         raw = np.frombuffer(self.data, np.uint8, info.nbytes, info.offset)
         try:
             return dequantize(raw, info.kind).reshape(info.shape)
-        except NotImplementedError as e:
-            raise ValueError(f"{self.where}: tensor '{name}': type {kind} unsupported") from e
+        except (NotImplementedError, IndexError, ValueError) as e:
+            raise ValueError(f"{self.where}: tensor '{name}': type {kind}: {e}") from e
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors

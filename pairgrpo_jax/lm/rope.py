@@ -29,6 +29,8 @@ def read_rope(fields: dict[str, Any], config: FieldReader, head_dim: int) -> Rop
     Raises:
       ValueError: for an unknown kind or field, or a value out of range.
     """
+    if not isinstance(fields, dict):
+        raise config.error("rope_parameters", "expected an object")
     reader = FieldReader(fields, f"{config.where}: rope_parameters")
     kind = reader.choice("rope_type", _KINDS, "default")
     reader.get("type")
@@ -61,10 +63,13 @@ def _extras(kind: str, extra: dict, factor: float, old: int, head_dim: int) -> d
         inferred = _mscale(factor, 1.0)
         if scale and all_dim:
             inferred = _mscale(factor, scale) / _mscale(factor, all_dim)
+        fast, slow = float(extra["beta_fast"] or 32), float(extra["beta_slow"] or 1)
+        if not 0 < slow < fast:
+            raise ValueError("beta_slow must lie between 0 and beta_fast")
         return {
             "attention_factor": float(extra["attention_factor"] or inferred),
-            "beta_fast": float(extra["beta_fast"] or 32),
-            "beta_slow": float(extra["beta_slow"] or 1),
+            "beta_fast": fast,
+            "beta_slow": slow,
             "truncate": extra["truncate"] is not False,
         }
     if kind == "longrope":

@@ -31,7 +31,8 @@ def naive(model, params, sampling=None):
     logits = naive_logits(model, params)
     logits = logits if sampling is None else transform(logits, sampling)
     log_probs = jax.nn.log_softmax(logits)
-    return jnp.take_along_axis(log_probs, COMPLETIONS[..., None], -1)[..., 0] * REAL
+    logp = jnp.take_along_axis(log_probs, COMPLETIONS[..., None], -1)[..., 0]
+    return jnp.where(REAL, logp, 0.0)
 
 
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)
