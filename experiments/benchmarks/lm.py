@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks.lm speed [--peer-python /path/to/python]
     python -m experiments.benchmarks.lm scoring
+    python -m experiments.benchmarks.lm loading
     python -m experiments.benchmarks.lm plan
 
 Both sides of `speed` run in turns, on the same machine, weights and tokens; the peer is
@@ -45,6 +46,13 @@ class Scoring:
     samples: int = 4
     prompt_tokens: int = 64
     completion_tokens: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """Peak host memory of loading safetensors, beside the size of the parameters."""
+
+    model: str = "smollm2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +246,34 @@ def smollm2_config():
     return read_config(fields | {"max_position_embeddings": 8192}, "smollm2")
 
 
+def loading(args: Loading) -> None:
+    """Prints the peak of a process that loads a model from shards, over its peak before."""
+    from pairgrpo_jax.lm import load_model, save_pretrained
+
+    folder = tempfile.mkdtemp()
+    model = load_model(args.model)
+    save_pretrained(model, model.params, folder, max_shard_bytes=10**8)
+    code = """
+import resource, sys, time
+import jax
+import transformers
+from pairgrpo_jax.lm import load_model
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+jax.numpy.zeros(1).block_until_ready()
+before, start = peak(), time.perf_counter()
+params = load_model(sys.argv[1]).params
+seconds, grown = time.perf_counter() - start, peak() - before
+sizes = [x.nbytes / 2**20 for x in jax.tree.leaves(params)]
+print(grown, sum(sizes), max(sizes), seconds)
+"""
+    output = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True)
+    grown, total, largest, seconds = map(float, output.stdout.split())
+    bound = 1.3 * total + largest
+    report(
+        peak_mib=grown, parameters_mib=total, largest_mib=largest, bound_mib=bound, seconds=seconds
+    )
+
+
 def plan(args: Plan) -> None:
     """Prints the plan for each number of devices; XLA's own count comes from a child process."""
     from pairgrpo_jax.lm import sharding
@@ -307,14 +343,16 @@ def compile_step(count: int, rows: int, steps: int) -> None:
 Command = (
     Annotated[Speed, tyro.conf.subcommand("speed")]
     | Annotated[Scoring, tyro.conf.subcommand("scoring")]
+    | Annotated[Loading, tyro.conf.subcommand("loading")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Peer, tyro.conf.subcommand("peer")]
 )
 
 
-def main(args: Speed | Scoring | Plan | Peer) -> None:
+def main(args: Speed | Scoring | Loading | Plan | Peer) -> None:
     """Runs one of the measurements."""
-    {Speed: speed, Scoring: scoring, Plan: plan, Peer: peer}[type(args)](args)
+    tasks = {Speed: speed, Scoring: scoring, Loading: loading, Plan: plan, Peer: peer}
+    tasks[type(args)](args)
 
 
 if __name__ == "__main__":

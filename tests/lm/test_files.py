@@ -315,3 +315,28 @@ def test_mutated_configs_never_crash(family):
 def test_saving_another_models_parameters_is_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match="params"):
         save_pretrained(tiny, tiny_model("gpt2").params, tmp_path)
+
+
+def test_hub_ids_go_through_the_hub_client(monkeypatch, folder):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_model("owner/name").config.family == "llama"
+    assert asked["name"] == "owner/name" and "*.safetensors" in asked["patterns"]
+    assert not any("bin" in p or "py" in p for p in asked["patterns"])
+
+    def refuse(name, allow_patterns):
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ValueError, match="owner/name.*offline"):
+        load_model("owner/name")
+    for name in ("nothing", "a/b/c", "../x", "/no/where"):
+        with pytest.raises(ValueError, match="no such"):
+            load_model(name)

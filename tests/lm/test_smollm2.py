@@ -136,3 +136,20 @@ def test_saved_smollm2_is_the_same_for_transformers(smollm2, oracle, tmp_path, r
     ours = load_model(tmp_path)
     np.testing.assert_array_equal(ours.params["embed"], smollm2.params["embed"])
     assert ours.tokenizer(sample)["input_ids"] == smollm2.tokenizer(sample)["input_ids"]
+
+
+def test_command_line_completes_files_and_streams(smollm2, tmp_path, capsys):
+    from experiments.generate import Args, complete, read_prompts, reply
+
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n{"prompt": "Hi"}\n')
+    prompts = read_prompts(tmp_path / "prompts.jsonl")
+    args = Args(out=tmp_path / "out.jsonl", max_new_tokens=12, num_samples=2, batch_size=2)
+    complete(smollm2, args, prompts)
+    lines = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [x["prompt"] for x in lines] == prompts and all(len(x["replies"]) == 2 for x in lines)
+    ids = encode_chat(smollm2.tokenizer, QUESTION)
+    text = reply(smollm2, Args(max_new_tokens=16, temperature=0.0), ids, jax.random.key(0))
+    assert text == "The capital of France is Paris." and text in capsys.readouterr().out
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(ValueError, match="bad.jsonl:1"):
+        read_prompts(tmp_path / "bad.jsonl")
