@@ -132,17 +132,14 @@ def row_keys(key: jax.Array, prompts: int, samples: int) -> jax.Array:
         return key
     if key.shape != ():
         raise ValueError(f"key: shape {key.shape}, expected one key or ({prompts}, {samples})")
-    by_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(prompts))
-    return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(samples)))(
-        by_prompt
-    )
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    by_prompt = fold(key, jnp.arange(prompts))
+    return jax.vmap(fold, (0, None))(by_prompt, jnp.arange(samples))
 
 
 def bucket(n: int, unit: int) -> int:
-    """Rounds up: powers of two below `unit`, then multiples of a unit that grows with n."""
-    if n <= unit:
-        return min(unit, 1 << (n - 1).bit_length()) if unit <= 8 else unit
-    unit = max(unit, 1 << (n.bit_length() - 3))
+    """Rounds up to multiples of `unit`, or of an eighth to a quarter of n where that is more."""
+    unit = max(unit, 1 << max(n.bit_length() - 3, 0))
     return -(-n // unit) * unit
 
 
@@ -166,7 +163,7 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
 
 def _pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns right-padded tokens `[B', P]` and lengths `[B']`, both sizes rounded up."""
-    rows = bucket(len(prompts), 8)
+    rows = bucket(len(prompts), 1)
     tokens = np.zeros((rows, bucket(max(map(len, prompts)), 32)), np.int32)
     lengths = np.ones(rows, np.int32)
     for i, prompt in enumerate(prompts):

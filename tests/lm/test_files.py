@@ -90,6 +90,17 @@ def test_sharded_and_single_files_load_alike(tiny, folder, tmp_path):
         np.testing.assert_array_equal(down, tiny.params["layers"]["mlp"]["down"]["kernel"])
 
 
+def test_saving_over_a_sharded_model_leaves_nothing_of_it(tiny, tmp_path):
+    import jax
+
+    other = jax.tree.map(lambda x: x + 1, tiny.params)
+    for first, second in ((50_000, 10**9), (10**9, 50_000)):
+        save_pretrained(tiny, tiny.params, tmp_path, max_shard_bytes=first)
+        save_pretrained(tiny, other, tmp_path, max_shard_bytes=second)
+        assert (tmp_path / "model.safetensors").exists() == (second > first)
+        np.testing.assert_array_equal(load_model(tmp_path).params["embed"], other["embed"])
+
+
 def test_parameter_dtype_is_kept_and_cast(tiny, folder):
     import jax.numpy as jnp
 
@@ -335,7 +346,7 @@ def test_hub_ids_go_through_the_hub_client(monkeypatch, folder):
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ValueError, match="owner/name.*offline"):
+    with pytest.raises(ValueError, match=r"owner/name.*offline"):
         load_model("owner/name")
     for name in ("nothing", "a/b/c", "../x", "/no/where"):
         with pytest.raises(ValueError, match="no such"):

@@ -151,5 +151,5 @@ def test_command_line_completes_files_and_streams(smollm2, tmp_path, capsys):
     text = reply(smollm2, Args(max_new_tokens=16, temperature=0.0), ids, jax.random.key(0))
     assert text == "The capital of France is Paris." and text in capsys.readouterr().out
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match="bad.jsonl:1"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1"):
         read_prompts(tmp_path / "bad.jsonl")
