@@ -153,12 +153,14 @@ def peer(args: Peer) -> None:
 
 def speed(args: Speed) -> None:
     """Times both sides in turns and prints medians, ratios and shares of the matmul peak."""
+    import jax
+
     from pairgrpo_jax.lm import load_model, save_pretrained
 
     folder = Path(tempfile.mkdtemp())
     model = load_model(args.model)
     save_pretrained(model, model.params, folder)
-    size = sum(x.size for x in __import__("jax").tree.leaves(model.params))
+    size = sum(x.size for x in jax.tree.leaves(model.params))
     command = [
         str(args.peer_python),
         "-m",

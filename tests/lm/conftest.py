@@ -36,14 +36,14 @@ FAMILY_CONFIGS = {
         {
             "rope_parameters": {
                 "rope_type": "yarn",
-                "rope_theta": 1e4,
+                "rope_theta": 100.0,
                 "factor": 4.0,
-                "beta_fast": 16,
-                "beta_slow": 2,
+                "beta_fast": 4,
+                "beta_slow": 1,
                 "mscale": 0.8,
                 "mscale_all_dim": 0.5,
                 "truncate": False,
-                "original_max_position_embeddings": 24,
+                "original_max_position_embeddings": 64,
             }
         },
         {
