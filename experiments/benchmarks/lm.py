@@ -1,0 +1,361 @@
+"""Measures the language models: speed beside torch, scoring memory, a 7B model's memory plan.
+
+    python -m experiments.benchmarks.lm speed [--peer-python /path/to/python]
+    python -m experiments.benchmarks.lm scoring
+    python -m experiments.benchmarks.lm loading
+    python -m experiments.benchmarks.lm plan
+
+Both sides of `speed` run in turns, on the same machine, weights and tokens; the peer is
+`transformers` on torch in a process of its own. Every line printed is JSON.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 8, 48, 64
+ROWS, STEPS = 8, 128
+MATMUL = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Generation and forward + backward of SmolLM2-135M in float32, ours and torch's."""
+
+    model: str = "smollm2"
+    peer_python: Path = Path(sys.executable)
+    repeats: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Peak memory of scoring with a gradient, against the form that holds `[B, T, V]`."""
+
+    prompts: int = 4
+    samples: int = 4
+    prompt_tokens: int = 64
+    completion_tokens: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """Peak host memory of loading safetensors, beside the size of the parameters."""
+
+    model: str = "smollm2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A Llama-2 7B training step: traced, sharded and compiled without allocating it."""
+
+    devices: tuple[int, ...] = (1, 8, 64)
+    rows: int = 64
+    steps: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """What `speed` starts in the peer's process; not for the command line."""
+
+    folder: Path
+
+
+def tokens_of(rows: int, steps: int, vocab: int) -> list[list[int]]:
+    """Returns fixed token ids, the same in both processes."""
+    return [
+        [(7919 * (i * steps + j) + 13) % (vocab - 20) + 20 for j in range(steps)]
+        for i in range(rows)
+    ]
+
+
+def report(**values) -> None:
+    """Prints one line of JSON."""
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}))
+
+
+def timed(f: Callable[[], object]) -> float:
+    """Returns how many seconds a call takes."""
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def our_tasks(folder: Path) -> dict[str, Callable[[], object]]:
+    """Returns what is timed, by name, in JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    from pairgrpo_jax.lm import generate, load_model
+
+    model = load_model(folder)
+    prompts = tokens_of(PROMPTS, PROMPT_TOKENS, model.config.vocab_size)
+    batch = jnp.asarray(tokens_of(ROWS, STEPS, model.config.vocab_size))
+    options = {"max_new_tokens": NEW_TOKENS, "num_samples": SAMPLES, "stop_ids": ()}
+
+    def loss(params):
+        log_probs = jax.nn.log_softmax(model.apply(params, batch)[:, :-1])
+        return -jnp.take_along_axis(log_probs, batch[:, 1:, None], -1).mean()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    x = jnp.ones((MATMUL, MATMUL))
+    matmul = jax.jit(jnp.dot)
+    return {
+        "generate": lambda: generate(
+            model, model.params, prompts, key=jax.random.key(0), **options
+        ),
+        "train": lambda: jax.block_until_ready(step(model.params)),
+        "matmul": lambda: matmul(x, x).block_until_ready(),
+    }
+
+
+def torch_tasks(folder: Path) -> dict[str, Callable[[], object]]:
+    """Returns what is timed, by name, in torch."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompts = torch.tensor(tokens_of(PROMPTS, PROMPT_TOKENS, model.config.vocab_size))
+    batch = torch.tensor(tokens_of(ROWS, STEPS, model.config.vocab_size))
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "top_k": 0}
+    options |= {"num_return_sequences": SAMPLES, "do_sample": True, "top_p": 1.0}
+
+    def train():
+        model.zero_grad()
+        model(batch, labels=batch, use_cache=False).loss.backward()
+
+    x = torch.ones(MATMUL, MATMUL)
+    mask = torch.ones_like(prompts)
+    return {
+        "generate": lambda: model.generate(prompts, attention_mask=mask, **options),
+        "train": train,
+        "matmul": lambda: x @ x,
+    }
+
+
+def peer(args: Peer) -> None:
+    """Answers each task named on stdin with the seconds it took."""
+    tasks = torch_tasks(args.folder)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(f"seconds {timed(tasks[line.strip()])}", flush=True)
+
+
+def speed(args: Speed) -> None:
+    """Times both sides in turns and prints medians, ratios and shares of the matmul peak."""
+    import jax
+
+    from pairgrpo_jax.lm import load_model, save_pretrained
+
+    folder = Path(tempfile.mkdtemp())
+    model = load_model(args.model)
+    save_pretrained(model, model.params, folder)
+    size = sum(x.size for x in jax.tree.leaves(model.params))
+    command = [
+        str(args.peer_python),
+        "-m",
+        "experiments.benchmarks.lm",
+        "peer",
+        "--folder",
+        str(folder),
+    ]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin and process.stdout
+
+    def answer() -> str:
+        while line := process.stdout.readline():
+            if line.startswith(("ready", "seconds")):
+                return line
+        raise RuntimeError("the peer process ended early")
+
+    def ask(task: str) -> float:
+        process.stdin.write(task + "\n")
+        process.stdin.flush()
+        return float(answer().split()[1])
+
+    answer()
+    tasks = our_tasks(folder)
+    flops = {"matmul": 2 * MATMUL**3, "train": 6 * size * ROWS * STEPS}
+    flops["generate"] = 2 * size * PROMPTS * (PROMPT_TOKENS + SAMPLES * NEW_TOKENS)
+    peaks = {}
+    for task in ("matmul", "generate", "train"):
+        repeats = 9 if task == "matmul" else args.repeats
+        timed(tasks[task]), ask(task)  # compile, warm up
+        pairs = [(timed(tasks[task]), ask(task)) for _ in range(repeats)]
+        ours, theirs = (statistics.median(x) for x in zip(*pairs))
+        if task == "matmul":
+            ours, theirs = (min(x) for x in zip(*pairs))
+            peaks = {"ours": flops[task] / ours, "torch": flops[task] / theirs}
+        rates = {"gflops": flops[task] / ours / 1e9, "torch_gflops": flops[task] / theirs / 1e9}
+        shares = {"share_of_peak": flops[task] / ours / peaks["ours"]}
+        report(
+            task=task, seconds=ours, torch_seconds=theirs, ratio=theirs / ours, **rates, **shares
+        )
+        if task == "generate":
+            count = PROMPTS * SAMPLES * NEW_TOKENS
+            report(tokens_per_second=count / ours, torch_tokens_per_second=count / theirs)
+    process.stdin.close()
+    process.wait()
+
+
+def scoring(args: Scoring) -> None:
+    """Prints the temporary memory XLA needs for a gradient of both forms."""
+    import jax
+    import jax.numpy as jnp
+
+    from pairgrpo_jax.lm import Policy, score
+    from pairgrpo_jax.lm.model import Model
+    from pairgrpo_jax.lm.weights import abstract_params
+
+    model = Model(smollm2_config(), None, remat=True)
+    b, k, p, t = args.prompts, args.samples, args.prompt_tokens, args.completion_tokens
+    batch = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((b, p), (b,), (b, k, t), (b, k))]
+
+    def chunked(params, *batch):
+        return score(Policy(model, params), *batch).logp.sum()
+
+    def naive(params, prompts, _, completions, lengths):
+        rows = completions.reshape(b * k, t)
+        texts = jnp.concatenate([jnp.repeat(prompts, k, axis=0), rows], axis=1)
+        log_probs = jax.nn.log_softmax(model.apply(params, texts))[:, p - 1 : -1]
+        return jnp.take_along_axis(log_probs, rows[..., None], -1).sum()
+
+    sizes = {}
+    for name, f in (("chunked", chunked), ("naive", naive)):
+        compiled = jax.jit(jax.grad(f)).lower(abstract_params(model.config), *batch).compile()
+        memory = compiled.memory_analysis()
+        sizes[name] = memory.temp_size_in_bytes / 2**20
+    report(**{f"{k}_mib": v for k, v in sizes.items()}, ratio=sizes["chunked"] / sizes["naive"])
+
+
+def smollm2_config():
+    """Returns SmolLM2-135M's config, without its weights."""
+    from pairgrpo_jax.lm.model import read_config
+
+    sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
+    sizes |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    fields = {"model_type": "llama", **sizes, "rope_theta": 1e5, "tie_word_embeddings": True}
+    return read_config(fields | {"max_position_embeddings": 8192}, "smollm2")
+
+
+def loading(args: Loading) -> None:
+    """Prints the peak of a process that loads a model from shards, over its peak before."""
+    from pairgrpo_jax.lm import load_model, save_pretrained
+
+    folder = tempfile.mkdtemp()
+    model = load_model(args.model)
+    save_pretrained(model, model.params, folder, max_shard_bytes=10**8)
+    code = """
+import resource, sys, time
+import jax
+import transformers
+from pairgrpo_jax.lm import load_model
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+jax.numpy.zeros(1).block_until_ready()
+before, start = peak(), time.perf_counter()
+params = load_model(sys.argv[1]).params
+seconds, grown = time.perf_counter() - start, peak() - before
+sizes = [x.nbytes / 2**20 for x in jax.tree.leaves(params)]
+print(grown, sum(sizes), max(sizes), seconds)
+"""
+    output = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True)
+    grown, total, largest, seconds = map(float, output.stdout.split())
+    bound = 1.3 * total + largest
+    report(
+        peak_mib=grown, parameters_mib=total, largest_mib=largest, bound_mib=bound, seconds=seconds
+    )
+
+
+def plan(args: Plan) -> None:
+    """Prints the plan for each number of devices; XLA's own count comes from a child process."""
+    from pairgrpo_jax.lm import sharding
+
+    for count in args.devices:
+        axes = mesh_axes(count)
+        planned = sharding.memory_plan(llama2_config(), axes, rows=args.rows, steps=args.steps)
+        parts = {k: v / 2**30 for k, v in dataclasses.asdict(planned).items() if k != "devices"}
+        report(mesh=axes, unit="GiB per device", **parts, total=planned.total / 2**30)
+        flags = f"--xla_force_host_platform_device_count={count}"
+        call = f"compile_step({count}, {args.rows}, {args.steps})"
+        code = f"from experiments.benchmarks.lm import compile_step; {call}"
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def mesh_axes(count: int) -> dict[str, int]:
+    """Returns a mesh: fully sharded first, at most 2-way tensor parallel."""
+    tensor = 1 if count == 1 else 2
+    return {"fsdp": count // tensor, "tensor": tensor}
+
+
+def llama2_config():
+    """Returns Llama-2 7B's config."""
+    from pairgrpo_jax.lm.model import read_config
+
+    return read_config({"model_type": "llama", "max_position_embeddings": 4096}, "llama-2-7b")
+
+
+def compile_step(count: int, rows: int, steps: int) -> None:
+    """Compiles loss and gradient on sharded abstract arrays; prints XLA's memory count."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from pairgrpo_jax.lm import Policy, score, sharding
+    from pairgrpo_jax.lm.model import Model
+    from pairgrpo_jax.lm.weights import abstract_params
+
+    axes = mesh_axes(count)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=auto)
+    model = Model(llama2_config(), None, dtype=jnp.bfloat16, remat=True)
+    abstract = abstract_params(model.config)
+    places = sharding.shardings(abstract, mesh)
+    make = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    params = jax.tree.map(make, abstract, places)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    shapes = ((rows, steps // 2), (rows,), (rows, 1, steps // 2), (rows, 1))
+    batch = [jax.ShapeDtypeStruct(s, jnp.int32, sharding=split) for s in shapes]
+
+    def loss(params, *batch):
+        return score(Policy(model, params), *batch).logp.mean()
+
+    start = time.perf_counter()
+    compiled = jax.jit(jax.grad(loss), out_shardings=places).lower(params, *batch).compile()
+    memory = compiled.memory_analysis()
+    gib = {
+        "xla_arguments": memory.argument_size_in_bytes / 2**30,
+        "xla_outputs": memory.output_size_in_bytes / 2**30,
+        "xla_temporaries": memory.temp_size_in_bytes / 2**30,
+    }
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract))
+    report(devices=count, parameters=parameters, compile_seconds=time.perf_counter() - start, **gib)
+
+
+Command = (
+    Annotated[Speed, tyro.conf.subcommand("speed")]
+    | Annotated[Scoring, tyro.conf.subcommand("scoring")]
+    | Annotated[Loading, tyro.conf.subcommand("loading")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Peer, tyro.conf.subcommand("peer")]
+)
+
+
+def main(args: Speed | Scoring | Loading | Plan | Peer) -> None:
+    """Runs one of the measurements."""
+    tasks = {Speed: speed, Scoring: scoring, Loading: loading, Plan: plan, Peer: peer}
+    tasks[type(args)](args)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Command, description=__doc__))  # pyright: ignore[reportArgumentType]

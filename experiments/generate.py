@@ -1,0 +1,176 @@
+"""Chats with a language model, or completes a file of prompts, streaming to the terminal.
+
+python -m experiments.generate --model smollm2
+python -m experiments.generate --model smollm2 --prompt "What is the capital of France?"
+python -m experiments.generate --model some/folder --prompts prompts.jsonl --out replies.jsonl
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+import jax
+import tyro
+
+from pairgrpo_jax.lm import Model, generate, load_model
+from pairgrpo_jax.lm.tokenizer import encode, encode_chat
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to generate, and how.
+
+    Attributes:
+      model: a folder, a .gguf file, a hub repository, or smollm2.
+      prompt: answer this one message and stop.
+      prompts: a file of prompts: .txt (one a line) or .jsonl (field "prompt").
+      out: where the replies to `prompts` go, as .jsonl; the terminal if absent.
+      chat: put prompts through the model's chat template.
+      system: a system message for the chat template.
+      max_new_tokens: the longest reply.
+      num_samples: replies to each prompt of `prompts`.
+      batch_size: prompts of `prompts` completed together.
+      temperature: 0 takes the most likely token.
+      top_k: sample from the k most likely tokens.
+      top_p: sample from a nucleus.
+      min_p: sample from tokens likely enough relative to the first.
+      stop: texts that end a reply.
+      seed: of the samples.
+      verbose: log compilations.
+    """
+
+    model: str = "smollm2"
+    prompt: str | None = None
+    prompts: Path | None = None
+    out: Path | None = None
+    chat: bool = True
+    system: str | None = None
+    max_new_tokens: int = 256
+    num_samples: int = 1
+    batch_size: int = 8
+    temperature: float = 0.7
+    top_k: int | None = None
+    top_p: float | None = 0.95
+    min_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    verbose: bool = False
+
+    def sampling(self) -> dict:
+        """Returns the options of `generate`."""
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
+        return {name: getattr(self, name) for name in names} | {"stop_strings": self.stop}
+
+
+def encode_messages(model: Model, messages: list[dict[str, str]], chat: bool) -> list[int]:
+    """Returns the token ids of a conversation, or of its last text without a template."""
+    if chat:
+        return encode_chat(model.tokenizer, messages)
+    return encode(model.tokenizer, messages[-1]["content"])
+
+
+def reply(model: Model, args: Args, ids: list[int], key: jax.Array) -> str:
+    """Prints a reply as it comes, and returns it."""
+    shown = ""
+
+    def show(tokens, lengths) -> None:
+        nonlocal shown
+        ids = tokens[0, 0, : lengths[0, 0]].tolist()
+        text = model.tokenizer.decode(ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # a character split between two tokens: wait for it
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+
+    generate(model, model.params, [ids], key=key, on_tokens=show, **args.sampling())
+    print()
+    return shown
+
+
+def talk(model: Model, args: Args) -> None:
+    """Chats until the end of input, or answers `args.prompt`."""
+    start = [{"role": "system", "content": args.system}] if args.system else []
+    messages, key = list(start), jax.random.key(args.seed)
+    while True:
+        text = args.prompt or input("\n> ").strip()
+        if text == "/new":
+            messages = list(start)
+            continue
+        if text:
+            messages.append({"role": "user", "content": text})
+            key, now = jax.random.split(key)
+            ids = encode_messages(model, messages, args.chat)
+            messages.append({"role": "assistant", "content": reply(model, args, ids, now)})
+        if args.prompt is not None:
+            return
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Reads a .txt or .jsonl file of prompts.
+
+    Raises:
+      ValueError: naming the file and line that has no prompt.
+    """
+    lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+    if path.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(json.loads(line)["prompt"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path}:{number}: expected an object with a field 'prompt'") from e
+    return prompts
+
+
+def complete(model: Model, args: Args, prompts: list[str]) -> None:
+    """Completes a list of prompts, one line of JSON for each."""
+    sink = args.out.open("w", encoding="utf-8") if args.out else sys.stdout
+    keys = jax.random.split(jax.random.key(args.seed), len(prompts) * args.num_samples)
+    keys = keys.reshape(len(prompts), args.num_samples)
+    for start in range(0, len(prompts), args.batch_size):
+        texts = prompts[start : start + args.batch_size]
+        ids = [encode_messages(model, [{"role": "user", "content": x}], args.chat) for x in texts]
+        out = generate(
+            model,
+            model.params,
+            ids,
+            key=keys[start : start + len(texts)],
+            num_samples=args.num_samples,
+            **args.sampling(),
+        )
+        for text, tokens, lengths in zip(texts, out.tokens, out.lengths):
+            rows = [row[:n].tolist() for row, n in zip(tokens, lengths)]
+            replies = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+            print(json.dumps({"prompt": text, "replies": replies}), file=sink, flush=True)
+    if args.out:
+        sink.close()
+
+
+def main(args: Args) -> None:
+    """Runs the command line."""
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
+    model = load_model(args.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
+    if args.prompts is not None:
+        complete(model, args, read_prompts(args.prompts))
+        return
+    try:
+        talk(model, args)
+    except (EOFError, KeyboardInterrupt):
+        print()
+
+
+def entry() -> None:
+    """Parses the command line; an error the user can mend is one line, not a traceback."""
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (ValueError, OSError) as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    entry()

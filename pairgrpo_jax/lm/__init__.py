@@ -1,0 +1,20 @@
+"""Causal language models in Flax: load, score, generate and save real weights."""
+
+from pairgrpo_jax.lm import lora
+from pairgrpo_jax.lm.generation import Generation, generate
+from pairgrpo_jax.lm.model import Model, load_model, save_pretrained
+from pairgrpo_jax.lm.sampling import Sampling
+from pairgrpo_jax.lm.scoring import Policy, Scores, score
+
+__all__ = [
+    "Generation",
+    "Model",
+    "Policy",
+    "Sampling",
+    "Scores",
+    "generate",
+    "load_model",
+    "lora",
+    "save_pretrained",
+    "score",
+]

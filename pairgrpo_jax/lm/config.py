@@ -1,0 +1,195 @@
+"""What a decoder is made of: one frozen description, read from a Hugging Face config."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# Fields that change nothing here: names and dates, defaults for other tasks, weight
+# initialisation, and dropout (these models run as they do at evaluation).
+_NEUTRAL = frozenset(
+    """architectures model_type transformers_version dtype torch_dtype use_cache return_dict
+    output_hidden_states output_attentions chunk_size_feed_forward id2label label2id problem_type
+    initializer_range _name_or_path name_or_path attention_dropout resid_pdrop embd_pdrop attn_pdrop
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    task_specific_params n_ctx gradient_checkpointing torchscript _attn_implementation
+    attn_implementation cache_implementation is_llama_config transformers.js_config
+    reorder_and_upcast_attn""".split()
+)
+# Fields that must hold one of these values wherever they appear.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "pretraining_tp": (1, None),
+    "rope_interleaved": (False,),
+    "add_cross_attention": (False,),
+    "use_bidirectional_attention": (False, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "tie_encoder_decoder": (False,),
+}
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+_LIMIT = 1 << 24  # no real model has a dimension beyond 16 million
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of one kind of layer, see `rope.frequencies` for the scaling types."""
+
+    theta: float = 10_000.0
+    kind: str = "default"
+    factor: float = 1.0
+    original_max: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer; the differences between families are fields.
+
+    `windows` holds one entry a layer: 0 for full attention, else the number of positions
+    seen, the token itself included. `local_rope` is used by the layers that have a window
+    (Gemma 3); `rope=None` means learned positions (GPT-2).
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    windows: tuple[int, ...]
+    rope: RopeConfig | None
+    local_rope: RopeConfig | None = None
+    activation: str = "silu"
+    norm: str = "rms"  # "rms", "rms_plus_one" (Gemma: weight + 1) or "layer"
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    gated: bool = True
+    qk_norm: bool = False
+    post_norms: bool = False
+    tied: bool = False
+    embed_scale: float = 1.0
+    attention_scales: tuple[float, ...] = ()
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+
+class FieldReader:
+    """Hands out the fields of a config and refuses, by name, those that nobody asked for."""
+
+    def __init__(self, fields: dict[str, Any], where: str, ignore: Iterable[str] = ()):
+        self.fields, self.where, self.ignore = fields, where, frozenset(ignore)
+        self.read: set[str] = set()
+
+    def error(self, name: str, why: str) -> ValueError:
+        """Returns the one error every refused field raises."""
+        return ValueError(f"{self.where}: field '{name}' = {self.fields.get(name)!r}: {why}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns the field, or the default where it is absent or null."""
+        self.read.add(name)
+        value = self.fields.get(name)
+        return default if value is None else value
+
+    def typed(self, name: str, kind: type, default: Any = None, ok: Callable = lambda v: True):
+        """Returns the field if it is of this kind and acceptable; ints pass for floats."""
+        value = self.get(name, default)
+        value = float(value) if kind is float and type(value) is int else value
+        if type(value) is not kind or not ok(value):
+            raise self.error(name, f"expected {kind.__name__} in the range this library supports")
+        return value
+
+    def size(self, name: str, default: int | None = None) -> int:
+        """Returns a positive dimension."""
+        return self.typed(name, int, default, lambda v: 0 < v <= _LIMIT)
+
+    def choice(self, name: str, allowed: tuple, default: Any = None) -> Any:
+        """Returns the field if it is one of the supported values."""
+        value = self.get(name, default)
+        if value not in allowed:
+            raise self.error(name, f"unsupported; supported here: {', '.join(map(str, allowed))}")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Returns a boolean field."""
+        return self.typed(name, bool, default)
+
+    def finish(self) -> None:
+        """Raises ValueError for a field with no meaning here, or with an unsupported value."""
+        for name, allowed in _FIXED.items():
+            if name in self.fields and name not in self.ignore:
+                self.choice(name, allowed, allowed[0])
+        known = self.read | _NEUTRAL | self.ignore
+        unknown = sorted(k for k, v in self.fields.items() if k not in known and v is not None)
+        if unknown:
+            raise ValueError(
+                f"{self.where}: fields this library does not implement: {', '.join(unknown)} "
+                "(pass ignore_fields to load without them)"
+            )
+
+
+def token_ids(reader: FieldReader, vocab_size: int) -> dict[str, Any]:
+    """Returns `bos_id`, `eos_ids` and `pad_id`, each checked against the vocabulary."""
+    eos = reader.get("eos_token_id", [])
+    ids = {
+        "bos_token_id": reader.get("bos_token_id"),
+        "pad_token_id": reader.get("pad_token_id"),
+    }
+    eos = eos if isinstance(eos, list) else [eos]
+    for name, group in (("eos_token_id", eos), *((k, [v]) for k, v in ids.items())):
+        for i in group:
+            # Config classes carry default ids (Gemma's 0, 1, 2) beyond a tiny vocabulary.
+            if i is not None and (type(i) is not int or i < -1):
+                raise reader.error(name, f"not a token id of a vocabulary of {vocab_size}")
+    inside = tuple(i for i in eos if i is not None and 0 <= i < vocab_size)
+    keep = {k: v if v is not None and 0 <= v < vocab_size else None for k, v in ids.items()}
+    return {"bos_id": keep["bos_token_id"], "pad_id": keep["pad_token_id"], "eos_ids": inside}
+
+
+def read_heads(reader: FieldReader) -> dict[str, int]:
+    """Returns vocabulary, widths and head counts, checked to fit each other."""
+    hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    kv_heads = reader.size("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise reader.error("num_key_value_heads", f"does not divide num_attention_heads={heads}")
+    layers = reader.typed("num_hidden_layers", int, None, lambda v: 0 < v <= 4096)
+    head_dim = reader.size("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise reader.error("head_dim", f"is odd ({head_dim}); rotary embeddings need pairs")
+    return {
+        "vocab_size": reader.size("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": reader.size("intermediate_size"),
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_positions": reader.size("max_position_embeddings"),
+    }
+
+
+def read_windows(reader: FieldReader, layers: int, window: int | None) -> tuple[int, ...]:
+    """Returns each layer's window from `layer_types`; 0 is full attention."""
+    kinds = reader.get("layer_types", ["full_attention"] * layers)
+    allowed = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise reader.error("layer_types", f"expected a list of {layers} entries")
+    if any(kind not in allowed for kind in kinds):
+        raise reader.error("layer_types", f"supported layer types: {', '.join(allowed)}")
+    if "sliding_attention" in kinds and not window:
+        raise reader.error("sliding_window", "layer_types has sliding layers, so it must be set")
+    return tuple(window or 0 if kind == "sliding_attention" else 0 for kind in kinds)

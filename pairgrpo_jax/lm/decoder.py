@@ -1,0 +1,248 @@
+"""The decoder shared by every family: Flax modules with layers stacked and scanned."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pairgrpo_jax.lm import rope
+from pairgrpo_jax.lm.attention import KV, attend, default_scale
+from pairgrpo_jax.lm.config import ModelConfig
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, plus a low-rank update where the `lora` collection holds one."""
+
+    features: int
+    bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., d]` to `[..., features]`."""
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        y = x @ kernel.astype(self.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(self.dtype)
+        if self.has_variable("lora", "a"):
+            a, b, rate = (self.get_variable("lora", name) for name in ("a", "b", "rate"))
+            if self.has_rng("dropout"):
+                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
+                x = jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
+            y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """RMS norm (weight, or Gemma's weight + 1) or layer norm, computed in float32."""
+
+    kind: str
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        dtype, x = x.dtype, x.astype(jnp.float32)
+        init = nn.initializers.zeros if self.kind == "rms_plus_one" else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],)).astype(jnp.float32)
+        if self.kind == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        x = x * (scale + 1 if self.kind == "rms_plus_one" else scale)
+        if self.kind == "layer":
+            x = x + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+        return x.astype(dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, positions, table, window, scale, past: list[KV]) -> tuple:
+        """Returns the output `[B, T, d]` and this text's keys and values `[B, H, T, D]`."""
+        c = self.config
+
+        def heads(name: str, count: int) -> jax.Array:
+            y = Linear(count * c.head_dim, c.qkv_bias, self.dtype, name=name)(x)
+            y = y.reshape(*x.shape[:2], count, c.head_dim)
+            if c.qk_norm and name != "v":
+                y = Norm(c.norm, c.norm_eps, name=f"{name}_norm")(y)
+            if table is not None and name != "v":
+                y = rope.rotate(y, table)
+            return y.swapaxes(1, 2)
+
+        q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
+        places = [*past, KV(k, v, positions)]
+        softcap = c.attention_softcap
+        out = attend(q, places, positions, scale=scale, window=window, softcap=softcap)
+        out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        return Linear(c.hidden_size, c.out_bias, self.dtype, name="o")(out), (k, v)
+
+
+class Mlp(nn.Module):
+    """Feed-forward block, gated (https://arxiv.org/abs/2002.05202) or plain."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., d]` to `[..., d]`."""
+        c = self.config
+        up = Linear(c.intermediate_size, c.mlp_bias, self.dtype, name="up")(x)
+        act = _ACTIVATIONS[c.activation]
+        if c.gated:
+            gate = Linear(c.intermediate_size, c.mlp_bias, self.dtype, name="gate")(x)
+            up = act(gate) * up
+        else:
+            up = act(up)
+        return Linear(c.hidden_size, c.mlp_bias, self.dtype, name="down")(up)
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each normed before (Gemma: and after)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, layer: dict, past_kv: list, shared: tuple) -> tuple:
+        """Maps `x` `[B, T, d]`; returns it with the layer's new keys and values."""
+        c = self.config
+        positions, rope_tables, past_positions = shared
+        past = [KV(k, v, at) for (k, v), at in zip(past_kv, past_positions)]
+        table = None if rope_tables is None else rope_tables[layer["rope"]]
+
+        def norm(name: str, y: jax.Array) -> jax.Array:
+            return Norm(c.norm, c.norm_eps, name=name)(y)
+
+        attention = Attention(c, self.dtype, name="attn")
+        y, kv = attention(
+            norm("attn_norm", x), positions, table, layer["window"], layer["scale"], past
+        )
+        x = x + (norm("post_attn_norm", y) if c.post_norms else y)
+        y = Mlp(c, self.dtype, name="mlp")(norm("mlp_norm", x))
+        x = x + (norm("post_mlp_norm", y) if c.post_norms else y)
+        return x, kv
+
+
+class Decoder(nn.Module):
+    """Embedding, L scanned blocks, final norm and vocabulary projection.
+
+    Parameters have whatever dtype they are given; activations are computed in `dtype`.
+    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    """
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        """Builds the modules; the block's parameters get a leading axis L."""
+        c = self.config
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, 0, nn.broadcast),
+            length=c.num_layers,
+        )(c, self.dtype)
+        init = nn.initializers.normal(0.02)
+        self.embed = self.param("embed", init, (c.vocab_size, c.hidden_size))
+        if c.rope is None:
+            self.positions = self.param("positions", init, (c.max_positions, c.hidden_size))
+        self.final_norm = Norm(c.norm, c.norm_eps)
+        if not c.tied:
+            self.lm_head = Linear(c.vocab_size, False, self.dtype)
+
+    def hidden(self, tokens: jax.Array, positions: jax.Array, past: list[KV]) -> tuple:
+        """Returns final hidden states and this text's keys and values.
+
+        Args:
+          tokens: `[B, T]`.
+          positions: `[B, T]`, -1 at padding.
+          past: keys and values seen before this text, `[L, B', H, S, D]` each.
+
+        Returns:
+          `([B, T, d], KV of [L, B, H, T, D])`.
+        """
+        c = self.config
+        x = self.embed[tokens].astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
+        if c.rope is None:
+            x = x + self.positions[jnp.maximum(positions, 0)].astype(self.dtype)
+        shared = (positions, _rope_tables(c, positions), [kv.positions for kv in past])
+        x, (k, v) = self.layers(x, _layer_inputs(c), [(kv.k, kv.v) for kv in past], shared)
+        return self.final_norm(x), KV(k, v, positions)
+
+    def unembed(self, x: jax.Array) -> jax.Array:
+        """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
+        if self.config.tied:
+            table = self.embed.astype(self.dtype)
+            logits = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+        else:
+            logits = self.lm_head(x).astype(jnp.float32)
+        cap = self.config.logit_softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array, past: list[KV]) -> tuple:
+        """Returns logits `[B, T, V]` and this text's keys and values; see `hidden`."""
+        x, kv = self.hidden(tokens, positions, past)
+        return self.unembed(x), kv
+
+
+def run(
+    decoder: Decoder,
+    params: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    past: Sequence[KV] = (),
+    lora: Any = None,
+    dropout_key: jax.Array | None = None,
+    method: str | None = None,
+) -> tuple[jax.Array, KV]:
+    """Runs the decoder as a pure function; see `Decoder.__call__` and `Decoder.hidden`."""
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return decoder.apply(variables, tokens, positions, list(past), method=method, rngs=rngs)
+
+
+def unembed(decoder: Decoder, params: Any, hidden: jax.Array, lora: Any = None) -> jax.Array:
+    """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    return decoder.apply(variables, hidden, method="unembed")
+
+
+def _rope_tables(config: ModelConfig, positions: jax.Array) -> jax.Array | None:
+    """Returns `[1 or 2, 2, B, T, D/2]`: the full-attention table, then the local one."""
+    if config.rope is None:
+        return None
+    ropes = [r for r in (config.rope, config.local_rope) if r is not None]
+    return jnp.stack([rope.tables(r, config.head_dim, positions) for r in ropes])
+
+
+def _layer_inputs(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Returns what differs between layers, each `[L]`."""
+    windows = np.asarray(config.windows, np.int32)
+    local = (windows > 0) if config.local_rope else np.zeros_like(windows)
+    scales = config.attention_scales or (default_scale(config.head_dim),) * config.num_layers
+    return {
+        "window": windows,
+        "rope": local.astype(np.int32),
+        "scale": np.asarray(scales, np.float32),
+    }

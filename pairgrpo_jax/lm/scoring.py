@@ -1,0 +1,165 @@
+"""Log-probabilities, entropy and exact KL of completions, without ever holding `[B, T, V]`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.lm.decoder import Decoder, run, unembed
+from pairgrpo_jax.lm.model import Model, default_positions
+from pairgrpo_jax.lm.sampling import Sampling, transform
+
+
+class Policy(NamedTuple):
+    """A model with the parameters it runs with; LoRA variables where it has them."""
+
+    model: Model
+    params: Any
+    lora: Any = None
+
+
+class Scores(NamedTuple):
+    """Per-token scores of completions, `[B, K, T]` each, 0 at padding.
+
+    Attributes:
+      logp: log-probability of each token.
+      entropy: of the distribution each token came from, in nats.
+      kl: exact KL(policy || reference) of the next-token distributions, or None.
+    """
+
+    logp: jax.Array
+    entropy: jax.Array
+    kl: jax.Array | None
+
+
+def score(
+    policy: Policy,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    completions: jax.Array,
+    lengths: jax.Array,
+    *,
+    sampling: Sampling | None = None,
+    reference: Policy | None = None,
+    chunk: int = 256,
+    dropout_key: jax.Array | None = None,
+) -> Scores:
+    """Scores K completions of each of B prompts; a prompt is run once for its K completions.
+
+    Hidden states of the completions alone are projected to the vocabulary, `chunk` positions
+    at a time, and projected again in the backward pass: `[chunk, V]` is the largest array.
+
+    Args:
+      policy: what to score with; differentiable in its `params` and `lora`.
+      prompts: right-padded tokens `[B, P]`.
+      prompt_lengths: `[B]`.
+      completions: right-padded tokens `[B, K, T]`.
+      lengths: `[B, K]`.
+      sampling: `logp` and `entropy` are those of the distribution after this transform, as
+        `generate` reports them; None leaves the model's own.
+      reference: model to take the KL to; no gradient goes into it. The KL is between the
+        distributions at the temperature of `sampling`, before top-k, top-p and min-p.
+      chunk: positions projected at a time.
+      dropout_key: turns on LoRA's dropout.
+
+    Returns:
+      Scores `[B, K, T]`.
+
+    Raises:
+      ValueError: if shapes do not fit, or the vocabularies of the two models differ.
+    """
+    _check(prompts, prompt_lengths, completions, lengths, policy, reference)
+    batch = (prompts, prompt_lengths, completions, lengths)
+    hidden = _completion_hidden(policy, *batch, dropout_key)
+    decoders = [policy.model.decoder]
+    variables, inputs = [(policy.params, policy.lora)], [hidden]
+    if reference is not None:
+        reference = reference._replace(params=jax.lax.stop_gradient(reference.params))
+        decoders.append(reference.model.decoder)
+        variables.append((reference.params, jax.lax.stop_gradient(reference.lora)))
+        inputs.append(jax.lax.stop_gradient(_completion_hidden(reference, *batch, None)))
+    flat = [x.reshape(-1, x.shape[-1]) for x in inputs]
+    scores = _chunked(decoders, variables, flat, completions.reshape(-1), sampling, chunk)
+    real = jnp.arange(completions.shape[-1]) < lengths[..., None]
+    shaped = [jnp.where(real, x.reshape(completions.shape), 0.0) for x in scores]
+    return Scores(shaped[0], shaped[1], shaped[2] if reference is not None else None)
+
+
+def _completion_hidden(policy: Policy, prompts, prompt_lengths, completions, lengths, key):
+    """Returns the hidden states that predict the completions, `[B, K, T, d]`."""
+    decoder, (b, k, t) = policy.model.decoder, completions.shape
+    keys = (None, None) if key is None else jax.random.split(key)
+    positions = default_positions(prompts.shape, prompt_lengths)
+    hidden, prompt = run(
+        decoder, policy.params, prompts, positions, (), policy.lora, keys[0], "hidden"
+    )
+    first = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)
+    first = jnp.broadcast_to(first[:, None], (b, k, 1, first.shape[-1]))
+    if t == 1:
+        return first
+    tokens = completions[..., :-1].reshape(b * k, t - 1)
+    steps = default_positions(tokens.shape, lengths.reshape(-1))
+    steps = jnp.where(steps < 0, -1, steps + jnp.repeat(prompt_lengths, k)[:, None])
+    rest, _ = run(decoder, policy.params, tokens, steps, [prompt], policy.lora, keys[1], "hidden")
+    return jnp.concatenate([first, rest.reshape(b, k, t - 1, -1)], axis=2)
+
+
+def _chunked(decoders: list[Decoder], variables, hidden: list, tokens, sampling, chunk) -> list:
+    """Returns logp, entropy and KL (0 without a reference) of flat positions `[N]`."""
+    count = tokens.shape[0]
+    chunk = min(chunk, count)
+
+    def split(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, ((0, -count % chunk),) + ((0, 0),) * (x.ndim - 1))
+        return padded.reshape(-1, chunk, *x.shape[1:])
+
+    def body(variables: list, inputs: tuple) -> tuple:
+        hidden, tokens = inputs
+        logits = [
+            unembed(decoder, params, h, lora)
+            for decoder, (params, lora), h in zip(decoders, variables, hidden)
+        ]
+        return _token_scores(logits, tokens, sampling)
+
+    body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass
+    inputs = ([split(h) for h in hidden], split(tokens))
+    scores = jax.lax.map(lambda x: body(variables, x), inputs)
+    return [x.reshape(-1)[:count] for x in scores]
+
+
+def _token_scores(logits: list, tokens: jax.Array, sampling: Sampling | None) -> tuple:
+    """Returns logp, entropy and KL `[N]` from the policy's and the reference's logits `[N, V]`."""
+    seen = logits[0] if sampling is None else transform(logits[0], sampling)
+    log_probs = jax.nn.log_softmax(seen, axis=-1)
+    logp = jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
+    entropy = -_expectation(log_probs, log_probs)
+    if len(logits) == 1:
+        return logp, entropy, jnp.zeros_like(logp)
+    tempered = logits
+    if sampling is not None:
+        only_temperature = Sampling(sampling.temperature)
+        tempered = [transform(x, only_temperature) for x in logits]
+    p, q = (jax.nn.log_softmax(x, axis=-1) for x in tempered)
+    return logp, entropy, _expectation(p, p - q)
+
+
+def _expectation(log_probs: jax.Array, values: jax.Array) -> jax.Array:
+    """Returns the mean of values under probabilities, where the probability is not 0."""
+    possible = jnp.isfinite(log_probs)
+    products = jnp.exp(log_probs) * jnp.where(possible, values, 0.0)
+    return products.sum(axis=-1)
+
+
+def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> None:
+    if prompts.ndim != 2 or completions.ndim != 3 or 0 in completions.shape + prompts.shape:
+        shapes = f"{prompts.shape} and {completions.shape}"
+        raise ValueError(f"expected prompts [B, P] and completions [B, K, T], got {shapes}")
+    if len(prompts) != len(completions):
+        raise ValueError(f"completions: {len(completions)} groups for {len(prompts)} prompts")
+    if prompt_lengths.shape != prompts.shape[:1] or lengths.shape != completions.shape[:2]:
+        got = f"{prompt_lengths.shape} and {lengths.shape}"
+        raise ValueError(f"prompt_lengths and lengths: expected [B] and [B, K], got {got}")
+    if reference is not None:
+        sizes = [p.model.config.vocab_size for p in (policy, reference)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"reference: vocab_size {sizes[1]}, the policy has {sizes[0]}")

@@ -1,0 +1,151 @@
+"""Tokenizers and chat templates: from a folder, or rebuilt exactly from GGUF fields."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+_CONTROL, _USER_DEFINED = 3, 4
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
+    """Returns how llama.cpp's `tokenizer.ggml.pre` splits text, or None if it is not known."""
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if kind in ("gpt-2", "gpt2"):
+        return whole
+    if kind == "smollm":
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
+    digits = {"llama-bpe": "{1,3}", "llama3": "{1,3}", "qwen2": ""}
+    if kind not in digits:
+        return None
+    split = pre_tokenizers.Split(Regex(_WORDS % digits[kind]), "isolated")
+    return pre_tokenizers.Sequence([split, pieces])
+
+
+def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | None:
+    """Rebuilds the tokenizer of a GGUF file.
+
+    `transformers` has a converter of its own; it drops the split before digits, and real texts
+    come out different.
+
+    Args:
+      fields: the file's metadata.
+      where: the file, for error messages.
+
+    Returns:
+      The tokenizer, or None where the file has none of a kind known here (byte-level BPE of
+      GPT-2, SmolLM, Llama 3 and Qwen2 are).
+
+    Raises:
+      ValueError: if the fields are malformed.
+    """
+    kind = fields.get("tokenizer.ggml.pre", "")
+    splitter = _pre_tokenizer(kind) if isinstance(kind, str) else None
+    if fields.get("tokenizer.ggml.model") != "gpt2" or splitter is None:
+        return None
+    tokens, merges = (_strings(fields, f"tokenizer.ggml.{x}", where) for x in ("tokens", "merges"))
+    types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    vocab = {token: i for i, token in enumerate(tokens)}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    known = all(
+        len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs
+    )
+    if len(vocab) != len(tokens) or not known:
+        raise ValueError(f"{where}: field 'tokenizer.ggml.merges' does not fit the tokens")
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"{where}: field 'tokenizer.ggml.token_type': expected {len(tokens)}")
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=kind in ("llama-bpe", "llama3")))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.normalizer = normalizers.NFC() if kind == "qwen2" else None
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = [
+        (AddedToken(t, special=n == _CONTROL, normalized=False), n) for t, n in zip(tokens, types)
+    ]
+    tokenizer.add_tokens([token for token, n in kinds if n in (_CONTROL, _USER_DEFINED)])
+    return _wrap(tokenizer, tokens, fields, where)
+
+
+def _wrap(tokenizer: Tokenizer, tokens: list[str], fields: dict[str, Any], where: str):
+    special = {}
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    for ours, theirs in names.items():
+        field = f"tokenizer.ggml.{theirs}_token_id"
+        index = fields.get(field)
+        if index is None:
+            continue
+        if type(index) is not int or not 0 <= index < len(tokens):
+            raise ValueError(f"{where}: field '{field}' = {index!r}: not one of the tokens")
+        special[f"{ours}_token"] = tokens[index]
+    template = fields.get("tokenizer.chat_template")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=template if isinstance(template, str) else None,
+        clean_up_tokenization_spaces=False,
+        add_bos_token=fields.get("tokenizer.ggml.add_bos_token") is True,
+        **special,
+    )
+
+
+def _strings(fields: dict[str, Any], name: str, where: str) -> list[str]:
+    value = fields.get(name)
+    if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+        raise ValueError(f"{where}: field '{name}': expected a list of strings")
+    return value
+
+
+def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Loads the tokenizer of a model folder, or returns None if it has none.
+
+    Raises:
+      ValueError: if the files are malformed.
+    """
+    if not any((folder / name).exists() for name in _FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as e:  # its parsers raise bare exceptions of their own
+        raise ValueError(f"{folder}: cannot read the tokenizer: {e}") from e
+
+
+def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str) -> None:
+    """Raises ValueError if the tokenizer can give an id that the model has no row for."""
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= vocab_size:
+        raise ValueError(
+            f"{where}: the tokenizer's ids go up to {highest}, field 'vocab_size' = {vocab_size}"
+        )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Returns the ids of a text, with BOS in front, once, where the tokenizer adds one."""
+    ids = tokenizer(text)["input_ids"]
+    bos = tokenizer.bos_token_id
+    wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
+    if wants and ids[:1] != [bos]:
+        return [bos, *ids]
+    return ids[1:] if wants and ids[:2] == [bos, bos] else ids
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """Returns the prompt that asks for the next reply to a list of `{role, content}` messages.
+
+    Raises:
+      ValueError: if the tokenizer has no chat template, or the template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template; complete plain text instead")
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as e:  # jinja2 raises what the template raises
+        raise ValueError(f"the chat template refuses these messages: {e}") from e
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
+    return [bos, *ids] if wants and ids[:1] != [bos] else ids

@@ -1,0 +1,145 @@
+"""Moves parameters between checkpoints and the pytree, tensor by tensor, sharded or not."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pairgrpo_jax.lm.config import ModelConfig
+from pairgrpo_jax.lm.decoder import Decoder
+from pairgrpo_jax.lm.names import Source
+
+_UNUSED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old releases
+_PREFIXES = ("model.", "transformer.")  # absent from checkpoints saved without their head
+
+
+class Reader(Protocol):
+    """A checkpoint: shapes by name, and blocks of tensors on demand."""
+
+    where: str
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns a block of a tensor."""
+        ...
+
+
+@functools.cache
+def abstract_params(config: ModelConfig, dtype=jnp.float32) -> Any:
+    """Returns the parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    init = functools.partial(Decoder(config).init, past=[])
+    tree = jax.eval_shape(init, jax.random.key(0), tokens, tokens)["params"]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Any:
+    """Returns random parameters (normal, 0.02), for tests and for training from scratch."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    init = jax.jit(functools.partial(Decoder(config).init, past=[]))
+    return jax.tree.map(lambda x: x.astype(dtype), init(key, tokens, tokens)["params"])
+
+
+def load(
+    reader: Reader,
+    names: dict[str, Source],
+    abstract: Any,
+    shardings: Any = None,
+) -> Any:
+    """Fills a parameter tree from a checkpoint, each device's part read on its own.
+
+    Host memory beyond the parameters themselves never exceeds one device's part of the largest
+    parameter and one stored tensor.
+
+    Args:
+      reader: the checkpoint.
+      names: where each parameter is, `{}` in a name stands for the layer.
+      abstract: tree of `jax.ShapeDtypeStruct`, the shapes and dtypes wanted.
+      shardings: tree of shardings like `abstract`; None puts everything on the first device.
+
+    Raises:
+      ValueError: listing all missing, extra and misshapen tensors.
+    """
+    flat = flax.traverse_util.flatten_dict(abstract, sep="/")
+    where = _match(reader, names, flat)
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = flax.traverse_util.flatten_dict(shardings, sep="/") if shardings else {}
+    loaded = {}
+    for path, leaf in flat.items():
+        read = functools.partial(_read_block, reader, names[path], where, path, leaf)
+        place = places.get(path, local)
+        loaded[path] = jax.make_array_from_callback(leaf.shape, place, read)
+        loaded[path].block_until_ready()
+    return flax.traverse_util.unflatten_dict(loaded, sep="/")
+
+
+def _match(reader: Reader, names: dict[str, Source], flat: dict[str, Any]) -> dict[str, str]:
+    """Returns the name in the checkpoint of every tensor wanted, or says all that is wrong."""
+    wanted, where, problems = {}, {}, []
+    for path, leaf in flat.items():
+        stacked = "{}" in names[path].name
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        for i in range(leaf.shape[0] if stacked else 1):
+            wanted[names[path].name.format(i)] = names[path].stored_shape(shape)
+    for name, shape in wanted.items():
+        bare = name
+        for prefix in _PREFIXES:
+            bare = bare.removeprefix(prefix)
+        stored = next((x for x in (name, bare) if x in reader.shapes), None)
+        if stored is None:
+            problems.append(f"missing {name}")
+        elif reader.shapes[stored] != shape:
+            problems.append(f"{stored} has shape {reader.shapes[stored]}, expected {shape}")
+        else:
+            where[name] = stored
+    tied = () if any(path.startswith("lm_head") for path in flat) else ("lm_head.weight",)
+    extra = reader.shapes.keys() - set(where.values()) - set(wanted)
+    problems += [f"extra {x}" for x in sorted(extra) if not x.endswith((*_UNUSED, *tied))]
+    if problems:
+        more = f" and {len(problems) - 40} more" if len(problems) > 40 else ""
+        raise ValueError(f"{reader.where}: {'; '.join(problems[:40])}{more}")
+    return where
+
+
+def _read_block(
+    reader: Reader, source: Source, where: dict[str, str], path: str, leaf: Any, index: tuple
+) -> np.ndarray:
+    """Returns one device's part of a parameter, layers stacked."""
+    index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, leaf.shape))
+    if "{}" not in source.name:
+        inner = source.stored_index(index, leaf.shape)
+        return source.take_block(reader.read(where[source.name], inner)).astype(leaf.dtype)
+    layers = range(index[0].start, index[0].stop)
+    out = np.empty((len(layers), *(i.stop - i.start for i in index[1:])), leaf.dtype)
+    inner = source.stored_index(index[1:], leaf.shape[1:])
+    for row, layer in enumerate(layers):
+        out[row] = source.take_block(reader.read(where[source.name.format(layer)], inner))
+    return out
+
+
+def stored_tensors(
+    names: dict[str, Source], params: Any
+) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
+    """Returns the tensors of a checkpoint as `name -> (bytes, function that makes it)`."""
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    blocks: dict[str, list] = {}
+    for path, source in names.items():
+        count = flat[path].shape[0] if "{}" in source.name else 1
+        for i in range(count):
+            leaf = (path, i) if "{}" in source.name else (path, None)
+            blocks.setdefault(source.name.format(i), []).append((source, leaf))
+
+    def make(entries: list) -> np.ndarray:
+        entries = sorted(entries, key=lambda e: e[0].part)
+        get = [flat[path] if i is None else flat[path][i] for _, (path, i) in entries]
+        return entries[0][0].put([np.asarray(x) for x in get])
+
+    def nbytes(entries: list) -> int:
+        sizes = [(flat[path], i) for _, (path, i) in entries]
+        return sum(x.nbytes if i is None else x.nbytes // x.shape[0] for x, i in sizes)
+
+    return {name: (nbytes(e), functools.partial(make, e)) for name, e in blocks.items()}

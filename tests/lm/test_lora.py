@@ -1,0 +1,89 @@
+"""Adapters: start as nothing, train alone, merge exactly, drop out on demand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pairgrpo_jax.lm import load_model, lora, save_pretrained
+
+from .conftest import tiny_model
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 97, (2, 9)))
+
+
+def adapted(model, **options):
+    config = lora.LoraConfig(**options)
+    adapters = lora.init(config, model.config, jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    noisy = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), adapters)
+    return config, adapters, noisy
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_merge_equals_running_with_adapters(family, tmp_path):
+    model = tiny_model(family)
+    targets = tuple(t for t in lora.TARGETS if t not in ("gate", "lm_head") or family == "llama")
+    config, fresh, noisy = adapted(model, targets=targets, rank=3, alpha=5.0)
+    base = model.apply(model.params, TOKENS)
+    unchanged = model.apply(model.params, TOKENS, lora=lora.variables(config, fresh))
+    np.testing.assert_array_equal(base, unchanged)
+    live = model.apply(model.params, TOKENS, lora=lora.variables(config, noisy))
+    assert float(jnp.abs(live - base).max()) > 0.05
+    merged = lora.merge(config, model.params, noisy)
+    np.testing.assert_allclose(model.apply(merged, TOKENS), live, atol=1e-4)
+    save_pretrained(model, merged, tmp_path)
+    again = load_model(tmp_path)
+    np.testing.assert_allclose(again.apply(again.params, TOKENS), live, atol=1e-4)
+
+
+def test_only_targets_are_adapted_and_alpha_scales(tiny):
+    config, fresh, noisy = adapted(tiny, targets=("q", "down"), rank=2)
+    assert set(fresh["layers"]["attn"]) == {"q"} and set(fresh["layers"]["mlp"]) == {"down"}
+    assert fresh["layers"]["attn"]["q"]["a"].shape == (3, 64, 2)
+    kernel = tiny.params["layers"]["attn"]["q"]["kernel"]
+    update = lora.merge(config, tiny.params, noisy)["layers"]["attn"]["q"]["kernel"] - kernel
+    double = lora.LoraConfig(rank=2, alpha=32.0, targets=config.targets)
+    twice = lora.merge(double, tiny.params, noisy)["layers"]["attn"]["q"]["kernel"] - kernel
+    np.testing.assert_allclose(twice, 2 * update, atol=1e-6)
+
+
+def test_dropout_needs_a_key_and_is_unbiased(tiny):
+    config, _, noisy = adapted(tiny, dropout=0.5)
+    variables = lora.variables(config, noisy)
+    plain = tiny.apply(tiny.params, TOKENS, lora=variables)
+    calm = lora.LoraConfig(dropout=0.0)
+    np.testing.assert_array_equal(
+        plain, tiny.apply(tiny.params, TOKENS, lora=lora.variables(calm, noisy))
+    )
+    dropped = [
+        tiny.apply(tiny.params, TOKENS, lora=variables, dropout_key=jax.random.key(i))
+        for i in range(2)
+    ]
+    assert not np.allclose(dropped[0], plain) and not np.allclose(dropped[0], dropped[1])
+
+
+def test_a_step_on_adapters_lowers_the_loss(tiny):
+    config, fresh, _ = adapted(tiny, targets=lora.TARGETS[:-1])
+
+    def loss(adapters):
+        logits = tiny.apply(tiny.params, TOKENS, lora=lora.variables(config, adapters))
+        log_probs = jax.nn.log_softmax(logits[:, :-1])
+        return -jnp.take_along_axis(log_probs, TOKENS[:, 1:, None], -1).mean()
+
+    step = jax.jit(lambda x: jax.tree.map(lambda w, g: w - 0.5 * g, x, jax.grad(loss)(x)))
+    before = loss(fresh)
+    for _ in range(5):
+        fresh = step(fresh)
+    assert loss(fresh) < before - 0.05
+
+
+def test_bad_configs_are_refused(tiny):
+    for options, match in [
+        ({"rank": 0}, "rank"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"targets": ("query",)}, "targets"),
+        ({"targets": ()}, "targets"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            adapted(tiny, **options)

@@ -1,0 +1,147 @@
+"""Chunked scores equal the naive `[B, T, V]` form, gradients too, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pairgrpo_jax.lm import Policy, Sampling, lora, score
+from pairgrpo_jax.lm.sampling import transform
+
+from .conftest import tiny_model
+
+RNG = np.random.default_rng(1)
+P_LENGTHS, LENGTHS = jnp.asarray([4, 7]), jnp.asarray([[5, 1, 6], [2, 6, 3]])
+PROMPTS, COMPLETIONS = (jnp.asarray(RNG.integers(3, 97, s), jnp.int32) for s in ((2, 7), (2, 3, 6)))
+BATCH = (PROMPTS, P_LENGTHS, COMPLETIONS, LENGTHS)
+REAL = np.arange(6) < np.asarray(LENGTHS)[..., None]
+
+
+def joined_texts():
+    """Whole texts `[6, 13]`, prompt and completion side by side, and where completions start."""
+    starts = np.repeat(np.asarray(P_LENGTHS), 3)
+    texts = np.zeros((6, 13), np.int32)
+    for row, n in enumerate(starts):
+        texts[row, :n] = PROMPTS[row // 3, :n]
+        texts[row, n : n + 6] = COMPLETIONS[row // 3, row % 3]
+    return texts, starts
+
+
+TEXTS, STARTS = joined_texts()
+
+
+def naive_logits(model, params):
+    """Logits `[B, K, T, V]` of the completions, from whole texts."""
+    logits = model.apply(params, jnp.asarray(TEXTS))
+    at = STARTS[:, None] - 1 + np.arange(6)
+    return logits[np.arange(6)[:, None], at].reshape(2, 3, 6, -1)
+
+
+def naive(model, params, sampling=None):
+    logits = naive_logits(model, params)
+    logits = logits if sampling is None else transform(logits, sampling)
+    log_probs = jax.nn.log_softmax(logits)
+    logp = jnp.take_along_axis(log_probs, COMPLETIONS[..., None], -1)[..., 0]
+    return jnp.where(REAL, logp, 0.0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_logp_and_gradient_equal_the_naive_form(family):
+    model = tiny_model(family)
+    weights = jnp.asarray(RNG.normal(size=COMPLETIONS.shape))
+
+    def loss(params, f):
+        return (f(params) * weights).sum()
+
+    chunked = lambda p: score(Policy(model, p), *BATCH, chunk=5).logp  # noqa: E731
+    value, grad = jax.jit(jax.value_and_grad(lambda p: loss(p, chunked)))(model.params)
+    plain = lambda p: loss(p, lambda q: naive(model, q))  # noqa: E731
+    want, want_grad = jax.jit(jax.value_and_grad(plain))(model.params)
+    np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4)
+    for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(want_grad)):
+        np.testing.assert_allclose(a, b, atol=2e-4 * max(1.0, float(jnp.abs(b).max())))
+
+
+def test_transform_entropy_and_kl(tiny):
+    chosen = Sampling(0.8, top_k=30, top_p=0.95)
+    other = jax.tree.map(lambda x: x * 1.1, tiny.params)
+    reference = Policy(tiny, other)
+    got = score(Policy(tiny, tiny.params), *BATCH, sampling=chosen, reference=reference, chunk=4)
+    np.testing.assert_allclose(
+        np.where(REAL, got.logp, 0), naive(tiny, tiny.params, chosen), atol=1e-4
+    )
+    logits = [naive_logits(tiny, p) for p in (tiny.params, other)]
+    probs = np.asarray(jax.nn.softmax(transform(logits[0], chosen)), np.float64)
+    entropy = -np.where(probs > 0, probs * np.log(np.maximum(probs, 1e-300)), 0).sum(-1)
+    np.testing.assert_allclose(got.entropy, entropy * REAL, atol=1e-4)
+    p, q = (jax.nn.log_softmax(x / 0.8) for x in logits)
+    np.testing.assert_allclose(got.kl, (jnp.exp(p) * (p - q)).sum(-1) * REAL, atol=1e-4)
+    assert (np.asarray(got.kl)[REAL] > 0).all()
+
+
+def test_kl_to_itself_is_zero_and_reference_gets_no_gradient(tiny):
+    def kl(params, reference):
+        other = Policy(tiny, reference)
+        return score(Policy(tiny, params), *BATCH, reference=other).kl.sum()
+
+    other = jax.tree.map(lambda x: x * 1.1, tiny.params)
+    assert abs(float(kl(tiny.params, tiny.params))) < 1e-5
+    grads = jax.grad(kl, (0, 1))(tiny.params, other)
+    sizes = [sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(g)) for g in grads]
+    assert sizes[0] > 0 and sizes[1] == 0
+
+
+def test_lora_reference_is_the_base_model(tiny):
+    config = lora.LoraConfig(rank=4)
+    adapters = lora.init(config, tiny.config, jax.random.key(0))
+    adapters = jax.tree.map(lambda x: x + 0.05, adapters)
+    policy = Policy(tiny, tiny.params, lora.variables(config, adapters))
+    got = score(policy, *BATCH, reference=Policy(tiny, tiny.params))
+    assert float(got.kl.sum()) > 1e-3
+    merged = lora.merge(config, tiny.params, adapters)
+    np.testing.assert_allclose(got.logp, naive(tiny, merged), atol=1e-4)
+
+
+def test_padding_contents_do_not_matter(tiny):
+    got = score(Policy(tiny, tiny.params), *BATCH)
+    junk = jnp.where(REAL, COMPLETIONS, 96)
+    prompts = jnp.where(jnp.arange(7) < P_LENGTHS[:, None], PROMPTS, 96)
+    again = score(Policy(tiny, tiny.params), prompts, P_LENGTHS, junk, LENGTHS)
+    np.testing.assert_array_equal(got.logp, again.logp)
+
+
+def test_memory_is_at_most_60_percent_of_the_naive_form():
+    import dataclasses
+
+    from pairgrpo_jax.lm.weights import abstract_params
+
+    model = tiny_model()
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=20_000))
+    abstract = abstract_params(model.config)
+    batch = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((4, 32), (4,), (4, 4, 64), (4, 4))]
+
+    def chunked(params, *batch):
+        return score(Policy(model, params), *batch, chunk=128).logp.sum()
+
+    def whole(params, prompts, _, completions, lengths):
+        texts = jnp.concatenate([jnp.repeat(prompts, 4, 0), completions.reshape(16, 64)], 1)
+        logits = jax.nn.log_softmax(model.apply(params, texts))[:, 31:-1]
+        return jnp.take_along_axis(logits, completions.reshape(16, 64, 1), -1).sum()
+
+    def peak(f):
+        compiled = jax.jit(jax.grad(f)).lower(abstract, *batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert peak(chunked) < 0.6 * peak(whole)
+
+
+def test_bad_shapes_are_refused(tiny):
+    policy = Policy(tiny, tiny.params)
+    for batch, match in [
+        ((PROMPTS[0], *BATCH[1:]), r"\[B, P\]"),
+        ((PROMPTS[:1], P_LENGTHS[:1], *BATCH[2:]), "groups"),
+        ((PROMPTS, P_LENGTHS[:1], *BATCH[2:]), "prompt_lengths"),
+        ((PROMPTS, P_LENGTHS, COMPLETIONS[:, :0], LENGTHS), "expected prompts"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            score(policy, *batch)

@@ -1,0 +1,155 @@
+"""The real SmolLM2-135M-Instruct (dequantised Q4_1): tokenizer, logits, text, saving."""
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pairgrpo_jax.lm import generate, load_model, save_pretrained
+from pairgrpo_jax.lm.model import smollm2_path
+from pairgrpo_jax.lm.tokenizer import encode, encode_chat
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def real_texts(data_folder):
+    """Prompts and replies of the real preference data."""
+    texts = []
+    with gzip.open(data_folder / "hh-rlhf-harmless-base" / "test.jsonl.gz", "rt") as f:
+        for line in f:
+            texts += [json.loads(line)[k] for k in ("chosen", "rejected")]
+    return texts
+
+
+@pytest.fixture(scope="module")
+def oracle(smollm2):
+    torch = pytest.importorskip("torch", reason="the parity oracle needs torch (extra: parity)")
+    pytest.importorskip("accelerate", reason="transformers' GGUF loader needs accelerate")
+    from transformers import AutoModelForCausalLM
+
+    path = smollm2_path()
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    return model.eval()
+
+
+def test_size_and_ids(smollm2):
+    assert sum(x.size for x in jax.tree.leaves(smollm2.params)) == 134_515_008
+    config = smollm2.config
+    assert (config.rope.theta, config.eos_ids, config.pad_id, config.bos_id) == (1e5, (2,), 2, 1)
+
+
+def test_tokenizer_splits_digits_and_round_trips(smollm2):
+    tokenizer = smollm2.tokenizer
+    assert len(encode(tokenizer, "2026")) == 4
+    for text in ("Hello, world!  \n\n\tx", "naïve café — 日本語 🙂", "<|im_start|>user"):
+        assert tokenizer.decode(encode(tokenizer, text)) == text
+    assert encode(tokenizer, "<|im_end|>") == [2]
+
+
+def test_tokenizer_round_trips_all_real_texts(smollm2, real_texts):
+    ids = smollm2.tokenizer(real_texts)["input_ids"]
+    assert smollm2.tokenizer.batch_decode(ids) == real_texts
+
+
+def test_chat_prompt_has_one_bos(smollm2):
+    ids = encode_chat(smollm2.tokenizer, QUESTION)
+    text = smollm2.tokenizer.decode(ids)
+    assert text.startswith("<|im_start|>system\n") and text.endswith("<|im_start|>assistant\n")
+    assert ids[:2] != [1, 1] and text.count("<|im_start|>") == 3
+
+
+def test_capital_of_france(smollm2):
+    ids = encode_chat(smollm2.tokenizer, QUESTION)
+    out = generate(
+        smollm2, smollm2.params, [ids], max_new_tokens=16, key=jax.random.key(0), temperature=0.0
+    )
+    text = smollm2.tokenizer.decode(out.tokens[0, 0, : out.lengths[0, 0]])
+    assert text == "The capital of France is Paris.<|im_end|>"
+    stopped = generate(
+        smollm2,
+        smollm2.params,
+        [ids],
+        max_new_tokens=16,
+        key=jax.random.key(0),
+        temperature=0.0,
+        stop_strings=["France"],
+    )
+    text = smollm2.tokenizer.decode(stopped.tokens[0, 0, : stopped.lengths[0, 0]])
+    assert text == "The capital of France"
+
+
+@pytest.mark.slow
+def test_real_prompts_match_transformers(smollm2, oracle, real_texts):
+    """50 real prompts: logits to 2e-4, greedy texts of 64 tokens equal."""
+    import torch
+
+    prompts = [encode(smollm2.tokenizer, t)[:48] for t in real_texts[::92][:50]]
+    out = generate(
+        smollm2,
+        smollm2.params,
+        prompts,
+        max_new_tokens=64,
+        key=jax.random.key(0),
+        temperature=0.0,
+        stop_ids=(),
+    )
+    apply = jax.jit(smollm2.apply)
+    worst = 0.0
+    for i, prompt in enumerate(prompts):
+        whole = np.zeros((1, 112), np.int32)
+        text = [*prompt, *out.tokens[i, 0].tolist()]
+        whole[0, : len(text)] = text
+        with torch.no_grad():
+            want = oracle(torch.as_tensor(text)[None], use_cache=False).logits.numpy()[0]
+        got = np.asarray(apply(smollm2.params, jnp.asarray(whole)))[0, : len(text)]
+        worst = max(worst, float(np.abs(got - want).max()))
+        # Our greedy text is the oracle's if each token is the oracle's best given those before.
+        best = want[len(prompt) - 1 : -1].argmax(-1)
+        np.testing.assert_array_equal(out.tokens[i, 0], best, err_msg=f"prompt {i}")
+    print(f"\n50 real prompts: largest logit difference {worst:.2e}")
+    assert worst < 2e-4
+
+
+@pytest.mark.slow
+def test_saved_smollm2_is_the_same_for_transformers(smollm2, oracle, tmp_path, real_texts):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    save_pretrained(smollm2, smollm2.params, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    sample = real_texts[:300]
+    assert tokenizer(sample)["input_ids"] == smollm2.tokenizer(sample)["input_ids"]
+    template = {"tokenize": False, "add_generation_prompt": True}
+    assert tokenizer.apply_chat_template(QUESTION, **template) == (
+        smollm2.tokenizer.apply_chat_template(QUESTION, **template)
+    )
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.as_tensor([encode(smollm2.tokenizer, sample[0])[:32]])
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, oracle(ids).logits, atol=1e-4, rtol=0)
+    ours = load_model(tmp_path)
+    np.testing.assert_array_equal(ours.params["embed"], smollm2.params["embed"])
+    assert ours.tokenizer(sample)["input_ids"] == smollm2.tokenizer(sample)["input_ids"]
+
+
+def test_command_line_completes_files_and_streams(smollm2, tmp_path, capsys):
+    from experiments.generate import Args, complete, read_prompts, reply
+
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n{"prompt": "Hi"}\n')
+    prompts = read_prompts(tmp_path / "prompts.jsonl")
+    args = Args(out=tmp_path / "out.jsonl", max_new_tokens=12, num_samples=2, batch_size=2)
+    complete(smollm2, args, prompts)
+    lines = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [x["prompt"] for x in lines] == prompts and all(len(x["replies"]) == 2 for x in lines)
+    ids = encode_chat(smollm2.tokenizer, QUESTION)
+    text = reply(smollm2, Args(max_new_tokens=16, temperature=0.0), ids, jax.random.key(0))
+    assert text == "The capital of France is Paris." and text in capsys.readouterr().out
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl:1"):
+        read_prompts(tmp_path / "bad.jsonl")
