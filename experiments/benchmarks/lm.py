@@ -73,10 +73,7 @@ class Peer:
 
 def tokens_of(rows: int, steps: int, vocab: int) -> list[list[int]]:
     """Returns fixed token ids, the same in both processes."""
-    return [
-        [(7919 * (i * steps + j) + 13) % (vocab - 20) + 20 for j in range(steps)]
-        for i in range(rows)
-    ]
+    return [[(7919 * (i * steps + j) + 13) % (vocab - 20) + 20 for j in range(steps)] for i in range(rows)]
 
 
 def report(**values) -> None:
@@ -111,9 +108,7 @@ def our_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     x = jnp.ones((MATMUL, MATMUL))
     matmul = jax.jit(jnp.dot)
     return {
-        "generate": lambda: generate(
-            model, model.params, prompts, key=jax.random.key(0), **options
-        ),
+        "generate": lambda: generate(model, model.params, prompts, key=jax.random.key(0), **options),
         "train": lambda: jax.block_until_ready(step(model.params)),
         "matmul": lambda: matmul(x, x).block_until_ready(),
     }
@@ -198,9 +193,7 @@ def speed(args: Speed) -> None:
             peaks = {"ours": flops[task] / ours, "torch": flops[task] / theirs}
         rates = {"gflops": flops[task] / ours / 1e9, "torch_gflops": flops[task] / theirs / 1e9}
         shares = {"share_of_peak": flops[task] / ours / peaks["ours"]}
-        report(
-            task=task, seconds=ours, torch_seconds=theirs, ratio=theirs / ours, **rates, **shares
-        )
+        report(task=task, seconds=ours, torch_seconds=theirs, ratio=theirs / ours, **rates, **shares)
         if task == "generate":
             count = PROMPTS * SAMPLES * NEW_TOKENS
             report(tokens_per_second=count / ours, torch_tokens_per_second=count / theirs)
@@ -271,9 +264,7 @@ print(grown, sum(sizes), max(sizes), seconds)
     output = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True)
     grown, total, largest, seconds = map(float, output.stdout.split())
     bound = 1.3 * total + largest
-    report(
-        peak_mib=grown, parameters_mib=total, largest_mib=largest, bound_mib=bound, seconds=seconds
-    )
+    report(peak_mib=grown, parameters_mib=total, largest_mib=largest, bound_mib=bound, seconds=seconds)
 
 
 def plan(args: Plan) -> None:

@@ -32,7 +32,7 @@ class ControlConfig:
     """H: control steps per branch and iteration."""
     fork: bool = True
     """Fork the K branches of a group from one state; else they are K independent environments (value mode only)."""
-    gamma: float = 0.99
+    gamma: float = 0.98
     """Discount per control step of 0.05 s."""
     trace: float = 0.95
     """Lambda of generalised advantage estimation (value mode)."""
@@ -40,7 +40,7 @@ class ControlConfig:
     """Passes over each batch."""
     minibatches: int = 32
     """Updates per pass."""
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2.5e-3
     """Adam's step size at the start."""
     anneal: bool = True
     """Decay the learning rate linearly to 0 over the step budget."""
@@ -52,9 +52,9 @@ class ControlConfig:
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair, in units of the advantage source (soft, hard)."""
-    beta: float = 0.01
+    beta: float = 0.03
     """Weight of KL(pi_theta || pi_old) (soft), or radius of the trust region in nats (hard)."""
-    alpha: float = 0.5
+    alpha: float = 2.0
     """Weight of the hinge beyond the trust region (hard)."""
     delta_0: float = 0.49
     """Probability mass moved per pair at the start (hard); candidates start at 1/K each."""

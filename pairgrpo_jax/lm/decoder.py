@@ -132,9 +132,7 @@ class Block(nn.Module):
             return Norm(c.norm, c.norm_eps, name=name)(y)
 
         attention = Attention(c, self.dtype, name="attn")
-        y, kv = attention(
-            norm("attn_norm", x), positions, table, layer["window"], layer["scale"], past
-        )
+        y, kv = attention(norm("attn_norm", x), positions, table, layer["window"], layer["scale"], past)
         x = x + (norm("post_attn_norm", y) if c.post_norms else y)
         y = Mlp(c, self.dtype, name="mlp")(norm("mlp_norm", x))
         x = x + (norm("post_mlp_norm", y) if c.post_norms else y)

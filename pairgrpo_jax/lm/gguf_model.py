@@ -55,9 +55,7 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
             f"{file.where}: field 'general.architecture' = {arch!r}: unknown architecture; "
             f"supported: {', '.join(_FAMILIES)}"
         )
-    own = {
-        k.removeprefix(f"{arch}."): v for k, v in file.fields.items() if k.startswith(f"{arch}.")
-    }
+    own = {k.removeprefix(f"{arch}."): v for k, v in file.fields.items() if k.startswith(f"{arch}.")}
     unknown = sorted(own.keys() - _FIELDS.keys() - _CHECKED)
     if unknown:
         names = ", ".join(f"{arch}.{name}" for name in unknown)
@@ -166,9 +164,7 @@ def open_tensors(file: GGUFFile, config: dict[str, Any], wanted: list[str]) -> G
             names[name] = theirs
     rest = file.tensors.keys() - set(names.values()) - {"rope_freqs.weight"}
     heads = config["num_attention_heads"]
-    return GGUFReader(
-        file, names | {x: x for x in rest}, (heads, config.get("num_key_value_heads") or heads)
-    )
+    return GGUFReader(file, names | {x: x for x in rest}, (heads, config.get("num_key_value_heads") or heads))
 
 
 def _unpermute(x: np.ndarray, heads: int) -> np.ndarray:

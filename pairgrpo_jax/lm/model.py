@@ -91,9 +91,7 @@ def _check_tokens(config: ModelConfig, tokens: Any, positions: Any, lengths: Any
     if lengths is not None and lengths.shape != tokens.shape[:1]:
         raise ValueError(f"lengths: shape {lengths.shape}, expected {tokens.shape[:1]}")
     if config.rope is None and tokens.shape[1] > config.max_positions:
-        raise ValueError(
-            f"tokens: {tokens.shape[1]} steps, field n_positions={config.max_positions}"
-        )
+        raise ValueError(f"tokens: {tokens.shape[1]} steps, field n_positions={config.max_positions}")
 
 
 def default_positions(
@@ -106,9 +104,7 @@ def default_positions(
     return positions if lengths is None else jnp.where(steps < lengths[:, None], positions, -1)
 
 
-def read_config(
-    fields: dict[str, Any], where: str, ignore_fields: Iterable[str] = ()
-) -> ModelConfig:
+def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str] = ()) -> ModelConfig:
     """Reads the fields of a `config.json`, with `transformers`' defaults for absent ones.
 
     Args:
@@ -232,9 +228,7 @@ def layer_names(config: ModelConfig, names: dict) -> list[str]:
     return [s.name.format(i) for s in names.values() for i in range(config.num_layers)]
 
 
-def save_pretrained(
-    model: Model, params: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9
-) -> None:
+def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
     """Writes config, safetensors and tokenizer so that `transformers` loads the same model.
 
     Args:

@@ -116,9 +116,7 @@ def write(folder: Path, tensors: dict, max_bytes: int) -> None:
     for file, shard in zip(names, shards):
         arrays = {name: np.asarray(make()) for name, make in shard.items()}
         save_file(arrays, folder / file, metadata={"format": "pt"})
-    for stale in {*folder.glob("model*.safetensors"), folder / _INDEX} - {
-        folder / x for x in names
-    }:
+    for stale in {*folder.glob("model*.safetensors"), folder / _INDEX} - {folder / x for x in names}:
         stale.unlink(missing_ok=True)  # of a model saved here before
     if count > 1:
         weight_map = {name: file for file, shard in zip(names, shards) for name in shard}

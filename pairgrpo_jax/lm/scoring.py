@@ -90,9 +90,7 @@ def _completion_hidden(policy: Policy, prompts, prompt_lengths, completions, len
     decoder, (b, k, t) = policy.model.decoder, completions.shape
     keys = (None, None) if key is None else jax.random.split(key)
     positions = default_positions(prompts.shape, prompt_lengths)
-    hidden, prompt = run(
-        decoder, policy.params, prompts, positions, (), policy.lora, keys[0], "hidden"
-    )
+    hidden, prompt = run(decoder, policy.params, prompts, positions, (), policy.lora, keys[0], "hidden")
     first = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)
     first = jnp.broadcast_to(first[:, None], (b, k, 1, first.shape[-1]))
     if t == 1:
@@ -115,10 +113,7 @@ def _chunked(decoders: list[Decoder], variables, hidden: list, tokens, sampling,
 
     def body(variables: list, inputs: tuple) -> tuple:
         hidden, tokens = inputs
-        logits = [
-            unembed(decoder, params, h, lora)
-            for decoder, (params, lora), h in zip(decoders, variables, hidden)
-        ]
+        logits = [unembed(decoder, params, h, lora) for decoder, (params, lora), h in zip(decoders, variables, hidden)]
         return _token_scores(logits, tokens, sampling)
 
     body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass

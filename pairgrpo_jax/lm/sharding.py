@@ -45,9 +45,7 @@ def specs(abstract: Any, axis_sizes: Mapping[str, int], rules: Mapping[str, str]
         names = (None,) * (len(shape) - len(names)) + names
         axes = [rules.get(name) if name else None for name in names]
         sizes = [axis_sizes.get(axis, 1) if axis else 1 for axis in axes]
-        return PartitionSpec(
-            *(a if s > 1 and n % s == 0 else None for a, s, n in zip(axes, sizes, shape))
-        )
+        return PartitionSpec(*(a if s > 1 and n % s == 0 else None for a, s, n in zip(axes, sizes, shape)))
 
     flat = flax.traverse_util.flatten_dict(abstract, sep="/")
     tree = {path: spec(path, leaf.shape) for path, leaf in flat.items()}

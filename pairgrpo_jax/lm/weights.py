@@ -121,9 +121,7 @@ def _read_block(
     return out
 
 
-def stored_tensors(
-    names: dict[str, Source], params: Any
-) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
+def stored_tensors(names: dict[str, Source], params: Any) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
     """Returns the tensors of a checkpoint as `name -> (bytes, function that makes it)`."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     blocks: dict[str, list] = {}

@@ -148,9 +148,7 @@ def torch_model(fields: dict):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            centred = (
-                0.0 if p.ndim > 1 or "bias" in name or "gemma" in fields["model_type"] else 1.0
-            )
+            centred = 0.0 if p.ndim > 1 or "bias" in name or "gemma" in fields["model_type"] else 1.0
             p.copy_(centred + torch.randn_like(p) * (0.15 if p.ndim > 1 else 0.3))
         model.tie_weights()
     return model
@@ -184,9 +182,7 @@ def tiny_model(family: str = "llama", index: int = 0):
 
     fields = config_fields(family, index)
     config = read_config(fields, "config.json")
-    params = jax.tree.map(
-        lambda x: x * 6 if x.ndim > 1 else x, init_params(config, jax.random.key(0))
-    )
+    params = jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, init_params(config, jax.random.key(0)))
     return Model(config, params, hf_config=fields)
 
 

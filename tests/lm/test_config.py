@@ -123,9 +123,7 @@ def test_old_and_new_rope_spellings_are_the_same():
 
 def test_parameters_and_activations_have_their_own_dtype(params):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    hidden, kv = run(
-        Decoder(BASE, jnp.bfloat16), params, TOKENS, jnp.arange(8)[None], method="hidden"
-    )
+    hidden, kv = run(Decoder(BASE, jnp.bfloat16), params, TOKENS, jnp.arange(8)[None], method="hidden")
     assert hidden.dtype == kv.k.dtype == jnp.bfloat16
     assert run(Decoder(BASE), half, TOKENS, jnp.arange(8)[None])[0].dtype == jnp.float32
 

@@ -279,9 +279,7 @@ def test_mutated_files_never_crash_or_allocate(tmp_path, folder):
     weights = folder / "model.safetensors"
     safe_data = weights.read_bytes()
     safe_header = 8 + struct.unpack("<Q", safe_data[:8])[0]
-    gguf_header = len(gguf_data) - sum(
-        t.nbytes for t in GGUFFile(tmp_path / "ok.gguf").tensors.values()
-    )
+    gguf_header = len(gguf_data) - sum(t.nbytes for t in GGUFFile(tmp_path / "ok.gguf").tensors.values())
     path, before, outcomes = tmp_path / "bad.gguf", peak_mib(), {"read": 0, "refused": 0}
 
     def read_gguf():

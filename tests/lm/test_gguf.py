@@ -24,9 +24,7 @@ ARCHITECTURES = {
 
 def permute(x, heads):
     """As llama.cpp's convert_hf_to_gguf.py does."""
-    return (
-        x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-    )
+    return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def write(model, path, **extra):
@@ -79,9 +77,7 @@ def test_every_family_loads_as_written(family, index, tmp_path):
     path = tmp_path / "model.gguf"
     write(model, path, **caps)
     loaded = load_model(path)
-    for (name, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(loaded.params), jax.tree.leaves(model.params)
-    ):
+    for (name, a), b in zip(jax.tree_util.tree_leaves_with_path(loaded.params), jax.tree.leaves(model.params)):
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=str(name))
     # Gemma's query scalar is not in the file: llama.cpp takes the head size, and so do we.
     scales = (model.config.head_dim**-0.5,) * 3 if family.startswith("gemma") else ()
@@ -150,6 +146,4 @@ def test_unknown_tokenizers_are_none_and_broken_ones_refused():
         ("bos_token_id", 99),
     ]:
         with pytest.raises(ValueError, match=r"x\.gguf"):
-            from_gguf(
-                FIELDS | {"tokenizer.ggml.pre": "gpt-2", f"tokenizer.ggml.{name}": value}, "x.gguf"
-            )
+            from_gguf(FIELDS | {"tokenizer.ggml.pre": "gpt-2", f"tokenizer.ggml.{name}": value}, "x.gguf")

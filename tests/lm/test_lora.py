@@ -53,13 +53,8 @@ def test_dropout_needs_a_key_and_is_unbiased(tiny):
     variables = lora.variables(config, noisy)
     plain = tiny.apply(tiny.params, TOKENS, lora=variables)
     calm = lora.LoraConfig(dropout=0.0)
-    np.testing.assert_array_equal(
-        plain, tiny.apply(tiny.params, TOKENS, lora=lora.variables(calm, noisy))
-    )
-    dropped = [
-        tiny.apply(tiny.params, TOKENS, lora=variables, dropout_key=jax.random.key(i))
-        for i in range(2)
-    ]
+    np.testing.assert_array_equal(plain, tiny.apply(tiny.params, TOKENS, lora=lora.variables(calm, noisy)))
+    dropped = [tiny.apply(tiny.params, TOKENS, lora=variables, dropout_key=jax.random.key(i)) for i in range(2)]
     assert not np.allclose(dropped[0], plain) and not np.allclose(dropped[0], dropped[1])
 
 

@@ -86,9 +86,7 @@ def test_generate_is_the_oracles_greedy_text(family, tmp_path):
     oracle, model = pair(family, 0, tmp_path)
     prompts = [np.random.default_rng(i).integers(3, 97, n).tolist() for i, n in enumerate((5, 32))]
     key = jax.random.key(0)
-    out = generate(
-        model, model.params, prompts, max_new_tokens=NEW, key=key, temperature=0.0, stop_ids=()
-    )
+    out = generate(model, model.params, prompts, max_new_tokens=NEW, key=key, temperature=0.0, stop_ids=())
     for i, prompt in enumerate(prompts):
         want = greedy_text(oracle, np.asarray(prompt))[len(prompt) :]
         np.testing.assert_array_equal(out.tokens[i, 0], want)

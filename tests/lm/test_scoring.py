@@ -67,9 +67,7 @@ def test_transform_entropy_and_kl(tiny):
     other = jax.tree.map(lambda x: x * 1.1, tiny.params)
     reference = Policy(tiny, other)
     got = score(Policy(tiny, tiny.params), *BATCH, sampling=chosen, reference=reference, chunk=4)
-    np.testing.assert_allclose(
-        np.where(REAL, got.logp, 0), naive(tiny, tiny.params, chosen), atol=1e-4
-    )
+    np.testing.assert_allclose(np.where(REAL, got.logp, 0), naive(tiny, tiny.params, chosen), atol=1e-4)
     logits = [naive_logits(tiny, p) for p in (tiny.params, other)]
     probs = np.asarray(jax.nn.softmax(transform(logits[0], chosen)), np.float64)
     entropy = -np.where(probs > 0, probs * np.log(np.maximum(probs, 1e-300)), 0).sum(-1)

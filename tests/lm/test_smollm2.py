@@ -32,9 +32,7 @@ def oracle(smollm2):
     from transformers import AutoModelForCausalLM
 
     path = smollm2_path()
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     return model.eval()
 
 
@@ -66,9 +64,7 @@ def test_chat_prompt_has_one_bos(smollm2):
 
 def test_capital_of_france(smollm2):
     ids = encode_chat(smollm2.tokenizer, QUESTION)
-    out = generate(
-        smollm2, smollm2.params, [ids], max_new_tokens=16, key=jax.random.key(0), temperature=0.0
-    )
+    out = generate(smollm2, smollm2.params, [ids], max_new_tokens=16, key=jax.random.key(0), temperature=0.0)
     text = smollm2.tokenizer.decode(out.tokens[0, 0, : out.lengths[0, 0]])
     assert text == "The capital of France is Paris.<|im_end|>"
     stopped = generate(
