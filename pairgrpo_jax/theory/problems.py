@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -162,18 +162,19 @@ def expected_loss(
     return evaluate(mixture(objective, probs, logp, old_logp, rewards))[0]
 
 
-def expected_gradient(
-    problem: Problem, objective: GroupObjective, size: int, params: chex.Array | None = None
+def expected_gradients(
+    problem: Problem, objectives: Sequence[GroupObjective], size: int, params: chex.Array | None = None
 ) -> chex.Array:
-    """Gradient `[D]` of the loss of all K-groups drawn by pi_old, at `params` (theta_old by default)."""
+    """Gradients `[N,D]` of N losses over all K-groups drawn by pi_old, at `params` (theta_old by default)."""
     index, probs = group_probs(problem, size)
 
     @jax.jit
     def gradient(theta, index, probs, old_logp, rewards):
-        def loss(theta):
-            return expected_loss(objective, probs, problem.log_prob(theta)[index], old_logp[index], rewards[index])
+        def losses(logp):
+            return jnp.stack([expected_loss(f, probs, logp, old_logp[index], rewards[index]) for f in objectives])
 
-        return jax.grad(loss)(theta)
+        logp, pull = jax.vjp(lambda theta: problem.log_prob(theta)[index], theta)
+        return jnp.stack([pull(row)[0] for row in jax.jacrev(losses)(logp)])
 
     at = problem.params if params is None else params
     return gradient(at, index, probs, problem.log_prob(problem.params), problem.rewards)
