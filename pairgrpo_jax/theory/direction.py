@@ -40,7 +40,9 @@ def hard_direction(key: chex.PRNGKey) -> Statement:
         correction = (centred[pair[0]] / p0[pair[0]] + centred[pair[1]] / p0[pair[1]]) / 2
 
         def both(delta, candidates=candidates):
-            return tuple(hard_gradient(problem, pair, delta, candidates=candidates, fit=f) for f in ("forward", "reverse"))
+            return tuple(
+                hard_gradient(problem, pair, delta, candidates=candidates, fit=f) for f in ("forward", "reverse")
+            )
 
         forward, reverse = jax.jit(jax.vmap(both))(deltas)
         linear = -deltas[:, None] * h
@@ -58,11 +60,17 @@ def hard_direction(key: chex.PRNGKey) -> Statement:
         predicted=0.0,
         bound=1e-12,
         checks={
-            "reverse: the difference is of order 2 (0.02)": all(abs(slope(deltas[:4], x[:4]) - 2) <= 0.02 for x in off.values()),
+            "reverse: the difference is of order 2 (0.02)": all(
+                abs(slope(deltas[:4], x[:4]) - 2) <= 0.02 for x in off.values()
+            ),
             "reverse: its second-order term is delta^2/2 ((g_p-E g)/p_p + (g_r-E g)/p_r), to 1%": second <= 0.01,
-            "expected Hard is parallel to expected Soft for all pairs, K = 3 (1e-12)": float(angle(*gradients)) <= 1e-12,
+            "expected Hard is parallel to expected Soft for all pairs, K = 3 (1e-12)": float(angle(*gradients))
+            <= 1e-12,
         },
-        numbers={"order of the reverse difference": slope(deltas[:4], off["empirical"][:4]), "relative third order": second},
+        numbers={
+            "order of the reverse difference": slope(deltas[:4], off["empirical"][:4]),
+            "relative third order": second,
+        },
         curves={"delta": np.asarray(deltas)} | off,
     )
 

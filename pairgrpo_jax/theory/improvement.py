@@ -243,7 +243,8 @@ def monotonic_improvement(key: chex.PRNGKey) -> Statement:
         predicted=0.0,
         bound=0.999,
         checks={
-            f"{name} lowers J somewhere by more than 1e-6": bool(jnp.min(log.gain) < -1e-6) for name, log in logs.items()
+            f"{name} lowers J somewhere by more than 1e-6": bool(jnp.min(log.gain) < -1e-6)
+            for name, log in logs.items()
         },
         numbers={
             f"{name}, step size {size}: {what}": float(value)

@@ -19,7 +19,9 @@ METHODS = {
     "grpo": lambda rewards: group_advantages(rewards, eps=0.0),
     "dr_grpo": lambda rewards: group_advantages(rewards, scale="none"),
     "soft all": lambda rewards: pair_rewards(pairs_from_rewards(rewards, scheme="all"), rewards.shape[-1]),
-    "soft best_worst": lambda rewards: pair_rewards(pairs_from_rewards(rewards, scheme="best_worst"), rewards.shape[-1]),
+    "soft best_worst": lambda rewards: pair_rewards(
+        pairs_from_rewards(rewards, scheme="best_worst"), rewards.shape[-1]
+    ),
     "soft margin_weighted": lambda rewards: pair_rewards(
         pairs_from_rewards(rewards, scheme="margin_weighted"), rewards.shape[-1]
     ),
@@ -58,9 +60,7 @@ def noisy_groups(problem: Problem, size: int, noise: chex.Numeric, outlier: floa
     return jnp.broadcast_to(probs[:, None], rewards.shape[:2]) / len(patterns), rewards, index
 
 
-def gradient_moments(
-    problem: Problem, size: int, noise: chex.Numeric, *, outlier: float = 0.0
-) -> dict[str, Moments]:
+def gradient_moments(problem: Problem, size: int, noise: chex.Numeric, *, outlier: float = 0.0) -> dict[str, Moments]:
     """Exact moments of one group's gradient for each of `METHODS`, under noise of the rewards."""
     probs, rewards, index = noisy_groups(problem, size, noise, outlier)
     return _moments(probs, rewards, problem.rewards[index], problem.scores[index])
@@ -149,7 +149,9 @@ def variance_under_noise(key: chex.PRNGKey) -> Statement:
             "K = 2: equal at every noise (1e-12)": bool(
                 np.allclose(relative[2, "grpo"], relative[2, "soft all"], rtol=1e-12, atol=0)
             ),
-            "noise below half the gap leaves Soft's variance as it was (1e-12)": bool(np.ptp(soft[:3]) <= 1e-12 * soft[0]),
+            "noise below half the gap leaves Soft's variance as it was (1e-12)": bool(
+                np.ptp(soft[:3]) <= 1e-12 * soft[0]
+            ),
             "counterexample: noise of 1.6 gaps, K = 4": bool(soft[-1] > plain[-1]),
         },
         numbers={

@@ -190,7 +190,8 @@ def chosen_budget(key: chex.PRNGKey) -> Statement:
         predicted=0.0,
         bound=1e-12,
         checks={
-            "the best arm ends at its start plus the budget (1e-12)": max(abs(e - START[0] - budget) for e in ends) <= 1e-12,
+            "the best arm ends at its start plus the budget (1e-12)": max(abs(e - START[0] - budget) for e in ends)
+            <= 1e-12,
             "50 SGD steps per update end within 5% of it": abs(trained["SGD"] - START[0] - budget) <= 0.05 * budget,
         },
         numbers={f"paper: travel in {n} updates": v for n, v in zip((10, 100, 1000), paper)}
