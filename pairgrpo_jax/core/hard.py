@@ -83,8 +83,8 @@ def candidate_log_probs(
       logp: `[B,K]` or `[B,K,T]`; log-ratios are summed over masked steps.
       old_logp: like `logp`.
       mask: like `logp`.
-      candidates: "empirical", p0 = 1/K, the measure of K samples; or "likelihood", p0 = softmax(log pi_old), exact where
-        the candidates are all actions.
+      candidates: "empirical", p0 = 1/K, the measure of K samples; or "likelihood", p0 = softmax(log pi_old), exact
+        where the candidates are all actions.
       length_normalize: mean instead of sum over steps, for sequences of very different lengths.
 
     Returns:
@@ -194,8 +194,8 @@ def hard_pair_grpo_loss(
       pairs: `Pairs`, `[B,P]`.
       delta: scalar, mass moved per unit of pair weight; see `delta_schedule`. Size it to K: p0 is 1/K.
       mask: like `logp`, 1 where a step counts.
-      kl: elementwise KL(pi_theta || pi_old), `[B,K]` or `[B,K,T]`, reduced by `aggregate`; None takes the KL(p_theta || p0) of
-        the candidate distributions.
+      kl: elementwise KL(pi_theta || pi_old), `[B,K]` or `[B,K,T]`, reduced by `aggregate`; None takes the
+        KL(p_theta || p0) of the candidate distributions.
       alpha: weight of the hinge.
       beta: radius of the trust region, in nats.
       fit: "reverse", KL(p_theta || q), the paper's; or "forward", KL(q || p_theta), whose gradient leaves candidates
@@ -210,8 +210,8 @@ def hard_pair_grpo_loss(
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
     Returns:
-      `(loss, metrics)`; metrics `fit`, `kl`, `kl_active` (hinge), `target_mass` and `moved_mass` (half the L1 distance of q, and
-      of p_theta, from p0), `groups_without_pair`.
+      `(loss, metrics)`; metrics `fit`, `kl`, `kl_active` (hinge), `target_mass` and `moved_mass` (half the L1
+      distance of q, and of p_theta, from p0), `groups_without_pair`.
 
     Raises:
       ValueError: for shapes that do not fit, an unknown option, a negative delta, or a missing multiplier.

@@ -113,7 +113,7 @@ def _every_two(rewards: chex.Array, scheme: str, key: chex.PRNGKey | None) -> tu
 
 
 def scatter_pairs(pairs: Pairs, preferred: chex.Array, rejected: chex.Array, group_size: int) -> chex.Array:
-    """Sums per-pair amounts `[B,P]` onto candidates `[B,K]`: `preferred` onto the winners, `rejected` onto the losers."""
+    """Sums per-pair amounts `[B,P]` onto candidates `[B,K]`, `preferred` onto winners and `rejected` onto losers."""
     candidates = jnp.arange(group_size)
     onto_preferred = jnp.where(pairs.preferred[..., None] == candidates, preferred[..., None], 0)
     onto_rejected = jnp.where(pairs.rejected[..., None] == candidates, rejected[..., None], 0)

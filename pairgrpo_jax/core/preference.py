@@ -44,8 +44,8 @@ def dpo_loss(
     """DPO (arXiv 2305.18290, eq. 7): `-log sigmoid(beta * margin)`, averaged over pairs.
 
     Args:
-      chosen_logp: `[P]` log-probability of each chosen sequence: summed over tokens in the paper, per-token means for the
-        length-normalised form.
+      chosen_logp: `[P]` log-probability of each chosen sequence: summed over tokens in the paper, per-token means
+        for the length-normalised form.
       rejected_logp: `[P]`, the same of the rejected sequences.
       ref_chosen_logp: `[P]` under the reference policy. No gradient.
       ref_rejected_logp: `[P]` under the reference policy. No gradient.

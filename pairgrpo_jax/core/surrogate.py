@@ -63,8 +63,8 @@ def aggregate_steps(
       x: `[B,K,T]`.
       mask: `[B,K,T]`, 1 where a step counts.
       rule: "sequence_mean": mean over a candidate's steps, then over candidates (GRPO, arXiv 2402.03300; a fully masked
-        candidate counts as 0). "token_mean": sum over all steps / their number (DAPO, arXiv 2503.14476). "constant": sum
-        over all steps / (candidates x `max_length`) (Dr. GRPO, arXiv 2503.20783).
+        candidate counts as 0). "token_mean": sum over all steps / their number (DAPO, arXiv 2503.14476).
+        "constant": sum over all steps / (candidates x `max_length`) (Dr. GRPO, arXiv 2503.20783).
       candidate_weight: `[B,K]`, 0 takes a candidate out of numerator and denominator.
       max_length: the constant of "constant", in steps; T by default.
       weight: the term's weight in the loss.
@@ -134,7 +134,8 @@ def grpo_loss(
       advantages: `[B,K]`, or `[B,K,T]` for per-step advantages. No gradient flows into them.
       mask: like `logp`, 1 where a step counts; build it from lengths.
       clip: epsilon, or `(low, high)`.
-      kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp)`), `[B,K]` or `[B,K,T]`; None for no KL term.
+      kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp)`), `[B,K]` or `[B,K,T]`; None for
+        no KL term.
       beta: weight of `kl`.
       level: ratio per "token" or per "sequence", `exp(mean over masked steps of log rho)` (GSPO, arXiv 2507.18071).
       aggregate: "sequence_mean", "token_mean" or "constant"; see `aggregate_steps`.
@@ -182,7 +183,7 @@ def soft_pair_grpo_loss(
     aggregate: str = "sequence_mean",
     max_length: int | None = None,
 ) -> Objective:
-    """Soft-Pair-GRPO (arXiv 2605.06375): GRPO with +1 for the preferred candidate of a pair and -1 for the rejected one.
+    """Soft-Pair-GRPO (arXiv 2605.06375): GRPO on +1 for the preferred candidate of a pair and -1 for the rejected.
 
     Groups without a pair leave numerator and denominator; the others count all K candidates.
 
@@ -285,7 +286,8 @@ def ppo_loss(
       entropy_weight: weight of the bonus.
 
     Returns:
-      `(loss, metrics)`; metrics `policy`, `value`, `entropy`, `clip_fraction`, `approx_kl`. All are means over masked steps.
+      `(loss, metrics)`; metrics `policy`, `value`, `entropy`, `clip_fraction`, `approx_kl`. All are means over
+      masked steps.
 
     Raises:
       ValueError: if shapes differ.

@@ -1,0 +1,134 @@
+"""Compares methods on HalfCheetah over several seeds: `python -m experiments.compare --help`.
+
+Each (method, seed) is one run of `experiments.halfcheetah` in a folder of its own; finished ones are not made
+again, so a
+long comparison can be made in pieces, or by several processes at once. Prints a Markdown table and draws the curves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments import halfcheetah
+from experiments.cli import run_main
+from experiments.plots import comparison
+from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from pairgrpo_jax.control import tuned
+from pairgrpo_jax.control.config import Advantage, Algorithm
+from pairgrpo_jax.training import read_metrics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare."""
+
+    methods: tuple[str, ...] = ("ppo:value", "grpo:value", "rank:value", "soft:value", "hard:value")
+    """Methods as algorithm:advantage, each with its tuned settings. The first is the baseline."""
+    env: str = "mujoco"
+    """Simulator, as in experiments.halfcheetah."""
+    steps: float = 3e6
+    """Budget of each run, environment steps."""
+    seeds: int = 5
+    """Runs per method, with seeds 0, 1, ..."""
+    output: Path = Path("runs/compare")
+    """Folder of all runs."""
+    report_only: bool = False
+    """Make no runs; report on those that are finished."""
+
+
+def main() -> int | None:
+    """Makes the runs that are missing and reports."""
+    args = tyro.cli(Comparison, description=__doc__)
+    console = Console()
+    for method in args.methods:
+        parse(method)
+    if not args.report_only:
+        for seed in range(args.seeds):
+            for method in args.methods:
+                code = make_run(args, method, seed, console)
+                if code:
+                    return code
+    report(args, console)
+    return None
+
+
+def parse(method: str) -> tuple[str, str]:
+    """`"hard:value"` -> algorithm and advantage; ValueError for anything else."""
+    algo, _, advantage = method.partition(":")
+    if algo not in get_args(Algorithm) or advantage not in get_args(Advantage):
+        raise ValueError(f"methods: {method!r} is unknown; write algorithm:advantage, such as hard:value")
+    return algo, advantage
+
+
+def folder(args: Comparison, method: str, seed: int) -> Path:
+    """Where a run lives."""
+    return args.output / args.env.replace(":", "-") / method.replace(":", "-") / f"{args.steps:.0e}" / f"seed{seed}"
+
+
+def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
+    """One run, resumed if it was begun; its exit code."""
+    path = folder(args, method, seed)
+    run = halfcheetah.Run(
+        env=args.env,
+        steps=args.steps,
+        seed=seed,
+        output=path,
+        resume=path.exists(),
+        video_steps=0,
+        config=tuned(*parse(method)),
+    )
+    if (path / halfcheetah.DONE).exists():
+        return 0
+    console.print(f"[bold]{method}, seed {seed}[/bold]")
+    return halfcheetah.execute(run, console)
+
+
+def finished(args: Comparison, method: str) -> list[list[dict]]:
+    """The metrics of every finished run of a method."""
+    paths = (folder(args, method, seed) for seed in range(args.seeds))
+    return [read_metrics(path) for path in paths if (path / halfcheetah.DONE).exists()]
+
+
+def report(args: Comparison, console: Console) -> None:
+    """Prints the table and draws the curves."""
+    runs = {method: finished(args, method) for method in args.methods}
+    runs = {method: rows for method, rows in runs.items() if rows}
+    if not runs:
+        raise ValueError(f"output: no finished run in {args.output}; leave out --report-only")
+    scores = {method: np.array([np.mean(rows[-1]["score"]) for rows in of]) for method, of in runs.items()}
+    baseline = scores[next(iter(scores))]
+    columns = ("method", "return, IQM [95% interval]", "stochastic policy", f"P(beats {next(iter(scores))})", "KL std")
+    columns += ("grad-norm variance / mean²", "steps/s", "seeds")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for method, of in runs.items():
+        lines.append(_line(method, scores[method], of, baseline))
+    table = "\n".join(lines)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "table.md").write_text(table + "\n")
+    console.print(table, highlight=False, soft_wrap=True, markup=False)
+    comparison(runs, args.output / "curves.png", f"HalfCheetah, {args.env}, {args.steps:,.0f} steps")
+    console.print(f"\ncurves in {args.output / 'curves.png'}, table in {args.output / 'table.md'}", highlight=False)
+
+
+def _line(method: str, scores: np.ndarray, runs: list[list[dict]], baseline: np.ndarray) -> str:
+    low, high = bootstrap_interval(scores)
+    stochastic = interquartile_mean(np.array([np.mean(rows[-1]["stochastic_score"]) for rows in runs]))
+    kl = np.mean([np.std([np.mean(row["realised_kl"]) for row in rows]) for rows in runs])
+    norms = [np.array([np.mean(row["grad_norm"]) for row in rows]) for rows in runs]
+    variance = np.mean([norm.var() / norm.mean() ** 2 for norm in norms])
+    speed = np.median([rows[-1]["steps"] / rows[-1]["seconds"] for rows in runs])
+    return (
+        f"| {method} | **{interquartile_mean(scores):.0f}** [{low:.0f}, {high:.0f}] | {stochastic:.0f} | "
+        f"{probability_of_improvement(scores, baseline):.2f} | {kl:.4f} | {variance:.3f} | {speed:,.0f} |
+        {len(scores)} |"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,183 @@
+"""Trains HalfCheetah with any method of the family: `python -m experiments.halfcheetah --help`.
+
+Writes metrics, pictures, a video of the trained cheetah and checkpoints; `--resume` goes on where a run stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments.cli import peek, run_main
+from experiments.plots import learning_curves
+from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
+from pairgrpo_jax.control.render import write_video
+from pairgrpo_jax.training import (
+    Checkpoints,
+    MetricLog,
+    Schedule,
+    TrainState,
+    open_folder,
+    read_metrics,
+    settings,
+    train,
+)
+
+DONE = "done"  # an empty file that marks a finished run
+# May differ on --resume: they do not change what the state means.
+_FREE = ("output", "resume", "keep", "video_steps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one method on HalfCheetah."""
+
+    env: str = "mujoco"
+    """mujoco (exact HalfCheetah-v4, CPU) | brax:spring | brax:positional | brax:generalized | brax:mjx (any device)."""
+    steps: float = 3e6
+    """Budget, environment steps per seed; every branch step counts. Rounded up to whole evaluations."""
+    seed: int = 0
+    """First random seed."""
+    seeds: int = 1
+    """Number of seeds, trained side by side in one compiled program."""
+    output: Path = Path("runs/halfcheetah")
+    """Folder for everything the run leaves."""
+    resume: bool = False
+    """Go on with the run in `output`, bit for bit as if it had not stopped."""
+    evaluations: int = 20
+    """Evaluations over the run."""
+    episodes: int = 16
+    """Episodes of 1000 steps per evaluation, deterministic and stochastic each."""
+    save_every: int = 5
+    """Iterations between checkpoints (in brax, a multiple of the evaluation interval)."""
+    keep: int = 3
+    """Newest checkpoints kept, besides the best."""
+    video_steps: int = 400
+    """Control steps of 0.05 s in the video; 0: no video."""
+    config: Annotated[ControlConfig, tyro.conf.arg(name="")] = field(default_factory=ControlConfig)
+
+
+def main() -> int:
+    """Parses the command line, trains, and says where everything is."""
+    default = Run(config=tuned(peek("algo", "hard"), peek("advantage", "value")))
+    run = tyro.cli(Run, default=default, description=__doc__)
+    return execute(run, Console())
+
+
+def execute(run: Run, console: Console) -> int:
+    """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
+    check(run)
+    env = make_env(run.env)
+    schedule = make_schedule(run, env)
+    trainer = make_trainer(run.config, env, schedule.iterations)
+    open_folder(run.output, settings(run), resume=run.resume, free=_FREE)
+    state, done, stopped = train_run(run, trainer, schedule, console)
+    if stopped is not None:
+        name = signal.Signals(stopped).name
+        console.print(f"stopped by {name} after {done} iterations and saved; go on with --resume")
+        return 128 + stopped
+    report(run, env, trainer, state, console)
+    (run.output / DONE).touch()
+    return 0
+
+
+def check(run: Run) -> None:
+    """Raises ValueError that names the first bad field."""
+    for name in ("steps", "seeds", "evaluations", "episodes", "save_every", "keep"):
+        if not getattr(run, name) >= 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+    if run.video_steps < 0:
+        raise ValueError(f"video_steps must be >= 0, got {run.video_steps}")
+
+
+def make_schedule(run: Run, env: Env) -> Schedule:
+    """A chunk is all that lies between two evaluations on brax, one iteration on mujoco, whose steps cost more."""
+    per_iteration = run.config.steps_per_iteration
+    evaluate_every = max(1, math.ceil(run.steps / per_iteration / run.evaluations))
+    iterations = evaluate_every * math.ceil(run.steps / per_iteration / evaluate_every)
+    chunk = 1 if env.name == "mujoco" else evaluate_every
+    save_every = math.ceil(run.save_every / chunk) * chunk
+    return Schedule(iterations, chunk, evaluate_every, save_every, per_iteration, run.seeds)
+
+
+def train_run(run: Run, trainer: Trainer, schedule: Schedule, console: Console):
+    """Trains from the start or the last checkpoint; returns the state, the iterations done, and a stopping signal."""
+    program = jax.jit(jax.vmap(trainer.iterate, (0, None)), static_argnums=1, donate_argnums=0)
+    evaluate = make_evaluation(trainer, run.episodes)
+    state = initial_state(run, trainer)
+    checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
+    start = 0
+    if run.resume and checkpoints.steps():
+        start, state = checkpoints.restore(state)
+        console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
+    log = MetricLog(run.output, after=start)
+    try:
+        return train(
+            program,
+            state,
+            schedule,
+            start=start,
+            checkpoints=checkpoints,
+            log=log,
+            evaluate=evaluate,
+            shown=("return", "realised_kl", "delta"),
+            console=console,
+        )
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def initial_state(run: Run, trainer: Trainer) -> TrainState:
+    """States of all seeds, with a leading axis over them."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(run.seed, run.seed + run.seeds))
+    return jax.jit(jax.vmap(trainer.init))(keys)
+
+
+def make_evaluation(trainer: Trainer, episodes: int):
+    """`(state, iteration) -> row` with deterministic (`score`) and stochastic returns per seed, on fresh episodes."""
+    compiled = jax.jit(jax.vmap(trainer.evaluate, (0, None, None, None)), static_argnums=(2, 3))
+
+    def evaluate(state, iteration):
+        key = jax.random.fold_in(jax.random.key(0x5EED), iteration)
+        score, stochastic = (np.asarray(compiled(state, key, episodes, how)).mean(1).tolist() for how in (True, False))
+        return {"score": score, "stochastic_score": stochastic}
+
+    return evaluate
+
+
+def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Console) -> None:
+    """Draws the curve and the video and prints the summary."""
+    rows = read_metrics(run.output)
+    last = [row for row in rows if "score" in row][-1]
+    title = f"{run.config.algo}, {run.config.advantage}, {run.env}, {run.seeds} seed(s)"
+    learning_curves(rows, run.output / "learning_curve.png", title)
+    files = {
+        "metrics": "metrics.jsonl, tensorboard/",
+        "curve": "learning_curve.png",
+        "settings": "config.json, versions.json",
+    }
+    files["checkpoints"] = "checkpoints/"
+    if run.video_steps:
+        poses, rewards = trainer.episode(jax.tree.map(lambda x: x[0], state), jax.random.key(run.seed), run.video_steps)
+        write_video(run.output / "cheetah.mp4", np.asarray(poses), np.asarray(rewards), env.dt)
+        files["video"] = "cheetah.mp4"
+    console.print(f"\n[bold]{title}[/bold]: {last['steps']:,} steps in {last['seconds']:.0f} s")
+    console.print(
+        f"return {np.mean(last['score']):.0f} deterministic, {np.mean(last['stochastic_score']):.0f} stochastic"
+    )
+    for name, where in files.items():
+        console.print(f"  {name:12} {', '.join(str(run.output / part) for part in where.split(', '))}", highlight=False)
+
+
+if __name__ == "__main__":
+    run_main(main)

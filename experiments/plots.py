@@ -1,0 +1,81 @@
+"""Pictures of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.statistics import interquartile_mean
+
+
+def learning_curves(rows: list[dict], path: Path, title: str) -> None:
+    """Draws return, realised KL and policy std of one run against environment steps.
+
+    Args:
+      rows: of `metrics.jsonl`; values may be lists, one number per seed.
+      path: the PNG to write.
+      title: above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    panels = {"return": "return", "realised_kl": "KL(new || old) per iteration, nats", "std": "action std"}
+    for axis, (name, label) in zip(axes, panels.items()):
+        steps = np.array([row["steps"] for row in rows]) / 1e6
+        values = np.array([np.atleast_1d(row[name]) for row in rows])
+        axis.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=1)
+        axis.plot(steps, values.mean(axis=1), color="tab:blue", label="while training (stochastic)")
+        axis.set(xlabel="environment steps, millions", ylabel=label)
+        axis.grid(alpha=0.3)
+    scored = [row for row in rows if "score" in row]
+    axes[0].plot(
+        [row["steps"] / 1e6 for row in scored],
+        [np.mean(row["score"]) for row in scored],
+        "o-",
+        color="tab:red",
+        markersize=3,
+        label="evaluation (deterministic)",
+    )
+    axes[0].legend(loc="lower right", fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def comparison(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
+    """Draws the interquartile mean over seeds of return (against steps and wall-clock) and realised KL, per method.
+
+    Args:
+      runs: method -> one list of `metrics.jsonl` rows per seed.
+      path: the PNG to write.
+      title: above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), constrained_layout=True)
+    for method, seeds in runs.items():
+        scored = [[row for row in rows if "score" in row] for rows in seeds]
+        steps = np.array([row["steps"] for row in scored[0]]) / 1e6
+        scores = np.array([[np.mean(row["score"]) for row in rows] for rows in scored])
+        seconds = np.median([[row["seconds"] for row in rows] for rows in scored], axis=0)
+        for axis, x in zip(axes, (steps, seconds)):
+            (line,) = axis.plot(x, interquartile_mean(scores, axis=0), label=method)
+            axis.fill_between(x, scores.min(0), scores.max(0), color=line.get_color(), alpha=0.12)
+        kl = np.median([[np.mean(row["realised_kl"]) for row in rows] for rows in seeds], axis=0)
+        axes[2].semilogy(np.array([row["steps"] for row in seeds[0]]) / 1e6, kl, color=line.get_color(), linewidth=1)
+    axes[0].set(xlabel="environment steps, millions", ylabel="return, deterministic")
+    axes[1].set(xlabel="seconds", ylabel="return, deterministic")
+    axes[2].set(xlabel="environment steps, millions", ylabel="KL(new || old) per iteration, nats")
+    axes[0].legend(fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{title}: interquartile mean over seeds, band from lowest to highest")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,87 @@
+"""The five methods: each turns the scores of a batch into a learning signal, and a signal into an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from pairgrpo_jax import core
+from pairgrpo_jax.control.config import ControlConfig
+from pairgrpo_jax.training import TrainState
+
+
+class Algorithm(NamedTuple):
+    """A method.
+
+    Attributes:
+      signal: `(scores [G,K], key) -> pytree of [G, ...]`, computed once per batch.
+      objective: `(logp [G,K,T], old_logp [G,K,T], signal, kl [G,K,T], state) -> Objective`; `kl` is the exact
+        KL(pi_theta || pi_old) at every step, `state` gives delta and multiplier.
+    """
+
+    signal: Callable[[chex.Array, chex.PRNGKey], Any]
+    objective: Callable[..., core.Objective]
+
+
+def make_algorithm(config: ControlConfig) -> Algorithm:
+    """The method that `config.algo` names."""
+    return {"ppo": _ppo, "grpo": _grpo, "rank": _rank, "soft": _soft, "hard": _hard}[config.algo](config)
+
+
+def _surrogate(config: ControlConfig, advantages: Callable[[chex.Array], chex.Array]) -> Algorithm:
+    """The clipped surrogate on advantages that are a function of the scores."""
+
+    def objective(logp, old_logp, signal, kl, state):
+        del kl, state
+        return core.grpo_loss.objective(logp, old_logp, signal, clip=config.clip)
+
+    return Algorithm(lambda scores, key: advantages(scores), objective)
+
+
+def _ppo(config: ControlConfig) -> Algorithm:
+    """Advantages normalised over the batch; value and entropy terms are added by the trainer, as for all methods."""
+    return _surrogate(config, lambda scores: (scores - jnp.mean(scores)) / (jnp.std(scores) + 1e-8))
+
+
+def _grpo(config: ControlConfig) -> Algorithm:
+    return _surrogate(config, core.group_advantages)
+
+
+def _rank(config: ControlConfig) -> Algorithm:
+    return _surrogate(config, lambda scores: core.group_advantages(core.midranks(scores)))
+
+
+def _pairs(config: ControlConfig) -> Callable[[chex.Array, chex.PRNGKey], core.Pairs]:
+    return lambda scores, key: core.pairs_from_rewards(scores, scheme=config.scheme, margin=config.margin, key=key)
+
+
+def _soft(config: ControlConfig) -> Algorithm:
+    def objective(logp, old_logp, pairs, kl, state):
+        del state
+        return core.soft_pair_grpo_loss.objective(logp, old_logp, pairs, clip=config.clip, kl=kl, beta=config.beta)
+
+    return Algorithm(_pairs(config), objective)
+
+
+def _hard(config: ControlConfig) -> Algorithm:
+    delta = core.delta_schedule(config.delta_0, config.delta_gamma)
+
+    def objective(logp, old_logp, pairs, kl, state: TrainState):
+        return core.hard_pair_grpo_loss.objective(
+            logp,
+            old_logp,
+            pairs,
+            delta(state.delta_step),
+            kl=kl,
+            alpha=config.alpha,
+            beta=config.beta,
+            fit=config.fit,
+            trust_region=config.trust_region,
+            multiplier=state.multiplier,
+            project_target=config.project_target,
+        )
+
+    return Algorithm(_pairs(config), objective)

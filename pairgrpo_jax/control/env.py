@@ -1,0 +1,96 @@
+"""The environment interface: pure batched `reset` and `step` on states that can be forked by indexing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+BRAX_BACKENDS = ("spring", "positional", "generalized", "mjx")
+ENV_NAMES = ("mujoco", *(f"brax:{backend}" for backend in BRAX_BACKENDS))
+
+
+@flax.struct.dataclass
+class EnvState:
+    """A batch of n environment states.
+
+    Attributes:
+      physics: pytree of `[n, ...]`, all that the simulator needs to go on.
+      obs: float32 `[n, observation_size]`.
+      reward: float32 `[n]`, of the step that led here; 0 after a reset.
+      done: float32 `[n]`, 1 once the time limit is reached. These environments never terminate earlier.
+      age: int32 `[n]`, control steps since the reset.
+    """
+
+    physics: Any
+    obs: chex.Array
+    reward: chex.Array
+    done: chex.Array
+    age: chex.Array
+
+
+class Env(ABC):
+    """A simulator. `reset` and `step` are pure and work under jit and vmap."""
+
+    name: str
+    observation_size: int
+    action_size: int
+    dt: float  # seconds per control step
+    episode_length: int  # control steps
+
+    @abstractmethod
+    def reset(self, key: chex.PRNGKey, n: int) -> EnvState:
+        """`n` fresh states, age 0."""
+
+    @abstractmethod
+    def step(self, state: EnvState, action: chex.Array) -> EnvState:
+        """One control step of `dt` seconds; `action [n, action_size]` in [-1, 1]."""
+
+    @abstractmethod
+    def qpos(self, state: EnvState) -> chex.Array:
+        """Generalised positions `[n, 9]` in MuJoCo's order, for drawing."""
+
+
+def fork(state: EnvState, copies: int) -> EnvState:
+    """`[n]` states -> `[n * copies]`, each repeated `copies` times in a row."""
+    return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), state)
+
+
+def select(state: EnvState, index: chex.Array) -> EnvState:
+    """The states at `index [m]`."""
+    return jax.tree.map(lambda x: x[index], state)
+
+
+def where(condition: chex.Array, first: EnvState, second: EnvState) -> EnvState:
+    """`first` where `condition [n]` holds, else `second`."""
+
+    def choose(a, b):
+        return jnp.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, first, second)
+
+
+def make_env(name: str, **options) -> Env:
+    """Builds a HalfCheetah simulator by name.
+
+    Args:
+      name: "mujoco" (the exact HalfCheetah-v4/v5, on the CPU) or "brax:spring", "brax:positional", "brax:generalized",
+        "brax:mjx" (inside XLA, for GPU and TPU; similar to HalfCheetah-v4 but not the same task).
+      **options: for "mujoco", `threads`.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name == "mujoco":
+        from pairgrpo_jax.control.mujoco_env import MujocoHalfCheetah
+
+        return MujocoHalfCheetah(**options)
+    if name in ENV_NAMES:
+        from pairgrpo_jax.control.brax_env import BraxHalfCheetah
+
+        return BraxHalfCheetah(name.split(":")[1], **options)
+    raise ValueError(f"env={name!r} is unknown; choose one of {', '.join(ENV_NAMES)}")

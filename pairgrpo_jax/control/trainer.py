@@ -1,0 +1,186 @@
+"""The training loop of every method: collect a batch, update on it for a few epochs, go on. One compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from pairgrpo_jax import core
+from pairgrpo_jax.control.algorithms import Algorithm, make_algorithm
+from pairgrpo_jax.control.config import ControlConfig
+from pairgrpo_jax.control.env import Env
+from pairgrpo_jax.control.networks import GaussianPolicy, Mlp, action_distribution, init_networks, to_control
+from pairgrpo_jax.control.normalizer import Normalizer
+from pairgrpo_jax.control.rollout import Batch, collect, make_batch, next_states, start_states
+from pairgrpo_jax.training import TrainState, make_update_step
+
+
+class Trainer(NamedTuple):
+    """Pure functions of one run.
+
+    Attributes:
+      init: `key -> TrainState`.
+      iterate: `(TrainState, iterations) -> (TrainState, metrics [iterations])`; `iterations` is static.
+      evaluate: `(TrainState, key, episodes, deterministic) -> returns [episodes]` of fresh episodes; the last two
+        are static.
+      episode: `(TrainState, key, steps) -> positions [steps, 9], rewards [steps]` of one deterministic episode,
+        for drawing.
+    """
+
+    init: Callable[[chex.PRNGKey], TrainState]
+    iterate: Callable[[TrainState, int], tuple[TrainState, core.Metrics]]
+    evaluate: Callable[[TrainState, chex.PRNGKey, int, bool], chex.Array]
+    episode: Callable[[TrainState, chex.PRNGKey, int], tuple[chex.Array, chex.Array]]
+
+
+def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
+    """Builds the functions of a run of `iterations` iterations (the length over which learning rates anneal).
+
+    Raises:
+      ValueError: for settings that do not fit together.
+    """
+    config.check(env.episode_length)
+    policy = GaussianPolicy(config.hidden, env.action_size, config.init_log_std, config.min_log_std)
+    critic = Mlp(config.hidden, 1, last_gain=1.0) if config.critic else None
+    optimizer = make_optimizer(config, iterations)
+    algorithm = make_algorithm(config)
+
+    def init(key):
+        key, network_key, env_key = jax.random.split(key, 3)
+        return TrainState.create(
+            init_networks(network_key, policy, critic, env.observation_size),
+            optimizer,
+            key,
+            normalizer=Normalizer.create(env.observation_size),
+            env_state=start_states(env, config, env_key),
+        )
+
+    def iteration(state: TrainState, _):
+        key, act_key, pair_key, next_key, shuffle_key = jax.random.split(state.key, 5)
+        norm = state.normalizer
+
+        def act(obs):
+            return policy.apply(state.params["policy"], norm.normalize(obs))
+
+        last, trajectory = collect(env, config, act, state.env_state, act_key)
+        obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
+        values = critic.apply(state.params["critic"], obs)[..., 0] if critic else None
+        _, log_std = act(last.obs)
+        batch, scores = make_batch(
+            config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key)
+        )
+        loss = make_loss(config, algorithm, policy, critic, state, log_std)
+        learner, metrics = fit(config, loss, optimizer, _without_env(state), batch, shuffle_key)
+        kl = realised_kl(policy, learner.params, batch, log_std)
+        state = learner.replace(
+            key=key,
+            delta_step=state.delta_step + 1,
+            multiplier=core.update_multiplier(state.multiplier, kl, config.beta),
+            normalizer=norm.update(trajectory.obs),
+            env_state=next_states(env, config, last, next_key),
+        )
+        return state, metrics | {
+            "realised_kl": kl,
+            "return": jnp.mean(trajectory.reward) * env.episode_length,
+            "std": jnp.mean(jnp.exp(log_std)),
+            "delta": core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step - 1),
+            "rank_correlation": jnp.mean(core.reward_rank_correlation(scores)),
+        }
+
+    def iterate(state, count):
+        return jax.lax.scan(iteration, state, length=count)
+
+    def play(state, key, episodes, deterministic, steps):
+        return play_episodes(env, config, policy, state, key, episodes, deterministic, steps)
+
+    def evaluate(state, key, episodes, deterministic):
+        return jnp.sum(play(state, key, episodes, deterministic, env.episode_length)[1], axis=0)
+
+    def episode(state, key, steps):
+        return jax.tree.map(lambda x: x[:, 0], play(state, key, 1, True, steps))
+
+    return Trainer(init, iterate, evaluate, episode)
+
+
+def make_optimizer(config: ControlConfig, iterations: int) -> optax.GradientTransformation:
+    """Adam with a clipped global norm; the rate decays linearly over the run by option."""
+    updates = iterations * config.epochs * config.minibatches
+    rate = optax.linear_schedule(config.learning_rate, 0.0, updates) if config.anneal else config.learning_rate
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate, eps=1e-5))
+
+
+def make_loss(config: ControlConfig, algorithm: Algorithm, policy, critic, state: TrainState, old_log_std):
+    """`(params, batch) -> Objective`: the method's terms, plus value error and entropy bonus, alike for all methods."""
+
+    def loss(params, batch: Batch) -> core.Objective:
+        mean, log_std = policy.apply(params["policy"], batch.obs)
+        distribution = action_distribution(mean, log_std)
+        logp = distribution.log_prob(batch.action)
+        kl = core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std)
+        terms = algorithm.objective(logp, batch.old_logp, batch.signal, kl, state)
+        terms["kl_old"] = core.mean_term(kl)
+        terms["entropy"] = core.mean_term(distribution.entropy(), weight=-config.entropy_weight)
+        if critic is None:
+            return terms
+        values = critic.apply(params["critic"], batch.obs)[..., 0]
+        return terms | core.value_terms(values, batch.value, batch.value_target, value_weight=config.value_weight)
+
+    return loss
+
+
+def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch, key: chex.PRNGKey):
+    """`epochs` passes of shuffled minibatch updates; by option no more of them once the KL exceeds `target_kl`.
+
+    Returns:
+      The new state and the metrics, means over the updates that were made.
+    """
+    update = make_update_step(loss, optimizer, parallel=None)
+
+    def epoch(carry, key):
+        order = jax.random.permutation(key, config.units).reshape(config.minibatches, -1)
+        return jax.lax.scan(minibatch, carry, order)
+
+    def minibatch(carry, index):
+        state, stop = carry
+        part = jax.tree.map(lambda x: x[index], batch)
+        if not config.target_kl:
+            state, metrics = update(state, part)
+            return (state, stop), metrics | {"used": jnp.ones(())}
+        after, metrics = update(state, part)
+        state = jax.tree.map(lambda new, old: jnp.where(stop, old, new), after, state)
+        metrics = metrics | {"used": 1.0 - stop}
+        return (state, stop | (metrics["kl_old"] > config.target_kl)), metrics
+
+    (state, _), metrics = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), jax.random.split(key, config.epochs))
+    used = metrics.pop("used")
+    means = {name: jnp.sum(x * used) / jnp.sum(used) for name, x in metrics.items()}
+    return state, means | {"updates_used": jnp.mean(used)}
+
+
+def realised_kl(policy, params, batch: Batch, old_log_std: chex.Array) -> chex.Array:
+    """Mean KL(pi_theta || pi_old) over the batch's states, in nats."""
+    mean, log_std = policy.apply(params["policy"], batch.obs)
+    return jnp.mean(core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std))
+
+
+def play_episodes(env: Env, config: ControlConfig, policy, state: TrainState, key, episodes, deterministic, steps):
+    """Positions `[steps, episodes, 9]` and rewards `[steps, episodes]` of fresh episodes."""
+    reset_key, act_key = jax.random.split(key)
+
+    def step(env_state, key):
+        mean, log_std = policy.apply(state.params["policy"], state.normalizer.normalize(env_state.obs))
+        action = mean if deterministic else action_distribution(mean, log_std).sample(seed=key)
+        env_state = env.step(env_state, to_control(action, config.squash))
+        return env_state, (env.qpos(env_state), env_state.reward)
+
+    return jax.lax.scan(step, env.reset(reset_key, episodes), jax.random.split(act_key, steps))[1]
+
+
+def _without_env(state: TrainState) -> TrainState:
+    """The learner's part: inner loops need not carry the simulators."""
+    return state.replace(env_state=None)

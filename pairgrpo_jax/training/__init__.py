@@ -1,0 +1,23 @@
+"""Training state, compiled updates, checkpoints and the loop around them, for any model."""
+
+from pairgrpo_jax.training.checkpoint import CheckpointError, Checkpoints
+from pairgrpo_jax.training.loop import Schedule, train
+from pairgrpo_jax.training.run import MetricLog, RunFolderError, open_folder, read_metrics, settings
+from pairgrpo_jax.training.state import TrainState
+from pairgrpo_jax.training.update import NonFiniteError, check_finite, make_update_step
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "MetricLog",
+    "NonFiniteError",
+    "RunFolderError",
+    "Schedule",
+    "TrainState",
+    "check_finite",
+    "make_update_step",
+    "open_folder",
+    "read_metrics",
+    "settings",
+    "train",
+]

@@ -1,0 +1,152 @@
+"""The host's loop around a compiled program: run a chunk, log, evaluate, checkpoint; stop cleanly on a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pairgrpo_jax.core.terms import Metrics
+from pairgrpo_jax.training.checkpoint import Checkpoints
+from pairgrpo_jax.training.run import MetricLog
+from pairgrpo_jax.training.state import TrainState
+from pairgrpo_jax.training.update import check_finite
+
+
+class Schedule(NamedTuple):
+    """When things happen, in iterations. `chunk` divides the others.
+
+    Attributes:
+      iterations: how many in all.
+      chunk: how many in one call of the compiled program.
+      evaluate_every: iterations between evaluations.
+      save_every: iterations between checkpoints.
+      steps_per_iteration: environment steps or tokens of one iteration and seed, for the logs.
+      seeds: runs side by side in the program; the speed shown is that of all.
+    """
+
+    iterations: int
+    chunk: int
+    evaluate_every: int
+    save_every: int
+    steps_per_iteration: int
+    seeds: int = 1
+
+
+class StopRequest:
+    """Context in which SIGINT and SIGTERM ask the loop to stop after the current chunk; a second SIGINT interrupts."""
+
+    signal: int | None = None
+
+    def __enter__(self):
+        """Installs the handlers, where this is the main thread."""
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        """Puts the old handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, _):
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def train(
+    program: Callable[[TrainState, int], tuple[TrainState, Metrics]],
+    state: TrainState,
+    schedule: Schedule,
+    *,
+    start: int,
+    checkpoints: Checkpoints,
+    log: MetricLog,
+    evaluate: Callable[[TrainState, int], dict[str, Any]],
+    shown: tuple[str, ...] = (),
+    console: Console | None = None,
+) -> tuple[TrainState, int, int | None]:
+    """Trains from iteration `start` to the end of the schedule, or to a signal.
+
+    Args:
+      program: `(state, count) -> (state, metrics [count, ...])`, compiled; it may donate the state.
+      state: where to start.
+      schedule: when to evaluate and save.
+      start: iterations already done.
+      checkpoints: where to save.
+      log: where metrics go; one row per iteration.
+      evaluate: `(state, iteration) -> row`, with a number `score` that decides which checkpoint is the best.
+      shown: names of metrics for the progress line.
+      console: where progress goes.
+
+    Returns:
+      The last state, the iterations done, and the signal that stopped the run (None at the end).
+
+    Raises:
+      NonFiniteError: after too many non-finite updates in a row; the last good checkpoint is left as it is.
+    """
+    done, began, score = start, time.perf_counter(), None
+    with StopRequest() as stop, _Progress(schedule, start, shown, console or Console()) as progress:
+        while done < schedule.iterations and stop.signal is None:
+            state, metrics = program(state, schedule.chunk)
+            metrics = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
+            check_finite(state)
+            rows = [_row(metrics, i, done + i + 1, schedule) for i in range(schedule.chunk)]
+            done += schedule.chunk
+            if done % schedule.evaluate_every == 0 or done >= schedule.iterations:
+                result = evaluate(state, done)
+                score = float(np.mean(result["score"]))
+                rows[-1] |= result
+            rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
+            for row in rows:
+                log.write(row)
+            progress.show(rows[-1])
+            if done % schedule.save_every == 0:
+                checkpoints.save(done, state, score)
+        checkpoints.save(done, state, score)
+    return state, done, stop.signal
+
+
+def _row(metrics, index, iteration, schedule):
+    row = {"iteration": iteration, "steps": iteration * schedule.steps_per_iteration}
+    return row | {name: np.round(x[index].astype(float), 9).tolist() for name, x in metrics.items()}
+
+
+class _Progress:
+    """A live line on a terminal; elsewhere a plain line per evaluation."""
+
+    def __init__(self, schedule: Schedule, start: int, shown: tuple[str, ...], console: Console):
+        self.schedule, self.start, self.shown, self.console = schedule, start, shown, console
+        columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+    def __enter__(self):
+        self.bar.__enter__()
+        self.task = self.bar.add_task("compiling", total=self.schedule.iterations, completed=self.start)
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, *error):
+        self.bar.__exit__(*error)
+
+    def show(self, row):
+        done = row["iteration"]
+        elapsed = time.perf_counter() - self.began
+        speed = (done - self.start) * self.schedule.steps_per_iteration * self.schedule.seeds / elapsed
+        values = "  ".join(f"{name} {np.mean(row[name]):.4g}" for name in self.shown if name in row)
+        left = elapsed * (self.schedule.iterations - done) / max(done - self.start, 1)
+        line = f"{row['steps']:,} steps  {speed:,.0f}/s  {values}"
+        self.bar.update(self.task, completed=done, description=line)
+        if "score" in row:
+            score = np.mean(row["score"])
+            self.console.print(f"{line}  score {score:.4g}  {elapsed:.0f} s, {left:.0f} s left", highlight=False)

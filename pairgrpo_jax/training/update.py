@@ -1,0 +1,216 @@
+"""One update, `state, batch -> state, metrics`, compiled for one device, for pmap or for a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate
+from pairgrpo_jax.training.state import TrainState
+
+LossFn = Callable[[Any, Any], Any]
+UpdateStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a non-finite loss or gradient."""
+
+
+def make_update_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    parallel: str | None = "jit",
+    mesh: Mesh | None = None,
+    axis_name: str = "data",
+    donate: bool = True,
+) -> UpdateStep:
+    """Builds the update step of a loss.
+
+    Args:
+      loss_fn: `loss_fn(params, batch)`. It returns an `Objective` (`grpo_loss.objective(...)`), whose terms are
+        summed exactly over micro-batches and devices, or a pair `(loss, metrics)`, whose micro-batches count alike.
+      optimizer: an optax transformation; clip gradients there.
+      accumulate: number of micro-batches that the leading axis of every batch leaf is split into (scalars are shared).
+      parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
+        `[devices, ...]`; or None for the pure function, to call under your own jit, scan or vmap.
+      mesh: with "jit", shard batch leaves over `axis_name` of this mesh; the state keeps the sharding that it has.
+      axis_name: the mesh or pmap axis.
+      donate: let the update reuse the old state's memory; the old state is then gone.
+
+    Returns:
+      `update(state, batch) -> (state, metrics)`. Metrics are the objective's means plus `loss`, `grad_norm` and
+      `skipped` (1 if
+      the loss or a gradient was not finite; parameters and optimizer state are then left alone, and counted in the
+      state).
+
+    Raises:
+      ValueError: for accumulate < 1 or an unknown `parallel`; on the first call, for a leading axis that does not
+        divide.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be >= 1, got {accumulate}")
+    if parallel not in ("jit", "pmap", None):
+        raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap" or None')
+    if mesh is not None and parallel != "jit":
+        raise ValueError('mesh= goes with parallel="jit"')
+    reduce_axis = axis_name if parallel == "pmap" else None
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        grads, loss, metrics = _gradients(_as_objective(loss_fn), state.params, batch, accumulate, reduce_axis)
+        return _apply(optimizer, state, grads, loss, metrics)
+
+    donated = (0,) if donate else ()
+    if parallel is None:
+        return update
+    if parallel == "pmap":
+        return jax.pmap(update, axis_name=axis_name, donate_argnums=donated)
+    if mesh is None:
+        return jax.jit(update, donate_argnums=donated)
+    return _on_mesh(update, mesh, axis_name, donated)
+
+
+def _on_mesh(update, mesh, axis_name, donated):
+    """The state enters and leaves replicated unless it is sharded already; batch leaves are split over the axis."""
+    compiled = jax.jit(update, donate_argnums=donated)
+
+    def place(x):
+        spec = PartitionSpec(axis_name) if jnp.ndim(x) else PartitionSpec()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    def replicate(x):
+        on_mesh = isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.mesh == mesh
+        return x if on_mesh else jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
+    def sharded_update(state, batch):
+        return compiled(jax.tree.map(replicate, state), jax.tree.map(place, batch))
+
+    return sharded_update
+
+
+def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
+    def objective(params, batch):
+        result = loss_fn(params, batch)
+        if isinstance(result, dict):
+            return result
+        loss, metrics = result
+        one = jnp.ones((), jnp.float32)
+        return {"loss": Term(loss, one, one)} | {name: Term(x, one) for name, x in metrics.items()}
+
+    return objective
+
+
+def _gradients(objective, params, batch, accumulate, axis_name):
+    """The exact gradient, loss and metrics of the whole batch, over micro-batches and devices.
+
+    An objective is a function of sums, so its gradient is that of `sum_k factor_k * total_k`, with factor
+    `weight / count`, or 0 where a hinge is inactive. The factors belong to the whole batch and come from a first
+    pass over it; where no term is hinged they need the counts alone, and the compiler drops that pass.
+    """
+    everywhere = (lambda tree: jax.lax.psum(tree, axis_name)) if axis_name else (lambda tree: tree)
+    size = _micro_size(batch, accumulate)
+
+    def terms_of(params, index):
+        def take(x):
+            return jax.lax.dynamic_slice_in_dim(x, index * size, size) if jnp.ndim(x) else x
+
+        return objective(params, batch if accumulate == 1 else jax.tree.map(take, batch))
+
+    if accumulate == 1:
+        totals, pull_back, local = jax.vjp(lambda p: _totals_and_terms(terms_of(p, 0)), params, has_aux=True)
+        terms = _reduce(local, everywhere)
+        grads = pull_back(_factors(terms, totals))[0]
+    else:
+        indices = jnp.arange(accumulate)
+        before = _reduce(_summed(jax.lax.map(lambda i: terms_of(params, i), indices)), everywhere)
+        factors = _factors(before, {name: term.total for name, term in before.items()})
+
+        def weighted(params, index):
+            terms = terms_of(params, index)
+            return sum(jnp.sum(factors[name] * term.total) for name, term in terms.items()), terms
+
+        def add(grads, index):
+            more, terms = jax.grad(weighted, has_aux=True)(params, index)
+            return jax.tree.map(jnp.add, grads, more), terms
+
+        grads, stacked = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), indices)
+        terms = _reduce(_summed(stacked), everywhere)
+    loss, metrics = evaluate(terms)
+    return everywhere(grads), loss, metrics
+
+
+def _micro_size(batch, accumulate):
+    sizes = {x.shape[0] for x in jax.tree.leaves(batch) if jnp.ndim(x)}
+    if accumulate > 1 and (len(sizes) != 1 or min(sizes) % accumulate):
+        raise ValueError(
+            f"accumulate={accumulate} must divide the leading axis, the same in every batch leaf; got {sorted(sizes)}"
+        )
+    return min(sizes, default=0) // accumulate
+
+
+def _totals_and_terms(terms: Objective):
+    return {name: term.total for name, term in terms.items()}, terms
+
+
+def _summed(stacked: Objective) -> Objective:
+    """Terms whose fields are stacked over micro-batches, added up; weights and thresholds are all alike."""
+    return {
+        name: Term(
+            jnp.sum(term.total, axis=0),
+            jnp.sum(term.count, axis=0),
+            *jax.tree.map(lambda x: x[0], (term.weight, term.threshold)),
+        )
+        for name, term in stacked.items()
+    }
+
+
+def _reduce(terms: Objective, everywhere) -> Objective:
+    return {
+        name: term._replace(total=everywhere(term.total), count=everywhere(term.count)) for name, term in terms.items()
+    }
+
+
+def _factors(terms: Objective, totals):
+    """d loss / d total of every term."""
+
+    def loss_of(totals):
+        return evaluate({name: term._replace(total=totals[name]) for name, term in terms.items()})[0]
+
+    reduced = {name: jnp.asarray(term.total, totals[name].dtype) for name, term in terms.items()}
+    return jax.grad(loss_of)(reduced)
+
+
+def _apply(optimizer, state: TrainState, grads, loss, metrics) -> tuple[TrainState, Metrics]:
+    """Optimizer step, or none at all where the loss or a gradient is not finite."""
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    bad = (~finite).astype(jnp.int32)
+    state = state.replace(
+        params=params,
+        opt_state=opt_state,
+        step=state.step + 1,
+        skipped=state.skipped + bad,
+        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+    )
+    return state, metrics | {"loss": loss, "grad_norm": grad_norm, "skipped": bad.astype(jnp.float32)}
+
+
+def check_finite(state: TrainState, limit: int = 20) -> None:
+    """Raises NonFiniteError once `limit` updates in a row were skipped. Reads the device: call it between programs."""
+    worst = int(jnp.max(state.skipped_in_row))
+    if worst >= limit:
+        raise NonFiniteError(
+            f"{worst} updates in a row had a non-finite loss or gradient and were skipped; the parameters are those "
+            "of the last good update. Lower the learning rate, or look at the batch that starts it"
+        )

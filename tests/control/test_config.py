@@ -1,0 +1,97 @@
+"""Every setting is checked before any compute, and every setting changes something."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pairgrpo_jax.control import ControlConfig, make_env, make_trainer
+from pairgrpo_jax.control.trainer import make_optimizer
+
+SMALL = ControlConfig(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
+
+BAD = [
+    ({"candidates": 1}, "candidates must be >= 2"),
+    ({"candidates": 3}, "candidates=3 must be even"),
+    ({"horizon": 64}, "horizon=64 must divide the episode length 1000; try 50"),
+    ({"delta_0": -0.1}, "delta_0 must be >= 0"),
+    ({"minibatches": 7}, "minibatches=7 must divide the 32 groups"),
+    ({"gamma": 1.5}, "gamma must be in"),
+    ({"beta": float("nan")}, "beta must be >= 0"),
+    ({"algo": "ppo", "advantage": "segment"}, "advantage must be"),
+    ({"advantage": "segment", "fork": False}, "fork=False"),
+    ({"algo": "sarsa"}, "algo='sarsa' is unknown"),
+    ({"advantage": "q"}, "advantage='q' is unknown"),
+    ({"scheme": "best"}, "scheme='best' is unknown"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD, ids=[str(next(iter(c))) + str(i) for i, (c, _) in enumerate(BAD)])
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SMALL.replace(**changes).check(episode_length=1000)
+
+
+def outcome(config, iterations=2):
+    """Numbers that any setting must reach: parameters after two iterations, and how much was collected."""
+    trainer = make_trainer(config, make_env("mujoco"), iterations=3)
+    state, metrics = jax.jit(trainer.iterate, static_argnums=1)(trainer.init(jax.random.key(0)), iterations)
+    policy = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params["policy"])])
+    return np.append(policy, [config.steps_per_iteration, metrics["std"][0], metrics["delta"][-1], policy.size])
+
+
+ALTERNATIVES = {
+    "algo": ({}, "grpo"),
+    "advantage": ({}, "reward_to_go"),
+    "groups": ({}, 8),
+    "candidates": ({}, 2),
+    "horizon": ({}, 4),
+    "fork": ({}, False),
+    "gamma": ({}, 0.5),
+    "trace": ({}, 0.2),
+    "epochs": ({}, 1),
+    "minibatches": ({}, 2),
+    "learning_rate": ({}, 1e-2),
+    "anneal": ({}, False),
+    "max_grad_norm": ({}, 1e-7),
+    "clip": ({"algo": "soft", "learning_rate": 3e-2}, 0.01),
+    "scheme": ({}, "best_worst"),
+    "margin": ({}, 2.0),
+    "beta": ({"algo": "soft"}, 5.0),
+    "alpha": ({"beta": 0.0}, 50.0),
+    "delta_0": ({}, 0.02),
+    "delta_gamma": ({}, 0.5),
+    "fit": ({}, "forward"),
+    "trust_region": ({"beta": 0.0}, "lagrangian"),
+    "project_target": ({}, True),
+    "target_kl": ({"learning_rate": 3e-2}, 1e-4),
+    "entropy_weight": ({}, 0.5),
+    "value_weight": ({}, 5.0),
+    "hidden": ({}, (16,)),
+    "init_log_std": ({}, 0.5),
+    "min_log_std": ({}, 0.2),
+    "squash": ({"init_log_std": 1.0}, True),
+}
+
+
+def test_every_setting_is_in_the_list():
+    assert set(ALTERNATIVES) == {field.name for field in dataclasses.fields(ControlConfig)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_setting_changes_something(name):
+    base, value = ALTERNATIVES[name]
+    config = SMALL.replace(**base)
+    before, after = outcome(config), outcome(config.replace(**{name: value}))
+    assert before.shape != after.shape or np.abs(before - after).max() > 1e-7
+
+
+def test_the_learning_rate_reaches_zero_at_the_end_of_the_budget():
+    optimizer = make_optimizer(SMALL, iterations=3)
+    params = {"w": np.ones(2, np.float32)}
+    state = optimizer.init(params)
+    for _ in range(3 * SMALL.epochs * SMALL.minibatches + 1):
+        updates, state = optimizer.update(params, state)
+    assert np.abs(updates["w"]).max() == 0

@@ -1,0 +1,128 @@
+"""The training loop: what goes into a batch, and that every method learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pairgrpo_jax.control import ControlConfig, make_env, make_trainer, tuned
+from pairgrpo_jax.control.normalizer import Normalizer
+from pairgrpo_jax.control.rollout import next_states, score, start_states, to_groups
+
+SMALL = ControlConfig(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
+ALGORITHMS = ("ppo", "grpo", "soft", "hard", "rank")
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make_env("mujoco")
+
+
+def compiled(config, env, iterations=4):
+    trainer = make_trainer(config, env, iterations)
+    return trainer, jax.jit(trainer.iterate, static_argnums=1)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_first_minibatch_is_on_policy(env, algo):
+    trainer, iterate = compiled(SMALL.replace(algo=algo, epochs=1, minibatches=1), env)
+    state = trainer.init(jax.random.key(0))
+    for _ in range(2):  # the second time with a normaliser that has seen data
+        state, metrics = iterate(state, 1)
+        assert abs(float(metrics["kl_old"][0])) < 1e-6
+        if "approx_kl" in metrics:
+            assert abs(float(metrics["approx_kl"][0])) < 1e-6
+
+
+@pytest.mark.parametrize("advantage", ["segment", "reward_to_go", "value"])
+@pytest.mark.parametrize("algo", ALGORITHMS[1:])
+def test_every_method_runs_in_every_mode(env, algo, advantage):
+    trainer, iterate = compiled(SMALL.replace(algo=algo, advantage=advantage), env)
+    state, metrics = iterate(trainer.init(jax.random.key(0)), 2)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+    assert ("critic" in state.params) == (advantage == "value")
+    assert metrics["realised_kl"][0] > 0
+
+
+def test_compiles_once(env):
+    trainer, iterate = compiled(SMALL, env)
+    state = jax.jit(trainer.init)(jax.random.key(0))
+    for _ in range(3):
+        state, _ = iterate(state, 1)
+    assert iterate._cache_size() == 1
+
+
+def test_seeds_side_by_side_equal_one_by_one(env):
+    trainer = make_trainer(SMALL, env, 4)
+    keys = jax.random.split(jax.random.key(0), 3)
+    _, together = jax.jit(lambda keys: jax.vmap(lambda k: trainer.iterate(trainer.init(k), 2))(keys))(keys)
+    _, alone = jax.jit(lambda key: trainer.iterate(trainer.init(key), 2))(keys[1])
+    for name in ("return", "loss", "realised_kl"):
+        np.testing.assert_allclose(together[name][1], alone[name], rtol=1e-3, atol=1e-5)
+
+
+def test_trunk_ages_are_staggered_and_end_at_the_limit(env):
+    state = start_states(env, SMALL, jax.random.key(0))
+    assert len(set(np.asarray(state.age).tolist())) == SMALL.groups
+    branches = env.reset(jax.random.key(1), 16)
+    old = branches.replace(age=jnp.full(16, 1000), done=jnp.repeat(jnp.array([0.0, 1.0]), 8))
+    after = next_states(env, SMALL, old, jax.random.key(2))
+    np.testing.assert_array_equal(after.age, [1000, 1000, 0, 0])
+
+
+def test_the_next_trunk_is_a_uniformly_random_branch(env):
+    branches = env.reset(jax.random.key(1), 16)
+    picks = [next_states(env, SMALL, branches, jax.random.key(i)).obs[1] for i in range(200)]
+    counts = [sum(bool((pick == branches.obs[4 + j]).all()) for pick in picks) for j in range(4)]
+    assert sum(counts) == 200 and min(counts) > 25
+
+
+def test_scores_of_the_three_modes():
+    reward = jnp.array([[1.0], [2.0], [4.0]])
+    values = jnp.array([[10.0], [20.0], [30.0], [40.0]])
+    config = SMALL.replace(horizon=3, gamma=0.5, trace=0.25)
+    assert score(config.replace(advantage="segment"), reward, None).tolist() == [1 + 0.5 * 2 + 0.25 * 4]
+    assert score(config.replace(advantage="reward_to_go"), reward, None)[:, 0].tolist() == [3, 4, 4]
+    errors = np.array([1 + 10 - 10, 2 + 15 - 20, 4 + 20 - 30])
+    expected = [errors[0] + errors[1] / 8 + errors[2] / 64, errors[1] + errors[2] / 8, errors[2]]
+    np.testing.assert_allclose(score(config, reward, values)[:, 0], expected)
+
+
+def test_groups_hold_the_branches_of_one_trunk():
+    n = SMALL.groups * SMALL.candidates
+    x = jnp.arange(SMALL.horizon)[:, None] * 100 + jnp.arange(n)
+    slices = to_groups(SMALL, x)
+    assert slices.shape == (SMALL.horizon * SMALL.groups, SMALL.candidates, 1)
+    assert slices[SMALL.groups + 1, :, 0].tolist() == [104, 105, 106, 107]
+    segments = to_groups(SMALL.replace(advantage="segment"), x)
+    assert segments.shape == (SMALL.groups, SMALL.candidates, SMALL.horizon)
+    assert segments[1, 2, :3].tolist() == [6, 106, 206]
+
+
+def test_normaliser_merges_batches_exactly():
+    data = 3 + 2 * np.random.default_rng(0).normal(size=(600, 5)).astype(np.float32)
+    normalizer = Normalizer.create(5)
+    for part in np.split(data, 6):
+        normalizer = normalizer.update(jnp.asarray(part.reshape(10, 10, 5)))
+    np.testing.assert_allclose(normalizer.mean, data.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(normalizer.variance, data.var(0), rtol=1e-4)
+
+
+def test_early_stopping_makes_fewer_updates(env):
+    config = SMALL.replace(learning_rate=1e-2, epochs=5)
+    _, free = (f := compiled(config, env))[1](f[0].init(jax.random.key(0)), 2)
+    _, held = (f := compiled(config.replace(target_kl=1e-3), env))[1](f[0].init(jax.random.key(0)), 2)
+    assert (held["updates_used"] < 1).all() and (free["updates_used"] == 1).all()
+    assert (held["realised_kl"] < free["realised_kl"]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_learns_to_run(env, algo):
+    """250k steps take every method from about -100 (random actions) to a forward gait."""
+    config = tuned(algo, "value")
+    iterations = int(250_000 // config.steps_per_iteration)
+    trainer, iterate = compiled(config, env, iterations)
+    state, _ = iterate(jax.jit(trainer.init)(jax.random.key(0)), iterations)
+    returns = jax.jit(trainer.evaluate, static_argnums=(2, 3))(state, jax.random.key(1), 8, True)
+    assert returns.mean() > 300

@@ -1,0 +1,40 @@
+"""The run folder and its metrics."""
+
+import pytest
+
+from pairgrpo_jax.training import MetricLog, RunFolderError, open_folder, read_metrics
+
+CONFIG = {"seed": 0, "output": "a", "config": {"algo": "hard", "clip": 0.2}}
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(RunFolderError, match="not empty"):
+        open_folder(tmp_path, CONFIG, resume=False)
+    run = tmp_path / "run"
+    open_folder(run, CONFIG, resume=False)
+    before = (run / "config.json").read_text()
+    with pytest.raises(RunFolderError, match="holds another run: add --resume"):
+        open_folder(run, CONFIG | {"seed": 1}, resume=False)
+    assert (run / "config.json").read_text() == before
+
+
+def test_resume_names_the_settings_that_differ(tmp_path):
+    open_folder(tmp_path / "run", CONFIG, resume=False)
+    changed = CONFIG | {"output": "b", "config": {"algo": "soft", "clip": 0.2}}
+    with pytest.raises(RunFolderError, match=r"config\.algo: 'hard' -> 'soft'") as error:
+        open_folder(tmp_path / "run", changed, resume=True, free=("output",))
+    assert "clip" not in str(error.value) and "output:" not in str(error.value)
+    open_folder(tmp_path / "run", CONFIG | {"output": "b"}, resume=True, free=("output",))
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    log = MetricLog(tmp_path)
+    for i in range(1, 5):
+        log.write({"iteration": i, "steps": 10 * i, "return": [1.0, 2.0]})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "ste')  # torn by a kill
+    assert len(read_metrics(tmp_path)) == 4
+    MetricLog(tmp_path, after=2).close()
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]

@@ -1,0 +1,193 @@
+"""One update: exact accumulation, the same result on one device, under pmap and over a mesh, and the guard."""
+
+import flax.jax_utils
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pairgrpo_jax import (
+    NonFiniteError,
+    Pairs,
+    TrainState,
+    check_finite,
+    grpo_loss,
+    hard_pair_grpo_loss,
+    kl_k2,
+    make_update_step,
+)
+
+GROUPS, SIZE, STEPS, FEATURES = 16, 4, 5, 3
+
+
+def make_batch(key):
+    """Groups of very different lengths, some without a pair."""
+    keys = jax.random.split(key, 5)
+    lengths = jax.random.randint(keys[0], (GROUPS, SIZE, 1), 0, STEPS + 1)
+    return {
+        "x": jax.random.normal(keys[1], (GROUPS, SIZE, STEPS, FEATURES)),
+        "old_logp": 0.3 * jax.random.normal(keys[2], (GROUPS, SIZE, STEPS)),
+        "advantages": jax.random.normal(keys[3], (GROUPS, SIZE)),
+        "mask": (jnp.arange(STEPS) < lengths).astype(jnp.float32),
+        "pairs": Pairs(
+            jnp.zeros((GROUPS, 1), jnp.int32),
+            jnp.ones((GROUPS, 1), jnp.int32),
+            jax.random.bernoulli(keys[4], 0.6, (GROUPS, 1)).astype(jnp.float32),
+        ),
+        "delta": jnp.float32(0.1),  # scalars are shared by all micro-batches
+    }
+
+
+def logp_of(params, batch):
+    return jnp.tanh(batch["x"] @ params["w"]) - 1 + params["b"]
+
+
+def token_mean(params, batch):
+    logp = logp_of(params, batch)
+    return grpo_loss.objective(
+        logp, batch["old_logp"], batch["advantages"], mask=batch["mask"], kl=logp, beta=0.1, aggregate="token_mean"
+    )
+
+
+def hinged(params, batch):
+    """The hinge acts on the mean KL of the whole batch; at 0.05 it is active, and some micro-batches alone are not."""
+    logp = logp_of(params, batch)
+    kl = kl_k2(logp, batch["old_logp"])
+    return hard_pair_grpo_loss.objective(
+        logp, batch["old_logp"], batch["pairs"], batch["delta"], mask=batch["mask"], kl=kl, alpha=3.0, beta=0.2
+    )
+
+
+OBJECTIVES = {"token_mean": token_mean, "hinged": hinged}
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+
+
+def make_state(optimizer=OPTIMIZER):
+    params = {"w": jnp.array([0.3, -0.2, 0.5]), "b": jnp.float32(0.1)}
+    return TrainState.create(params, optimizer, jax.random.key(0))
+
+
+def run(update, state, batches, read=lambda tree: tree):
+    metrics = None
+    for batch in batches:
+        state, metrics = update(state, batch)
+    return read(state.params), read(metrics)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [make_batch(key) for key in jax.random.split(jax.random.key(1), 3)]
+
+
+def assert_close(ours, expected, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, expected)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_micro_batches_equal_one_batch(objective, accumulate, batches):
+    sgd = optax.sgd(0.1)  # Adam would hide a wrong scale
+    one = run(make_update_step(objective, sgd), make_state(sgd), batches)
+    several = run(make_update_step(objective, sgd, accumulate=accumulate), make_state(sgd), batches)
+    assert_close(several, one, 1e-6)
+
+
+def test_the_hinge_is_active_in_the_whole_but_not_in_all_parts(batches):
+    state = make_state()
+    _, metrics = make_update_step(hinged, OPTIMIZER, donate=False)(state, batches[0])
+    assert metrics["kl_active"] == 1
+    parts = [jax.tree.map(lambda x: x[i : i + 1] if x.ndim else x, batches[0]) for i in range(GROUPS)]  # noqa: B023
+    active = [float(t["kl"].mean > 0.2) for t in (hinged(state.params, part) for part in parts)]
+    assert 0 < np.mean(active) < 1
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_one_device_pmap_and_mesh_agree(objective, batches):
+    assert jax.device_count() == 8
+    expected = run(make_update_step(objective, OPTIMIZER), make_state(), batches)
+
+    replicated = flax.jax_utils.replicate(make_state())
+    sharded = [shard(batch) for batch in batches]
+    pmapped = make_update_step(objective, OPTIMIZER, parallel="pmap")
+    assert_close(run(pmapped, replicated, sharded, flax.jax_utils.unreplicate), expected, 1e-5)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    meshed = make_update_step(objective, OPTIMIZER, mesh=mesh)
+    assert_close(run(meshed, make_state(), batches), expected, 1e-5)
+    accumulated = make_update_step(objective, OPTIMIZER, mesh=mesh, accumulate=2)
+    assert_close(run(accumulated, make_state(), batches), expected, 1e-5)
+
+
+def shard(batch):
+    def split(x):
+        return x.reshape(8, -1, *x.shape[1:]) if x.ndim else jnp.broadcast_to(x, 8)
+
+    return jax.tree.map(split, batch)
+
+
+def test_a_loss_and_metrics_pair_is_taken_too(batches):
+    def loss_fn(params, batch):
+        return grpo_loss(logp_of(params, batch), batch["old_logp"], batch["advantages"])
+
+    def exact(params, batch):
+        return grpo_loss.objective(logp_of(params, batch), batch["old_logp"], batch["advantages"])
+
+    params, metrics = run(make_update_step(loss_fn, OPTIMIZER), make_state(), batches)
+    expected, expected_metrics = run(make_update_step(exact, OPTIMIZER), make_state(), batches)
+    assert_close((params, metrics["clip_fraction"]), (expected, expected_metrics["clip_fraction"]), 1e-6)
+
+
+def test_the_update_minimises():
+    update = make_update_step(lambda p, batch: (jnp.sum(jnp.square(p["w"])), {}), optax.sgd(0.1))
+    state = make_state(optax.sgd(0.1))
+    for _ in range(50):
+        state, metrics = update(state, {"x": jnp.zeros(2)})
+    assert metrics["loss"] < 1e-6
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_a_non_finite_update_is_skipped_counted_and_finally_refused(poison, batches):
+    update = make_update_step(token_mean, OPTIMIZER, donate=False)
+    state, _ = update(make_state(), batches[0])
+    bad = batches[0] | {
+        "advantages": batches[0]["advantages"].at[0, 0].set(poison),
+        "mask": jnp.ones_like(batches[0]["mask"]),
+    }
+    after, metrics = update(state, bad)
+    assert_close((after.params, after.opt_state), (state.params, state.opt_state), 0)
+    assert metrics["skipped"] == 1 and after.skipped == 1 and after.step == state.step + 1
+    check_finite(after, limit=2)
+    after, _ = update(after, bad)
+    with pytest.raises(NonFiniteError, match="2 updates in a row"):
+        check_finite(after, limit=2)
+    recovered, _ = update(after, batches[1])
+    assert recovered.skipped == 2 and recovered.skipped_in_row == 0
+
+
+def test_compiles_once_and_donates(batches):
+    update = make_update_step(token_mean, OPTIMIZER)
+    first = make_state()
+    state, _ = update(first, batches[0])
+    assert first.params["w"].is_deleted()
+    for batch in batches * 2:
+        state, _ = update(state, batch)
+    assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "accumulate must be >= 1"),
+        ({"parallel": "tpu"}, "parallel='tpu'"),
+        ({"parallel": "pmap", "mesh": object()}, "mesh="),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_update_step(token_mean, OPTIMIZER, **options)
+
+
+def test_a_batch_that_does_not_divide_is_refused(batches):
+    with pytest.raises(ValueError, match="accumulate=3 must divide"):
+        make_update_step(token_mean, OPTIMIZER, accumulate=3)(make_state(), batches[0])
