@@ -32,15 +32,16 @@ def gradient_cosine_bound(cosine: chex.Array, condition_number: chex.Array) -> c
 
     Advantages u and v give gradients G^T u and G^T v, whose inner product is u^T M v with the Gram matrix M = G G^T of
     the score functions. If u and v have cosine c, the gradients' angle is largest when u and v straddle the smallest
-    eigenvector: tan(angle'/2) = sqrt(kappa) tan(angle/2), Wielandt's inequality (Horn & Johnson, Matrix Analysis, 7.4.P12).
+    eigenvector: tan(angle'/2) = sqrt(kappa) tan(angle/2), Wielandt's inequality
+    (Horn and Johnson, Matrix Analysis, section 7.4).
 
     Args:
       cosine: c, advantage-space cosine, any shape.
       condition_number: kappa >= 1 of M on the space the advantages live in; see `centred_condition_number`.
 
     Returns:
-      `(1 - t) / (1 + t)` with `t = kappa (1 - c) / (1 + c)`: tight for a given c and kappa, 1 at c = 1, -1 at kappa = inf, and
-      positive (a common ascent direction is certain) exactly when kappa < (1 + c) / (1 - c).
+      `(1 - t) / (1 + t)` with `t = kappa (1 - c) / (1 + c)`: tight for a given c and kappa, 1 at c = 1, -1 at
+      kappa = inf, and positive (a common ascent direction is certain) exactly when kappa < (1 + c) / (1 - c).
     """
     square = jnp.where(cosine >= 1, 0, condition_number * (1 - cosine) / jnp.maximum(1 + cosine, 1e-30))
     return 2 / (1 + square) - 1

@@ -119,8 +119,8 @@ def clipping_and_kl(key: chex.PRNGKey) -> Statement:
         item="6b",
         claim="Soft stays a positive multiple of GRPO under clipping and a KL term",
         verdict=HOLDS_IF,
-        condition="clip: both give each candidate the same sign (K = 2, margin-weighted pairs); KL: beta scales with the "
-        "advantages (gap/2 for Dr. GRPO at K = 2) and no group is tied, for Soft drops a tied group's KL",
+        condition="clip: both give each candidate the same sign (K = 2, margin-weighted pairs); KL: beta scales with "
+        "the advantages (gap/2 for Dr. GRPO at K = 2) and no group is tied, for Soft drops a tied group's KL",
         measured=float(angle(g[3], g[5])),
         predicted=0.0,
         bound=1e-12,
@@ -214,7 +214,7 @@ def irrelevant_candidates(key: chex.PRNGKey) -> Statement:
         item="9",
         claim="candidates outside the pair get no gradient",
         verdict=HOLDS_IF,
-        condition='fit="forward" (exactly 0); the paper\'s reverse fit gives each -p_c KL(p || q), second order in delta',
+        condition='fit="forward" (exactly 0); the paper\'s reverse fit gives each -p_c KL(p || q), of order delta^2',
         measured=float(error),
         predicted=0.0,
         bound=1e-12,

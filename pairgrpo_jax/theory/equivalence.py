@@ -177,7 +177,7 @@ def two_candidates(key: chex.PRNGKey) -> Statement:
         item="1",
         claim="K = 2: GRPO's gradient is Soft-Pair-GRPO's, for any policy and rewards",
         verdict=HOLDS,
-        condition="population std and eps = 0; over a batch, up to the share of groups without a tie (GRPO counts ties)",
+        condition="population std and eps = 0; over a batch, up to the share of tied groups, which GRPO counts",
         measured=worst,
         predicted=0.0,
         bound=1e-12,
@@ -215,7 +215,7 @@ def pair_in_a_group(key: chex.PRNGKey) -> Statement:
         item="2",
         claim="K > 2: Soft's gradient is a positive multiple of GRPO's",
         verdict=FAILS,
-        condition="3 arms, 1 parameter, features (1, 12, 0), rewards (1, 1/4, 0): the two expected gradients are opposite",
+        condition="3 arms, 1 parameter, features (1, 12, 0), rewards (1, 1/4, 0): opposite expected gradients",
         measured=float(cosine(a, b)),
         predicted=-1.0,
         bound=1e-12,
@@ -281,7 +281,7 @@ def gradient_bound(key: chex.PRNGKey) -> Statement:
     worst = cosine(u * stretched, v * stretched)
     return Statement(
         item="3b",
-        claim="gradient cosine >= ((1+c) - kappa (1-c)) / ((1+c) + kappa (1-c)), c of advantages, kappa of score functions",
+        claim="gradient cosine >= ((1+c) - kappa (1-c)) / ((1+c) + kappa (1-c)), c of advantages, kappa of scores",
         verdict=HOLDS,
         condition="kappa < (1+c)/(1-c) makes Soft an ascent direction of GRPO's surrogate; D < K - 1 or a repeated "
         "candidate gives kappa = inf: nothing is sure",
@@ -339,7 +339,7 @@ def bradley_terry_remainder(key: chex.PRNGKey) -> Statement:
     error = jnp.abs(draws.mean(axis=0) - expected(row)[0]) / (draws.std(axis=0) / jnp.sqrt(len(keys)))
     return Statement(
         item="4",
-        claim="Bradley-Terry labels: E[Soft] = K/(2(K-1)) x unscaled GRPO + remainder, |e_i| <= sum_j |R_i-R_j|^3 / (24(K-1))",
+        claim="Bradley-Terry labels: E[Soft] = K/(2(K-1)) x unscaled GRPO + e, |e_i| <= sum_j |R_i-R_j|^3 / (24(K-1))",
         verdict=HOLDS_IF,
         condition="reward gaps are small on the labels' logistic scale; then the cosine tends to 1 at second order",
         measured=slope(scales[:4], jnp.asarray(relative[:4])),

@@ -151,8 +151,8 @@ def improve(
       step_size: of Adam.
       updates: N, how often the policy is frozen and its batch recomputed.
       inner: Adam steps per update.
-      accept: index into `ACCEPT`. "all" steps; "limit" cuts a step to mean KL <= RADIUS; "certified" takes the longest of 24 halvings whose
-        improvement is certain by TRPO's bound, and stays if none is.
+      accept: index into `ACCEPT`. "all" steps; "limit" cuts a step to mean KL <= RADIUS; "certified" takes the longest
+        of 24 halvings whose improvement is certain by TRPO's bound, and stays if none is.
 
     Returns:
       `Log` of `[N]` arrays.
@@ -205,7 +205,7 @@ def _certified(mdp: MDP, batch: Batch, old: chex.Array, new: chex.Array) -> chex
 
 
 def run_all(key: chex.PRNGKey) -> dict[str, dict[str, Log]]:
-    """Logs `[step sizes, problems, N]` by rule of `ACCEPT` and method, on random MDPs with far fewer features than states."""
+    """Logs `[step sizes, problems, N]` by rule of `ACCEPT` and method, on MDPs with fewer parameters than states."""
     return _run_all(tuple(np.asarray(jax.random.key_data(key)).tolist()))
 
 
@@ -238,7 +238,7 @@ def monotonic_improvement(key: chex.PRNGKey) -> Statement:
         item="11",
         claim="each update improves J (PPO, GRPO, Soft, Hard with hinge or Lagrangian)",
         verdict=FAILS,
-        condition="16 random MDPs of 8 states and 2 parameters, exact batches: measured is the best method's worst share",
+        condition="16 random MDPs of 8 states and 2 parameters, exact batches; measured: the best method's worst share",
         measured=max(float(share.min()) for share in shares.values()),
         predicted=0.0,
         bound=0.999,
@@ -295,7 +295,7 @@ def certified_step(key: chex.PRNGKey) -> Statement:
         item="I3",
         claim="a step cut until TRPO's bound is positive never lowers J, for every method",
         verdict=HOLDS,
-        condition="needs exact advantages and the max TV; its steps are tiny. limit_step keeps the KL, not monotonicity",
+        condition="needs exact advantages and the max TV; its steps are tiny. limit_step keeps the KL only",
         measured=max(0.0, -worst),
         predicted=0.0,
         bound=1e-12,

@@ -94,7 +94,7 @@ def pair_variance(preferred: chex.Array, rejected: chex.Array, probs: chex.Array
 
 
 def covariance_sign(key: chex.PRNGKey) -> Statement:
-    """8. Var(g_p - g_r) = Var g_p + Var g_r - 2 Cov: it falls with *positive* covariance; the paper has the sign wrong."""
+    """8. Var(g_p - g_r) = Var g_p + Var g_r - 2 Cov: it falls with *positive* covariance, against the paper."""
     require_float64()
     even = jnp.array([0.5, 0.5])
     # Logits (t, 2t, -3t) and their mirror image: both candidates' scores rise and fall together.
@@ -109,7 +109,7 @@ def covariance_sign(key: chex.PRNGKey) -> Statement:
     found = pair_variance(problem.scores[first], problem.scores[second], probs / probs.sum())
     return Statement(
         item="8",
-        claim="the variance of g_p - g_r is lower the more *negative* the covariance of g_p and g_r (the paper's proof)",
+        claim="the variance of g_p - g_r is lower the more *negative* their covariance (the paper's proof)",
         verdict=FAILS,
         condition="g_p = +-1, g_r = +-2 together: Var 1 = 1 + 4 - 2*2; two tabular arms: Var 2 = 0.5 + 0.5 + 2*0.5",
         measured=found[0],
@@ -140,8 +140,8 @@ def variance_under_noise(key: chex.PRNGKey) -> Statement:
         item="8b",
         claim="Soft's gradient varies less than GRPO's, relative to the squared mean",
         verdict=HOLDS_IF,
-        condition="rewards carry outliers (one of 4 off by 10: measured is Soft's variance over GRPO's); at K = 2 they are "
-        "equal; under strong symmetric noise (1.6 gaps) all-pairs Soft varies *more*",
+        condition="rewards carry outliers (one of 4 off by 10; measured: Soft's variance over GRPO's); at K = 2 they "
+        "are equal; under strong symmetric noise (1.6 gaps) all-pairs Soft varies *more*",
         measured=float(outlier["soft all"].relative / outlier["grpo"].relative),
         predicted=0.0,
         bound=0.5,

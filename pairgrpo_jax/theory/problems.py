@@ -93,8 +93,8 @@ def string_transformer(key: chex.PRNGKey, *, vocabulary: int = 3, length: int = 
 def gaussian_quadratic(*, nodes: int = 7, optimum: float = 1.5, mean: float = 0.2, log_std: float = -0.3) -> Problem:
     """A Gaussian policy `(mean, log_std)` with reward `-(a - optimum)^2`, on Gauss-Hermite nodes of pi_old.
 
-    Expectations of polynomials up to degree `2 nodes - 1` are exact, so J = -(mean - optimum)^2 - std^2 is. Statements about
-    one group hold for actions anywhere, nodes included.
+    Expectations of polynomials up to degree `2 nodes - 1` are exact, so J = -(mean - optimum)^2 - std^2 is. Statements
+    about one group hold for actions anywhere, nodes included.
     """
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     actions = jnp.asarray(mean + math.exp(log_std) * points)

@@ -56,7 +56,7 @@ class Statement:
 
 
 def require_float64() -> None:
-    """Raises RuntimeError unless 64-bit arithmetic is on: a statement with a tolerance of 1e-12 means nothing without."""
+    """Raises RuntimeError unless 64-bit arithmetic is on: a tolerance of 1e-12 means nothing without."""
     if not jax.config.read("jax_enable_x64"):
         raise RuntimeError(
             "statements are checked in float64: wrap the call in `with jax.enable_x64(True):` "
