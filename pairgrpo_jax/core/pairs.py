@@ -55,8 +55,8 @@ def pairs_from_rewards(
       scheme: "best_worst": one pair. "matched": the i-th best with the i-th worst, each candidate in one pair (even K).
         "all": every two candidates, weight 1/(K-1). "bradley_terry": as "all", with random labels,
         P(i preferred to j) = sigmoid(R_i - R_j). "margin_weighted": as "all", with weight |R_i - R_j| / (K std), the
-        population std of the group. Since sum_j (R_i - R_j) = K (R_i - mean), its pair rewards are GRPO's advantages for
-        every K (`group_advantages(rewards, eps=0)`), which no binary scheme gives beyond K = 2.
+        population std of the group. Since sum_j (R_i - R_j) = K (R_i - mean), its pair rewards are GRPO's advantages
+        for every K (`group_advantages(rewards, eps=0)`), which no binary scheme gives beyond K = 2.
       margin: reward gaps at or below it make no pair (weight 0); 0 drops exact ties only.
       key: PRNG key, needed by "bradley_terry" alone.
 

@@ -11,8 +11,8 @@ def test_report_is_written(tmp_path):
     assert main(Config(output=tmp_path, only=("7", "8"))) == 0
     report = (tmp_path / "theory.md").read_text()
     assert "| 7 |" in report and "| 8 |" in report and "0.333" in report
-    assert (tmp_path / "preferred_can_fall.png").stat().st_size > 5000
-    rows = json.loads((tmp_path / "statements.json").read_text())
+    assert (tmp_path / "theory" / "preferred_can_fall.png").stat().st_size > 5000
+    rows = json.loads((tmp_path / "theory" / "statements.json").read_text())
     assert [row["item"] for row in rows] == ["7", "8"] and all(row["confirmed"] for row in rows)
 
 
