@@ -48,7 +48,7 @@ class ControlConfig:
     """Global gradient-norm clip."""
     clip: float = 0.2
     """PPO clip epsilon of the ratio (ppo, grpo, soft, rank)."""
-    scheme: Literal["best_worst", "matched", "all", "bradley_terry"] = "matched"
+    scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "matched"
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair, in units of the advantage source (soft, hard)."""

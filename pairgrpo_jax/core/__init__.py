@@ -13,11 +13,13 @@ from pairgrpo_jax.core.hard import (
     delta_schedule,
     hard_pair_grpo_loss,
     hard_pair_target,
+    travel_schedule,
     update_multiplier,
 )
 from pairgrpo_jax.core.kl import categorical_kl, gaussian_kl, kl_k1, kl_k2, kl_k3
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs, pair_rewards, pairs_from_rewards
 from pairgrpo_jax.core.preference import dpo_loss, ipo_loss, orpo_loss
+from pairgrpo_jax.core.step import largest_step, limit_step
 from pairgrpo_jax.core.surrogate import grpo_loss, ppo_loss, soft_pair_grpo_loss, value_terms
 from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate, loss, mean_term
 
@@ -43,6 +45,8 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "largest_step",
+    "limit_step",
     "loss",
     "mean_term",
     "midranks",
@@ -53,6 +57,7 @@ __all__ = [
     "rank_advantages",
     "reward_rank_correlation",
     "soft_pair_grpo_loss",
+    "travel_schedule",
     "update_multiplier",
     "value_terms",
 ]

@@ -43,6 +43,31 @@ def delta_schedule(delta_0: float, gamma: float) -> optax.Schedule:
     return optax.exponential_decay(delta_0, transition_steps=1, decay_rate=gamma)
 
 
+def travel_schedule(budget: float, updates: int, *, final: float = 0.1) -> optax.Schedule:
+    """`delta_t = delta_0 * gamma^t` with delta_0 and gamma chosen so that `updates` of them sum to `budget` exactly.
+
+    Under `delta_schedule` the total mass a pair can move follows from two rates that say nothing about the length of
+    training. Here it is the choice, and the length is a parameter.
+
+    Args:
+      budget: sum of delta_t over the run: an upper bound of the total variation travelled per unit of pair weight.
+      updates: number of target updates, >= 1; delta is 0 after them.
+      final: the last delta as a fraction of the first, in (0, 1]; 1 keeps delta constant.
+
+    Raises:
+      ValueError: for budget < 0, updates < 1 or final outside (0, 1].
+    """
+    if not budget >= 0:
+        raise ValueError(f"budget must be >= 0, got {budget}")
+    if updates < 1:
+        raise ValueError(f"updates must be >= 1, got {updates}")
+    if not 0 < final <= 1:
+        raise ValueError(f"final must be in (0, 1], got {final}")
+    gamma = final ** (1 / max(updates - 1, 1))
+    delta_0 = budget / sum(gamma**t for t in range(updates))
+    return lambda count: jnp.where(jnp.asarray(count) < updates, delta_0 * gamma ** as_float(count), 0)
+
+
 def candidate_log_probs(
     logp: jax.Array,
     old_logp: jax.Array,

@@ -12,7 +12,7 @@ import numpy as np
 from pairgrpo_jax.core.advantages import require_group
 from pairgrpo_jax.core.terms import as_float, require_choice, require_nonnegative
 
-PAIR_SCHEMES = ("best_worst", "matched", "all", "bradley_terry")
+PAIR_SCHEMES = ("best_worst", "matched", "all", "bradley_terry", "margin_weighted")
 
 
 class Pairs(NamedTuple):
@@ -59,7 +59,9 @@ def pairs_from_rewards(
       rewards: `[B,K]`.
       scheme: "best_worst": one pair. "matched": the i-th best with the i-th worst, each candidate in one pair (even K).
         "all": every two candidates, weight 1/(K-1). "bradley_terry": as "all", with random labels,
-        P(i preferred to j) = sigmoid(R_i - R_j).
+        P(i preferred to j) = sigmoid(R_i - R_j). "margin_weighted": as "all", with weight |R_i - R_j| / (K std), the
+        population std of the group. Since sum_j (R_i - R_j) = K (R_i - mean), its pair rewards are GRPO's advantages
+        for every K (`group_advantages(rewards, eps=0)`), which no binary scheme gives beyond K = 2.
       margin: reward gaps at or below it make no pair (weight 0); 0 drops exact ties only.
       key: PRNG key, needed by "bradley_terry" alone.
 
@@ -81,9 +83,17 @@ def pairs_from_rewards(
     else:
         first, second = _every_two(rewards, scheme, key)
     gap = jnp.abs(jnp.take_along_axis(rewards, first, -1) - jnp.take_along_axis(rewards, second, -1))
-    full = 1.0 / (rewards.shape[-1] - 1) if scheme in ("all", "bradley_terry") else 1.0
-    weight = jnp.where(gap > margin, jnp.asarray(full, rewards.dtype), 0)
+    weight = jnp.where(gap > margin, _full_weight(rewards, gap, scheme), 0)
     return Pairs(first.astype(jnp.int32), second.astype(jnp.int32), weight)
+
+
+def _full_weight(rewards: jax.Array, gap: jax.Array, scheme: str) -> jax.Array:
+    size = rewards.shape[-1]
+    if scheme == "margin_weighted":
+        std = jnp.std(rewards, axis=-1, keepdims=True)
+        return gap / (size * jnp.where(std > 0, std, 1))
+    full = 1.0 / (size - 1) if scheme in ("all", "bradley_terry") else 1.0
+    return jnp.full_like(gap, full)
 
 
 def _matched(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -97,7 +107,7 @@ def _matched(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _every_two(rewards: jax.Array, scheme: str, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     left, right = (jnp.asarray(index) for index in np.triu_indices(rewards.shape[-1], k=1))
     gap = rewards[:, left] - rewards[:, right]
-    if scheme == "all":
+    if scheme != "bradley_terry":
         left_wins = gap >= 0
     elif key is None:
         raise ValueError('scheme="bradley_terry" draws random labels: pass key=jax.random.key(...)')
@@ -122,7 +132,7 @@ def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:
       group_size: K.
 
     Returns:
-      `[B,K]` rewards in [-1, 1] for the schemes of `pairs_from_rewards`.
+      `[B,K]` rewards, in [-1, 1] for the binary schemes of `pairs_from_rewards`.
 
     Raises:
       ValueError: for fields that are not `[B,P]`, indices that are not integers, or K < 2.

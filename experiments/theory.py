@@ -1,0 +1,239 @@
+"""Prints what is true of the Pair-GRPO family: each claim with its verdict, number, bound and time.
+
+    python -m experiments.theory --output runs
+
+Writes `theory.md` and, in a folder `theory` beside it, `statements.json` and the plots. Exits with status 1 if a number
+contradicts a verdict. Seconds are those of the processor, which other programs on the machine do not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pairgrpo_jax import theory
+from pairgrpo_jax.theory.equivalence import Cosines
+from pairgrpo_jax.theory.statement import Statement
+
+HEADER = (
+    "item",
+    "claim",
+    "verdict",
+    "condition or counterexample",
+    "measured",
+    "predicted",
+    "bound",
+    "confirmed",
+    "CPU s",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to check and where to write it.
+
+    Attributes:
+      output: folder for the report, the numbers and the plots.
+      seed: of the random problems.
+      only: items to check ("1", "3b", "I2"); all by default.
+    """
+
+    output: Path = Path("runs")
+    seed: int = 0
+    only: tuple[str, ...] = ()
+
+
+def check(config: Config) -> list[tuple[Statement, float]]:
+    """Runs the statements; returns each with its seconds."""
+    key, results = jax.random.key(config.seed), []
+    for function in theory.STATEMENTS:
+        item = (function.__doc__ or "").split(".")[0]
+        if config.only and item not in config.only:
+            continue
+        start = time.process_time()
+        statement = function(key)
+        results.append((statement, time.process_time() - start))
+        print(f"{statement.item}: {'ok' if statement.confirmed else 'NOT CONFIRMED'}", file=sys.stderr, flush=True)
+    return results
+
+
+def row(statement: Statement, seconds: float) -> tuple[str, ...]:
+    """One row of the table."""
+    numbers = (f"{x:.4g}" for x in (statement.measured, statement.predicted, statement.bound))
+    done = "yes" if statement.confirmed else "NO: " + "; ".join(statement.failures)
+    return (statement.item, statement.claim, statement.verdict, statement.condition, *numbers, done, f"{seconds:.1f}")
+
+
+def print_table(results: list[tuple[Statement, float]]) -> None:
+    """The table, on the terminal: claim, verdict, number, bound, seconds."""
+    table = Table("item", "claim", "verdict", "number", "bound", "ok", "CPU s", show_lines=True)
+    for statement, seconds in results:
+        item, claim, verdict, _, measured, predicted, bound, done, spent = row(statement, seconds)
+        table.add_row(item, claim, verdict, f"{measured} (of {predicted})", bound, done, spent)
+    Console(width=140).print(table)
+
+
+def report(results: list[tuple[Statement, float]], cosines: list[Cosines], plots: list[str]) -> str:
+    """The Markdown report."""
+    lines = ["# What is true of the Pair-GRPO family", ""]
+    lines += [
+        "Written by `python -m experiments.theory`. Problems are exact: expectations are sums over all groups, in"
+    ]
+    lines += ["float64. *Confirmed* says that measured and predicted lie within the bound and that every further check"]
+    lines += [
+        "of the statement passed. Items 1 to 11 follow the paper's claims; G is a guarantee; I is an improvement.",
+        "",
+    ]
+    lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(s, t)) + " |" for s, t in results]
+    lines += ["", "## Pictures", ""] + [f"![{name}](theory/{name})\n" for name in plots]
+    lines += ["## Numbers behind each statement", ""]
+    for statement, _ in results:
+        lines += [f"### {statement.item}. {statement.claim}", ""]
+        lines += [f"- {'yes' if passed else '**NO**'}: {name}" for name, passed in statement.checks.items()]
+        lines += [f"- {name}: {value:.6g}" for name, value in statement.numbers.items()] + [""]
+    if cosines:
+        lines += ["## Cosine of Soft's gradient with noiseless GRPO's, one group, tabular softmax policies", ""]
+        lines += [
+            "Noise is added to the rewards that make the pairs; the last column is GRPO's own cosine under it.",
+            "",
+        ]
+        lines += [
+            "| rewards | K | pairs | noise | median | smallest | GRPO, same noise |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for c in cosines:
+            numbers = f"{c.median:.3f} | {c.smallest:.3f} | {c.grpo_median:.3f}"
+            lines += [f"| {c.law} | {c.size} | {c.scheme} | {c.noise} | {numbers} |"]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: list[tuple[Statement, float]], folder: Path) -> list[str]:
+    """Draws what the statements measured; returns the file names."""
+    found = {statement.item: statement.curves for statement, _ in results}
+    drawn = {name: (need, draw) for name, (need, draw) in PLOTS.items() if need in found}
+    for name, (need, draw) in drawn.items():
+        figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        draw(axes, found[need])
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        plt.close(figure)
+    return [f"{name}.png" for name in drawn]
+
+
+def _lines(x: str, title: str, xlabel: str, ylabel: str, scale: str = "log"):
+    """A plot of all of a statement's curves against the one named x."""
+
+    def draw(axes, curves):
+        for name, values in curves.items():
+            if name != x:
+                axes.plot(curves[x], values, marker=".", label=name)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if scale != "linear":
+            axes.set_xscale("log"), axes.set_yscale("log" if scale == "log" else "linear")
+
+    return draw
+
+
+def _histogram(axes, curves):
+    for name, values in curves.items():
+        axes.hist(values, bins=np.linspace(0, 1, 60), histtype="step", label=name)
+    axes.set(title="One group, K = 8: Soft against GRPO", xlabel="cosine of gradients", ylabel="groups of 4000")
+
+
+def _scatter(x: str, y: str, title: str, log: bool = False):
+    def draw(axes, curves):
+        axes.scatter(curves[x].ravel(), curves[y].ravel(), s=2, alpha=0.3)
+        low, high = min(curves[x].min(), curves[y].min()), curves[y].max()
+        axes.plot([low, high], [low, high], "k--", lw=1, label=f"{y} = {x}")
+        axes.set(title=title, xlabel=x, ylabel=y)
+        if log:
+            axes.set_xscale("symlog", linthresh=1e-4), axes.set_yscale("symlog", linthresh=1e-4)
+
+    return draw
+
+
+def _updates(title: str, ylabel: str):
+    def draw(axes, curves):
+        for name, values in curves.items():
+            if name == "radius":
+                axes.axhline(values[0], color="k", ls="--", lw=1, label="beta")
+            else:
+                axes.plot(np.linspace(0, 1, len(values)), values, label=name)
+        axes.set(title=title, xlabel="share of the run", ylabel=ylabel)
+
+    return draw
+
+
+def _noise(title: str, ylabel: str, keep: tuple[str, ...]):
+    draw = _lines("noise", title, "noise, in units of the reward gap", ylabel, "linear")
+    return lambda axes, curves: draw(axes, {k: v for k, v in curves.items() if k == "noise" or k.endswith(keep)})
+
+
+PLOTS = {
+    "cosines": ("2", _histogram),
+    "gradient_bound": ("3b", _scatter("bound", "cosine", "Gradient cosine and its lower bound")),
+    "bradley_terry": ("4", _lines("scale", "Bradley-Terry remainder", "scale of rewards", "relative to first order")),
+    "hard_direction": ("5", _lines("delta", "Reverse fit minus -delta (g_p - g_r)", "delta", "norm")),
+    "off_policy": ("6", _lines("step", "Soft and Hard off the old policy", "parameter step", "angle (radians)")),
+    "preferred_can_fall": (
+        "7",
+        _lines("features", "Pairs that do not move as asked", "parameters D", "share of pairs", "semilogx"),
+    ),
+    "variance": (
+        "8b",
+        _noise("Variance / squared mean", "relative variance", ("4, grpo", "4, dr_grpo", "4, soft all")),
+    ),
+    "determinism": ("G1", _noise("Direction under noise, K = 4", "mean cosine", ("grpo", "soft all", "best_worst"))),
+    "realised_kl": ("10b", _lines("delta", "Realised KL of one update", "delta", "KL (nats)")),
+    "improvement": (
+        "11",
+        _lines("step size", "Updates that do not lower J", "step size of Adam", "share", "semilogx"),
+    ),
+    "policy_bound": ("11b", _scatter("bound", "gain", "True gain in J and TRPO's bound", log=True)),
+    "chosen_budget": ("I1", _updates("travel_schedule, budget 0.35", "probability of the best arm")),
+    "limited_step": ("I2", _updates("Realised KL of each update", "KL (nats)")),
+}
+
+
+def main(config: Config) -> int:
+    """Runs everything; returns the exit status."""
+    jax.config.update("jax_enable_x64", True)
+    matplotlib.use("Agg")
+    folder = config.output / "theory"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    results = check(config)
+    if not results:
+        raise SystemExit(f"no statement is called {', '.join(config.only)}; see the `item` column of the table")
+    cosines = [] if config.only else theory.cosine_table(jax.random.key(config.seed))
+    print_table(results)
+    plots = plot(results, folder)
+    (config.output / "theory.md").write_text(report(results, cosines, plots))
+    keep = ("item", "claim", "verdict", "condition", "measured", "predicted", "bound", "checks", "numbers")
+    rows = [{k: getattr(s, k) for k in keep} | {"confirmed": s.confirmed, "seconds": t} for s, t in results]
+    (folder / "statements.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
+    failed = [statement.item for statement, _ in results if not statement.confirmed]
+    print(
+        f"{len(results) - len(failed)} of {len(results)} statements confirmed in "
+        f"{time.perf_counter() - start:.0f} s ({time.process_time():.0f} s of processor time)"
+    )
+    print(f"report: {config.output / 'theory.md'}" + (f"; NOT confirmed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Config, description=__doc__)))

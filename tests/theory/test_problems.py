@@ -1,0 +1,79 @@
+"""The exact problems against facts about them that were derived elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pairgrpo_jax.theory import mdp as tabular
+from pairgrpo_jax.theory.equivalence import exact_problems
+from pairgrpo_jax.theory.objectives import grpo, labelled_pairs, soft
+from pairgrpo_jax.theory.problems import enumerate_groups, expected_gradients, gaussian_quadratic, softmax_bandit
+
+KEY = jax.random.key(3)
+
+
+@pytest.mark.parametrize("problem", exact_problems(KEY), ids=lambda p: p.name)
+def test_outcomes_are_all_of_them(problem):
+    np.testing.assert_allclose(problem.probs.sum(), 1, atol=1e-12)
+    np.testing.assert_allclose(problem.probs @ problem.scores, 0, atol=1e-10)  # E[score] = 0
+
+
+def test_groups_are_counted_with_their_orders():
+    index, orders = enumerate_groups(4, 3)
+    assert len(index) == 20 and orders.sum() == 4**3
+    assert orders[(index == [0, 1, 2]).all(axis=1)] == 6 and orders[(index == [1, 1, 2]).all(axis=1)] == 3
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_unscaled_grpo_is_the_policy_gradient(size):
+    problem = softmax_bandit(KEY)
+    # A baseline that contains the candidate itself shrinks the gradient of J by (K-1)/K.
+    gradient = jax.grad(lambda theta: jnp.exp(problem.log_prob(theta)) @ problem.rewards)(problem.params)
+    (found,) = expected_gradients(problem, [grpo(scale="none")], size)
+    np.testing.assert_allclose(found, -gradient * (size - 1) / size, atol=1e-12)
+
+
+def test_gaussian_expectations_are_exact():
+    problem = gaussian_quadratic(optimum=1.5, mean=0.2, log_std=-0.3)
+    np.testing.assert_allclose(problem.probs @ problem.rewards, -(1.3**2) - np.exp(-0.6), atol=1e-12)
+    gradient = problem.scores.T @ (problem.probs * problem.rewards)
+    np.testing.assert_allclose(gradient, [2 * 1.3, -2 * np.exp(-0.6)], atol=1e-12)
+
+
+def test_expected_gradient_is_the_mean_of_sampled_ones():
+    problem = softmax_bandit(KEY)
+    drawn = jax.random.choice(KEY, 5, (20000, 3), p=problem.probs)
+    rewards, zero = problem.rewards[drawn], jnp.zeros((20000, 3))
+    weights = jax.grad(lambda x: soft(scheme="all")(x, zero, rewards)["policy"].mean)(zero)
+    sampled = jnp.einsum("gk,gkd->d", weights, problem.scores[drawn])
+    (exact,) = expected_gradients(problem, [soft(scheme="all")], 3)
+    assert jnp.linalg.norm(sampled - exact) < 0.03 * jnp.linalg.norm(exact)
+
+
+def test_labellings_are_all_of_them():
+    pairs, probs = labelled_pairs(jnp.array([0.3, -1.0, 2.0]))
+    assert pairs.preferred.shape == (8, 3) and pairs.weight[0, 0] == 0.5
+    np.testing.assert_allclose(probs.sum(), 1, atol=1e-12)
+    first_wins = probs[pairs.preferred[:, 0] == 0].sum()
+    np.testing.assert_allclose(first_wins, 1 / (1 + np.exp(-1.3)), atol=1e-12)
+
+
+def test_mdp_is_solved():
+    mdp = tabular.random_mdp(KEY)
+    theta = jax.random.normal(KEY, (6,))
+    policy = jnp.exp(tabular.log_policy(mdp, theta))
+    solution = tabular.solve(mdp, policy)
+    state, value = mdp.start, 0.0
+    for t in range(400):  # the discounted sum itself
+        value += 0.9**t * jnp.sum(state[:, None] * policy * mdp.reward)
+        state = jnp.einsum("s,sa,sat->t", state, policy, mdp.transition)
+    np.testing.assert_allclose(solution.value, value, atol=1e-10)
+    np.testing.assert_allclose(solution.visitation.sum(), 10, atol=1e-10)
+    np.testing.assert_allclose((policy * solution.advantage).sum(axis=-1), 0, atol=1e-10)
+
+    def gain(x):
+        return tabular.surrogate_gain(solution, jnp.exp(tabular.log_policy(mdp, x)))
+
+    exact = jax.grad(lambda x: tabular.solve(mdp, jnp.exp(tabular.log_policy(mdp, x))).value)(theta)
+    np.testing.assert_allclose(jax.grad(gain)(theta), exact, atol=1e-10)  # the policy gradient theorem
