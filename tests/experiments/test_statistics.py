@@ -1,0 +1,58 @@
+"""The statistics against their published definitions, and what a comparison reports."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from experiments.compare import Comparison, folder, parse, report
+from experiments.halfcheetah import DONE
+from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+
+
+def test_interquartile_mean_drops_a_quarter_at_each_end():
+    assert interquartile_mean(np.array([100.0, 1, 2, 3, 4, 5, 6, -100])) == np.mean([2, 3, 4, 5])
+
+
+def test_probability_of_improvement_counts_pairs_and_half_ties():
+    ours, other = np.array([1.0, 5.0, 7.0]), np.array([5.0, 2.0])
+    wins = [(a > b) + 0.5 * (a == b) for a, b in itertools.product(ours, other)]
+    assert probability_of_improvement(ours, other) == pytest.approx(np.mean(wins))
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_interval(rng.normal(size=20), resamples=500, seed=i) for i in range(200)]
+    assert 0.85 < np.mean([low < 0 < high for low, high in intervals]) < 0.99
+
+
+def test_a_comparison_reports_finished_runs(tmp_path, capsys):
+    from rich.console import Console
+
+    args = Comparison(methods=("ppo:value", "hard:value"), seeds=3, output=tmp_path)
+    for method, seed in itertools.product(args.methods, range(3)):
+        path = folder(args, method, seed)
+        path.mkdir(parents=True)
+        score = 100 * seed + (50 if method.startswith("hard") else 0)
+        row = {
+            "iteration": 1,
+            "steps": 10,
+            "seconds": 2.0,
+            "score": [score],
+            "stochastic_score": [score],
+            "grad_norm": [1.0],
+        }
+        (path / "metrics.jsonl").write_text(json.dumps(row | {"realised_kl": [0.01 if seed else 1.0]}) + "\n")
+        (path / DONE).touch()
+    report(args, Console(width=200))
+    table = (tmp_path / "table.md").read_text()
+    hard = next(line for line in table.splitlines() if line.startswith("| hard:value"))
+    assert "**150**" in hard and "67%" in hard and f"{6 / 9:.2f}" in hard
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("method", ["hard", "sarsa:value", "hard:q"])
+def test_unknown_methods_are_named(method):
+    with pytest.raises(ValueError, match="methods: "):
+        parse(method)
