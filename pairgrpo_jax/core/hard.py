@@ -65,7 +65,7 @@ def travel_schedule(budget: float, updates: int, *, final: float = 0.1) -> optax
         raise ValueError(f"final must be in (0, 1], got {final}")
     gamma = final ** (1 / max(updates - 1, 1))
     delta_0 = budget / sum(gamma**t for t in range(updates))
-    return lambda count: jnp.where(jnp.asarray(count) < updates, delta_0 * gamma ** as_float(count), 0)
+    return lambda count: jnp.where(jnp.asarray(count) < updates, delta_0 * gamma ** jnp.asarray(count, float), 0)
 
 
 def candidate_log_probs(

@@ -102,8 +102,8 @@ ROPES = [
     RopeConfig(100.0, "yarn", 4.0, 32, beta_fast=2.0),
     RopeConfig(100.0, "yarn", 4.0, 32, beta_fast=8.0, beta_slow=2.0),
     RopeConfig(100.0, "yarn", 4.0, 32, beta_fast=8.0, truncate=False),
-    RopeConfig(100.0, "longrope", 1.0, 32, short_factor=(1.0,) * 8, long_factor=(2.0,) * 8),
-    RopeConfig(100.0, "longrope", 1.0, 99, short_factor=(1.5,) * 8, long_factor=(2.0,) * 8),
+    RopeConfig(100.0, "longrope", 1.0, 32, short_factor=(1.0,) * 8, long_factor=(2.5,) * 8),
+    RopeConfig(100.0, "longrope", 1.0, 99, short_factor=(1.5,) * 8, long_factor=(2.5,) * 8),
 ]
 
 

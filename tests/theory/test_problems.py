@@ -13,8 +13,9 @@ from pairgrpo_jax.theory.problems import enumerate_groups, expected_gradients, g
 KEY = jax.random.key(3)
 
 
-@pytest.mark.parametrize("problem", exact_problems(KEY), ids=lambda p: p.name)
-def test_outcomes_are_all_of_them(problem):
+@pytest.mark.parametrize("which", range(3), ids=["bandit", "transformer", "gaussian"])
+def test_outcomes_are_all_of_them(which):
+    problem = exact_problems(KEY)[which]
     np.testing.assert_allclose(problem.probs.sum(), 1, atol=1e-12)
     np.testing.assert_allclose(problem.probs @ problem.scores, 0, atol=1e-10)  # E[score] = 0
 
