@@ -5,13 +5,13 @@ All are pure functions of arrays that a batch already has; `conditions` bundles 
 
 from __future__ import annotations
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core import Pairs, group_advantages, pair_rewards, reward_rank_correlation
 
 
-def scheme_cosine(rewards: chex.Array, pairs: Pairs) -> chex.Array:
+def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
     """Advantage-space cosine of Soft-Pair-GRPO (with these pairs) and GRPO, per group.
 
     Args:
@@ -27,7 +27,7 @@ def scheme_cosine(rewards: chex.Array, pairs: Pairs) -> chex.Array:
     return jnp.where(both_zero, 1, jnp.sum(a * b, axis=-1) / jnp.sqrt(jnp.where(norms > 0, norms, 1)))
 
 
-def gradient_cosine_bound(cosine: chex.Array, condition_number: chex.Array) -> chex.Array:
+def gradient_cosine_bound(cosine: jax.Array, condition_number: jax.Array) -> jax.Array:
     """Least possible cosine of two gradients, from that of their advantages.
 
     Advantages u and v give gradients G^T u and G^T v, whose inner product is u^T M v with the Gram matrix M = G G^T of
@@ -47,7 +47,7 @@ def gradient_cosine_bound(cosine: chex.Array, condition_number: chex.Array) -> c
     return 2 / (1 + square) - 1
 
 
-def centred_condition_number(scores: chex.Array) -> chex.Array:
+def centred_condition_number(scores: jax.Array) -> jax.Array:
     """Condition number of the Gram matrix of score functions, on advantages that sum to zero.
 
     Args:
@@ -65,7 +65,7 @@ def centred_condition_number(scores: chex.Array) -> chex.Array:
     return jnp.where(smallest > rounding * values[..., 0], jnp.square(values[..., 0] / smallest), jnp.inf)
 
 
-def moves_as_asked(preferred: chex.Array, rejected: chex.Array) -> tuple[chex.Array, chex.Array]:
+def moves_as_asked(preferred: jax.Array, rejected: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether a small step along h = g_p - g_r raises log pi(preferred), and lowers log pi(rejected).
 
     Args:
@@ -79,7 +79,7 @@ def moves_as_asked(preferred: chex.Array, rejected: chex.Array) -> tuple[chex.Ar
     return jnp.sum(preferred**2, axis=-1) > overlap, jnp.sum(rejected**2, axis=-1) > overlap
 
 
-def bradley_terry_bound(rewards: chex.Array) -> chex.Array:
+def bradley_terry_bound(rewards: jax.Array) -> jax.Array:
     """Bound of the remainder of the expected Bradley-Terry pair reward, per candidate.
 
     `E[wins - losses] / (K-1) = K / (2 (K-1)) (R_i - mean R) + e_i` with `|e_i| <= sum_j |R_i - R_j|^3 / (24 (K-1))`.
@@ -94,13 +94,13 @@ def bradley_terry_bound(rewards: chex.Array) -> chex.Array:
     return jnp.sum(gaps**3, axis=-1) / (24 * (rewards.shape[-1] - 1))
 
 
-def smallest_gap(rewards: chex.Array) -> chex.Array:
+def smallest_gap(rewards: jax.Array) -> jax.Array:
     """Least difference `[B]` between two rewards of a group: noise below half of it cannot change a label."""
     ordered = jnp.sort(rewards, axis=-1)
     return jnp.min(jnp.diff(ordered, axis=-1), axis=-1)
 
 
-def transfers_fit(p0: chex.Array, pairs: Pairs, delta: chex.Numeric, floor: float = 1e-3) -> chex.Array:
+def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floor: float = 1e-3) -> jax.Array:
     """Whether no transfer of `hard_pair_target` is capped, boolean `[B]`: then Hard's direction is Soft's, exactly."""
     at_rejected = pairs.rejected[..., None] == jnp.arange(p0.shape[-1])
     asked = jnp.sum(jnp.where(at_rejected, pairs.weight[..., None], 0), axis=-2) * delta
@@ -108,8 +108,8 @@ def transfers_fit(p0: chex.Array, pairs: Pairs, delta: chex.Numeric, floor: floa
 
 
 def policy_improvement_bound(
-    surrogate_gain: chex.Array, total_variation: chex.Array, largest_advantage: chex.Array, discount: float
-) -> chex.Array:
+    surrogate_gain: jax.Array, total_variation: jax.Array, largest_advantage: jax.Array, discount: float
+) -> jax.Array:
     """Lower bound of the true gain in J (TRPO, arXiv 1502.05477, theorem 1).
 
     Args:
@@ -125,12 +125,12 @@ def policy_improvement_bound(
 
 
 def conditions(
-    rewards: chex.Array,
+    rewards: jax.Array,
     pairs: Pairs,
     *,
-    delta: chex.Numeric | None = None,
+    delta: jax.typing.ArrayLike | None = None,
     floor: float = 1e-3,
-) -> dict[str, chex.Array]:
+) -> dict[str, jax.Array]:
     """The conditions of the theory on one batch, as scalars to log beside the loss.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from pairgrpo_jax.theory.problems import Problem, bandit, expected_gradients, so
 from pairgrpo_jax.theory.statement import FAILS, HOLDS, HOLDS_IF, Statement, angle, cosine, require_float64, slope
 
 
-def hard_gradient(problem: Problem, pair: tuple[int, int], delta: chex.Numeric, **options) -> chex.Array:
+def hard_gradient(problem: Problem, pair: tuple[int, int], delta: jax.typing.ArrayLike, **options) -> jax.Array:
     """Gradient `[D]` at theta_old of Hard's loss for one pair, with all outcomes of the problem as one group."""
     pairs = Pairs(jnp.array([[pair[0]]]), jnp.array([[pair[1]]]), jnp.ones((1, 1)))
     old_logp = problem.log_prob(problem.params)[None]
@@ -26,7 +25,7 @@ def hard_gradient(problem: Problem, pair: tuple[int, int], delta: chex.Numeric, 
     return jax.grad(loss)(problem.params)
 
 
-def hard_direction(key: chex.PRNGKey) -> Statement:
+def hard_direction(key: jax.Array) -> Statement:
     """5. At theta_old Hard's gradient is `-delta (g_p - g_r)`: forward exactly, reverse up to O(delta^2)."""
     require_float64()
     problem, pair = softmax_bandit(key, arms=5, features=4), (3, 1)
@@ -75,7 +74,7 @@ def hard_direction(key: chex.PRNGKey) -> Statement:
     )
 
 
-def off_policy(key: chex.PRNGKey) -> Statement:
+def off_policy(key: jax.Array) -> Statement:
     """6. Away from theta_old Soft and Hard part at first order in the step; GRPO and Soft at K = 2 never do."""
     require_float64()
     problem = softmax_bandit(key)
@@ -105,7 +104,7 @@ def off_policy(key: chex.PRNGKey) -> Statement:
     )
 
 
-def clipping_and_kl(key: chex.PRNGKey) -> Statement:
+def clipping_and_kl(key: jax.Array) -> Statement:
     """6b. A KL term of unscaled weight breaks proportionality; so does clipping where the advantages' signs differ."""
     require_float64()
     problem = bandit(jax.random.normal(key, (3, 2)), [0.3, -0.2], [1.0, 0.6, -2.0])
@@ -156,7 +155,7 @@ def _one_group_cosine(problem: Problem, group: tuple[int, int], soft_beta: float
     return float(cosine(gradient(soft(beta=soft_beta)), gradient(grpo(scale="none", beta=grpo_beta))))
 
 
-def preferred_can_fall(key: chex.PRNGKey) -> Statement:
+def preferred_can_fall(key: jax.Array) -> Statement:
     """7. Under shared parameters an update can lower the preferred candidate, or raise the rejected one."""
     require_float64()
     problem = bandit([[1.0], [2.0], [-3.0]], [0.0], [1.0, 0.0, -1.0], "three arms, one parameter")
@@ -195,7 +194,7 @@ def preferred_can_fall(key: chex.PRNGKey) -> Statement:
     )
 
 
-def irrelevant_candidates(key: chex.PRNGKey) -> Statement:
+def irrelevant_candidates(key: jax.Array) -> Statement:
     """9. The reverse fit moves candidates outside the pair too, by `-p_c KL(p || q)`; the forward fit does not."""
     require_float64()
     problem = softmax_bandit(key, arms=6, features=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +33,7 @@ from pairgrpo_jax.theory.statement import FAILS, HOLDS, HOLDS_IF, Statement, ang
 REWARD_LAWS = ("normal", "uniform", "exponential", "student_t", "binary")
 
 
-def score_weights(objective: GroupObjective, rewards: chex.Array) -> chex.Array:
+def score_weights(objective: GroupObjective, rewards: jax.Array) -> jax.Array:
     """What an objective multiplies each candidate's score function with at theta_old, `[B,K]`, group by group.
 
     Read off the loss itself: minus K times its gradient with respect to `logp`. GRPO's are its advantages.
@@ -50,11 +49,11 @@ def score_weights(objective: GroupObjective, rewards: chex.Array) -> chex.Array:
 class Groups(NamedTuple):
     """Random groups: score functions `scores [B,K,D]` and `rewards [B,K]`."""
 
-    scores: chex.Array
-    rewards: chex.Array
+    scores: jax.Array
+    rewards: jax.Array
 
 
-def random_rewards(key: chex.PRNGKey, shape: tuple[int, ...], law: str) -> chex.Array:
+def random_rewards(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
     """Rewards of a given law, centred and of unit scale where it has one: see `REWARD_LAWS`."""
     if law == "normal":
         return jax.random.normal(key, shape)
@@ -70,7 +69,7 @@ def random_rewards(key: chex.PRNGKey, shape: tuple[int, ...], law: str) -> chex.
 
 
 def random_groups(
-    key: chex.PRNGKey,
+    key: jax.Array,
     groups: int,
     size: int,
     *,
@@ -106,7 +105,7 @@ def random_groups(
     return Groups(scores, jnp.take_along_axis(rewards, drawn, axis=1))
 
 
-def gradients(groups: Groups, weights: chex.Array) -> chex.Array:
+def gradients(groups: Groups, weights: jax.Array) -> jax.Array:
     """Each group's gradient, `[B,D]`, from score weights `[B,K]`."""
     return jnp.einsum("bk,bkd->bd", weights, groups.scores) / weights.shape[-1]
 
@@ -124,7 +123,7 @@ class Cosines(NamedTuple):
 
 
 def cosine_table(
-    key: chex.PRNGKey,
+    key: jax.Array,
     *,
     sizes: tuple[int, ...] = (2, 4, 8, 16),
     schemes: tuple[str, ...] = ("all", "matched", "best_worst", "margin_weighted"),
@@ -157,12 +156,12 @@ def cosine_table(
     return rows
 
 
-def exact_problems(key: chex.PRNGKey) -> list[Problem]:
+def exact_problems(key: jax.Array) -> list[Problem]:
     """A bandit with shared features, a transformer over all strings of length 3, and a Gaussian on a quadratic."""
     return [softmax_bandit(key), string_transformer(key), gaussian_quadratic()]
 
 
-def two_candidates(key: chex.PRNGKey) -> Statement:
+def two_candidates(key: jax.Array) -> Statement:
     """1. With K = 2 and the population std, GRPO's gradient is Soft's."""
     require_float64()
     worst, ratio, tie, dr_grpo = 0.0, 0.0, 0.0, 1.0
@@ -193,7 +192,7 @@ def two_candidates(key: chex.PRNGKey) -> Statement:
     )
 
 
-def pair_in_a_group(key: chex.PRNGKey) -> Statement:
+def pair_in_a_group(key: jax.Array) -> Statement:
     """2. In a larger group a pair also carries a common-mode term, so a positive multiple is not what comes out."""
     require_float64()
     batch = random_groups(key, 4000, 8)
@@ -232,7 +231,7 @@ def pair_in_a_group(key: chex.PRNGKey) -> Statement:
     )
 
 
-def all_pairs_are_ranks(key: chex.PRNGKey) -> Statement:
+def all_pairs_are_ranks(key: jax.Array) -> Statement:
     """3. All-pairs Soft weighs candidates by centred mid-ranks; its cosine to GRPO's advantages is a correlation."""
     require_float64()
     worst, ranks, binary = 0.0, 0.0, 0.0
@@ -262,7 +261,7 @@ def all_pairs_are_ranks(key: chex.PRNGKey) -> Statement:
     )
 
 
-def gradient_bound(key: chex.PRNGKey) -> Statement:
+def gradient_bound(key: jax.Array) -> Statement:
     """3b. The Gram matrix of score functions turns the advantage-space cosine into a bound of the gradients' cosine."""
     require_float64()
     batch = random_groups(key, 4000, 4, features=40, arms=40, repeat=False)
@@ -306,7 +305,7 @@ def gradient_bound(key: chex.PRNGKey) -> Statement:
     )
 
 
-def bradley_terry_remainder(key: chex.PRNGKey) -> Statement:
+def bradley_terry_remainder(key: jax.Array) -> Statement:
     """4. Under Bradley-Terry labels, expected Soft is a positive multiple of GRPO plus a cubic remainder."""
     require_float64()
     gaps = jnp.linspace(-8, 8, 2001)
@@ -358,7 +357,7 @@ def bradley_terry_remainder(key: chex.PRNGKey) -> Statement:
     )
 
 
-def margin_weighted_pairs(key: chex.PRNGKey) -> Statement:
+def margin_weighted_pairs(key: jax.Array) -> Statement:
     """2b. Pairs weighted by their reward gap restore the equivalence for every K."""
     require_float64()
     worst = 0.0

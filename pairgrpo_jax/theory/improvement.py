@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,15 +40,15 @@ class Batch(NamedTuple):
     """An infinite batch of the old policy: its `solution`, and `old_logp [S,A]`."""
 
     solution: Solution
-    old_logp: chex.Array
+    old_logp: jax.Array
 
     @property
-    def state_probs(self) -> chex.Array:
+    def state_probs(self) -> jax.Array:
         """`[S]`, normalised visitation."""
         return self.solution.visitation / jnp.sum(self.solution.visitation)
 
 
-def _all_groups(objective: Callable[..., Objective], logp: chex.Array, batch: Batch) -> Objective:
+def _all_groups(objective: Callable[..., Objective], logp: jax.Array, batch: Batch) -> Objective:
     """Terms of `objective(logp, old_logp, rewards)` over all groups of K actions in all states; rewards are Q."""
     index, orders = enumerate_groups(logp.shape[1], GROUP)
     old = batch.old_logp[:, index]
@@ -58,7 +57,7 @@ def _all_groups(objective: Callable[..., Objective], logp: chex.Array, batch: Ba
     return mixture(objective, probs.reshape(-1), *rows)
 
 
-def ppo(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
+def ppo(logp: jax.Array, batch: Batch, multiplier: jax.Array) -> Objective:
     """PPO's clipped objective with exact advantages, normalised over the batch."""
     del multiplier
     probs = batch.state_probs[:, None] * jnp.exp(batch.old_logp)
@@ -72,13 +71,13 @@ def ppo(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
     return mixture(objective, probs.reshape(-1), *(x.reshape(-1, 1) for x in (logp, batch.old_logp, advantages)))
 
 
-def grpo(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
+def grpo(logp: jax.Array, batch: Batch, multiplier: jax.Array) -> Objective:
     """GRPO, clip 0.2."""
     del multiplier
     return _all_groups(lambda x, old, r: grpo_loss.objective(x, old, group_advantages(r)), logp, batch)
 
 
-def soft(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
+def soft(logp: jax.Array, batch: Batch, multiplier: jax.Array) -> Objective:
     """Soft-Pair-GRPO, matched pairs, clip 0.2, beta 0.01."""
     del multiplier
 
@@ -88,7 +87,7 @@ def soft(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
     return _all_groups(objective, logp, batch)
 
 
-def _hard(logp: chex.Array, batch: Batch, **options) -> Objective:
+def _hard(logp: jax.Array, batch: Batch, **options) -> Objective:
     """Hard-Pair-GRPO on all actions of each state, best against worst."""
 
     def objective(x, old, rewards):
@@ -98,19 +97,19 @@ def _hard(logp: chex.Array, batch: Batch, **options) -> Objective:
     return mixture(objective, batch.state_probs, logp, batch.old_logp, batch.solution.q)
 
 
-def hard(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
+def hard(logp: jax.Array, batch: Batch, multiplier: jax.Array) -> Objective:
     """Hard-Pair-GRPO without a trust region."""
     del multiplier
     return _hard(logp, batch, alpha=0.0)
 
 
-def hard_hinge(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
+def hard_hinge(logp: jax.Array, batch: Batch, multiplier: jax.Array) -> Objective:
     """Hard-Pair-GRPO with the paper's hinge, alpha 0.5."""
     del multiplier
     return _hard(logp, batch)
 
 
-def hard_lagrangian(logp: chex.Array, batch: Batch, multiplier: chex.Array) -> Objective:
+def hard_lagrangian(logp: jax.Array, batch: Batch, multiplier: jax.Array) -> Objective:
     """Hard-Pair-GRPO with a learned multiplier."""
     return _hard(logp, batch, trust_region="lagrangian", multiplier=multiplier)
 
@@ -128,20 +127,20 @@ METHODS = {
 class Log(NamedTuple):
     """Per update: true `gain` in J, TRPO's `bound` of it, mean `kl`, and the `value` J after."""
 
-    gain: chex.Array
-    bound: chex.Array
-    kl: chex.Array
-    value: chex.Array
+    gain: jax.Array
+    bound: jax.Array
+    kl: jax.Array
+    value: jax.Array
 
 
 def improve(
     mdp: MDP,
-    method: Callable[[chex.Array, Batch, chex.Array], Objective],
-    step_size: chex.Numeric,
+    method: Callable[[jax.Array, Batch, jax.Array], Objective],
+    step_size: jax.typing.ArrayLike,
     *,
     updates: int = 30,
     inner: int = 5,
-    accept: chex.Numeric = 0,
+    accept: jax.typing.ArrayLike = 0,
 ) -> Log:
     """Runs a method with exact batches: `inner` Adam steps per update.
 
@@ -186,7 +185,7 @@ def improve(
     return log
 
 
-def lower_bound(mdp: MDP, batch: Batch, theta: chex.Array) -> chex.Array:
+def lower_bound(mdp: MDP, batch: Batch, theta: jax.Array) -> jax.Array:
     """TRPO's lower bound of the gain in J at `theta`."""
     policy = jnp.exp(tabular.log_policy(mdp, theta))
     return policy_improvement_bound(
@@ -197,14 +196,14 @@ def lower_bound(mdp: MDP, batch: Batch, theta: chex.Array) -> chex.Array:
     )
 
 
-def _certified(mdp: MDP, batch: Batch, old: chex.Array, new: chex.Array) -> chex.Array:
+def _certified(mdp: MDP, batch: Batch, old: jax.Array, new: jax.Array) -> jax.Array:
     """The longest of 24 halvings of the step whose lower bound is positive, or no step."""
     fractions = 0.5 ** jnp.arange(24)
     sure = jax.vmap(lambda f: lower_bound(mdp, batch, old + f * (new - old)) > 0)(fractions)
     return old + jnp.where(jnp.any(sure), fractions[jnp.argmax(sure)], 0) * (new - old)
 
 
-def run_all(key: chex.PRNGKey) -> dict[str, dict[str, Log]]:
+def run_all(key: jax.Array) -> dict[str, dict[str, Log]]:
     """Logs `[step sizes, problems, N]` by rule of `ACCEPT` and method, on MDPs with fewer parameters than states."""
     return _run_all(tuple(np.asarray(jax.random.key_data(key)).tolist()))
 
@@ -229,7 +228,7 @@ def improved(log: Log) -> np.ndarray:
     return np.asarray(jnp.mean(log.gain >= -1e-12, axis=(1, 2)))
 
 
-def monotonic_improvement(key: chex.PRNGKey) -> Statement:
+def monotonic_improvement(key: jax.Array) -> Statement:
     """11. No method's updates all raise J, whatever its clip, hinge or multiplier; TRPO's bound holds for all."""
     require_float64()
     logs = run_all(key)["all"]
@@ -261,7 +260,7 @@ def monotonic_improvement(key: chex.PRNGKey) -> Statement:
     )
 
 
-def trust_region_bound(key: chex.PRNGKey) -> Statement:
+def trust_region_bound(key: jax.Array) -> Statement:
     """11b. TRPO's lower bound holds for every update of every method; it is positive for few."""
     require_float64()
     logs = run_all(key)["all"]
@@ -284,7 +283,7 @@ def trust_region_bound(key: chex.PRNGKey) -> Statement:
     )
 
 
-def certified_step(key: chex.PRNGKey) -> Statement:
+def certified_step(key: jax.Array) -> Statement:
     """I3. A step cut until TRPO's bound is positive never lowers J; one cut to a KL radius only keeps the radius."""
     require_float64()
     logs = run_all(key)

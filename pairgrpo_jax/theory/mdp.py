@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,11 +19,11 @@ class MDP(NamedTuple):
       discount: gamma.
     """
 
-    transition: chex.Array
-    reward: chex.Array
-    start: chex.Array
-    features: chex.Array
-    discount: chex.Numeric = 0.9
+    transition: jax.Array
+    reward: jax.Array
+    start: jax.Array
+    features: jax.Array
+    discount: jax.typing.ArrayLike = 0.9
 
 
 class Solution(NamedTuple):
@@ -37,13 +36,13 @@ class Solution(NamedTuple):
       visitation: `[S]`, discounted, unnormalised: sums to 1 / (1 - gamma).
     """
 
-    value: chex.Array
-    q: chex.Array
-    advantage: chex.Array
-    visitation: chex.Array
+    value: jax.Array
+    q: jax.Array
+    advantage: jax.Array
+    visitation: jax.Array
 
 
-def random_mdp(key: chex.PRNGKey, *, states: int = 5, actions: int = 3, features: int = 6) -> MDP:
+def random_mdp(key: jax.Array, *, states: int = 5, actions: int = 3, features: int = 6) -> MDP:
     """A random MDP; with `features < states * (actions - 1)` the policy cannot choose in each state by itself."""
     keys = jax.random.split(key, 3)
     transition = jax.random.dirichlet(keys[0], jnp.full(states, 0.3), (states, actions))
@@ -52,12 +51,12 @@ def random_mdp(key: chex.PRNGKey, *, states: int = 5, actions: int = 3, features
     return MDP(transition, reward, jnp.full(states, 1 / states), table)
 
 
-def log_policy(mdp: MDP, theta: chex.Array) -> chex.Array:
+def log_policy(mdp: MDP, theta: jax.Array) -> jax.Array:
     """`log pi(a given s)`, `[S,A]`."""
     return jax.nn.log_softmax(mdp.features @ theta)
 
 
-def solve(mdp: MDP, policy: chex.Array) -> Solution:
+def solve(mdp: MDP, policy: jax.Array) -> Solution:
     """J, Q, advantages and visitation of a policy `[S,A]`, by linear equations."""
     chain = jnp.einsum("sa,sat->st", policy, mdp.transition)
     system = jnp.eye(len(mdp.start)) - mdp.discount * chain
@@ -66,16 +65,16 @@ def solve(mdp: MDP, policy: chex.Array) -> Solution:
     return Solution(mdp.start @ values, q, q - values[:, None], jnp.linalg.solve(system.T, mdp.start))
 
 
-def surrogate_gain(solution: Solution, policy: chex.Array) -> chex.Array:
+def surrogate_gain(solution: Solution, policy: jax.Array) -> jax.Array:
     """First-order gain of a new policy `[S,A]`: `sum_s d(s) sum_a pi'(a|s) A(s,a)` (arXiv 1502.05477, eq. 3)."""
     return jnp.sum(solution.visitation[:, None] * policy * solution.advantage)
 
 
-def state_kl(logp: chex.Array, old_logp: chex.Array) -> chex.Array:
+def state_kl(logp: jax.Array, old_logp: jax.Array) -> jax.Array:
     """KL(pi || pi_old) in each state, `[S]`, from `[S,A]` log-probabilities."""
     return jnp.sum(jnp.exp(logp) * (logp - old_logp), axis=-1)
 
 
-def largest_total_variation(policy: chex.Array, old_policy: chex.Array) -> chex.Array:
+def largest_total_variation(policy: jax.Array, old_policy: jax.Array) -> jax.Array:
     """Max over states of TV(pi, pi_old), scalar."""
     return jnp.max(jnp.sum(jnp.abs(policy - old_policy), axis=-1)) / 2

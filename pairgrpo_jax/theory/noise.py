@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,13 +37,13 @@ class Moments(NamedTuple):
       aligned: mean cosine with the gradient of the same group without noise.
     """
 
-    mean: chex.Array
-    variance: chex.Array
-    relative: chex.Array
-    aligned: chex.Array
+    mean: jax.Array
+    variance: jax.Array
+    relative: jax.Array
+    aligned: jax.Array
 
 
-def noisy_groups(problem: Problem, size: int, noise: chex.Numeric, outlier: float = 0.0):
+def noisy_groups(problem: Problem, size: int, noise: jax.typing.ArrayLike, outlier: float = 0.0):
     """All K-groups with all noise patterns: two-point noise +-noise per candidate, or one candidate off by `outlier`.
 
     Returns:
@@ -60,7 +59,9 @@ def noisy_groups(problem: Problem, size: int, noise: chex.Numeric, outlier: floa
     return jnp.broadcast_to(probs[:, None], rewards.shape[:2]) / len(patterns), rewards, index
 
 
-def gradient_moments(problem: Problem, size: int, noise: chex.Numeric, *, outlier: float = 0.0) -> dict[str, Moments]:
+def gradient_moments(
+    problem: Problem, size: int, noise: jax.typing.ArrayLike, *, outlier: float = 0.0
+) -> dict[str, Moments]:
     """Exact moments of one group's gradient for each of `METHODS`, under noise of the rewards."""
     probs, rewards, index = noisy_groups(problem, size, noise, outlier)
     return _moments(probs, rewards, problem.rewards[index], problem.scores[index])
@@ -81,7 +82,7 @@ def _moments(probs, rewards, clean, scores):
     return out
 
 
-def pair_variance(preferred: chex.Array, rejected: chex.Array, probs: chex.Array) -> tuple[float, float, float]:
+def pair_variance(preferred: jax.Array, rejected: jax.Array, probs: jax.Array) -> tuple[float, float, float]:
     """Exact traces: Var(g_p - g_r), Var(g_p) + Var(g_r), and Cov(g_p, g_r), over pairs `[P,D]` with `probs [P]`."""
 
     def covariance(a, b):
@@ -93,7 +94,7 @@ def pair_variance(preferred: chex.Array, rejected: chex.Array, probs: chex.Array
     return float(covariance(h, h)), float(separate), float(covariance(preferred, rejected))
 
 
-def covariance_sign(key: chex.PRNGKey) -> Statement:
+def covariance_sign(key: jax.Array) -> Statement:
     """8. Var(g_p - g_r) = Var g_p + Var g_r - 2 Cov: it falls with *positive* covariance, against the paper."""
     require_float64()
     even = jnp.array([0.5, 0.5])
@@ -123,12 +124,12 @@ def covariance_sign(key: chex.PRNGKey) -> Statement:
     )
 
 
-def _spread_bandit(key: chex.PRNGKey) -> Problem:
+def _spread_bandit(key: jax.Array) -> Problem:
     """Four arms with reward gaps 1, 1 and 1, shared features."""
     return bandit(jax.random.normal(key, (4, 3)), 0.3 * jax.random.normal(key, (3,)), [0.0, 1.0, 2.0, 3.0])
 
 
-def variance_under_noise(key: chex.PRNGKey) -> Statement:
+def variance_under_noise(key: jax.Array) -> Statement:
     """8b. "Soft has less variance than GRPO": so under outliers, not in general."""
     require_float64()
     problem, levels = _spread_bandit(key), (0.0, 0.2, 0.4, 0.8, 1.6)
@@ -165,7 +166,7 @@ def variance_under_noise(key: chex.PRNGKey) -> Statement:
     )
 
 
-def determinism(key: chex.PRNGKey) -> Statement:
+def determinism(key: jax.Array) -> Statement:
     """G1. Soft's direction does not depend on reward noise below half the smallest gap; GRPO's does, beyond K = 2."""
     require_float64()
     problem, levels = _spread_bandit(key), (0.0, 0.2, 0.4, 0.8, 1.6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +42,7 @@ def soft(*, scheme: str = "matched", clip: float = NO_CLIP, beta: float = 0.0) -
     return objective
 
 
-def hard(delta: chex.Numeric, *, scheme: str = "matched", **options) -> GroupObjective:
+def hard(delta: jax.typing.ArrayLike, *, scheme: str = "matched", **options) -> GroupObjective:
     """Hard-Pair-GRPO; `options` are those of `hard_pair_grpo_loss`."""
 
     def objective(logp, old_logp, rewards):
@@ -53,7 +52,7 @@ def hard(delta: chex.Numeric, *, scheme: str = "matched", **options) -> GroupObj
     return objective
 
 
-def labelled_pairs(rewards: chex.Array) -> tuple[Pairs, chex.Array]:
+def labelled_pairs(rewards: jax.Array) -> tuple[Pairs, jax.Array]:
     """All Bradley-Terry labellings of one group, with their probabilities.
 
     Args:

@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from pairgrpo_jax.core import Objective, Term, evaluate
 
-GroupObjective = Callable[[chex.Array, chex.Array, chex.Array], Objective]
+GroupObjective = Callable[[jax.Array, jax.Array, jax.Array], Objective]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +30,18 @@ class Problem:
     """
 
     name: str
-    log_prob: Callable[[chex.Array], chex.Array]
-    params: chex.Array
-    rewards: chex.Array
-    probs: chex.Array
+    log_prob: Callable[[jax.Array], jax.Array]
+    params: jax.Array
+    rewards: jax.Array
+    probs: jax.Array
 
     @property
-    def scores(self) -> chex.Array:
+    def scores(self) -> jax.Array:
         """Score functions at theta_old, `[N,D]`: the gradient of each outcome's log-probability."""
         return jax.jacobian(self.log_prob)(self.params)
 
 
-def softmax_bandit(key: chex.PRNGKey, *, arms: int = 5, features: int | None = 4) -> Problem:
+def softmax_bandit(key: jax.Array, *, arms: int = 5, features: int | None = 4) -> Problem:
     """A bandit with logits `features @ theta`; `features=None` is tabular, one logit per arm. Rewards are normal."""
     feature_key, param_key, reward_key = jax.random.split(key, 3)
     table = jnp.eye(arms) if features is None else jax.random.normal(feature_key, (arms, features))
@@ -50,7 +49,7 @@ def softmax_bandit(key: chex.PRNGKey, *, arms: int = 5, features: int | None = 4
     return bandit(table, params, jax.random.normal(reward_key, (arms,)))
 
 
-def bandit(features: chex.Array, params: chex.Array, rewards: chex.Array, name: str = "softmax bandit") -> Problem:
+def bandit(features: jax.Array, params: jax.Array, rewards: jax.Array, name: str = "softmax bandit") -> Problem:
     """A bandit with given features `[N,D]`, parameters `[D]` and rewards `[N]`."""
     features, params, rewards = jnp.asarray(features), jnp.asarray(params), jnp.asarray(rewards)
 
@@ -60,7 +59,7 @@ def bandit(features: chex.Array, params: chex.Array, rewards: chex.Array, name: 
     return Problem(name, log_prob, params, rewards, jnp.exp(log_prob(params)))
 
 
-def string_transformer(key: chex.PRNGKey, *, vocabulary: int = 3, length: int = 3, width: int = 8) -> Problem:
+def string_transformer(key: jax.Array, *, vocabulary: int = 3, length: int = 3, width: int = 8) -> Problem:
     """A one-layer causal transformer over all `vocabulary ** length` strings; rewards are normal, one per string."""
     names = ("query", "key", "value", "out")
     shapes = {name: (width, width) for name in names} | {
@@ -120,13 +119,13 @@ def enumerate_groups(outcomes: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return index, factorials[size] / factorials[counts].prod(axis=1)
 
 
-def group_probs(problem: Problem, size: int) -> tuple[chex.Array, chex.Array]:
+def group_probs(problem: Problem, size: int) -> tuple[jax.Array, jax.Array]:
     """All groups of K independent draws from pi_old: indices `[G,K]` and probabilities `[G]`, which sum to 1."""
     index, orders = enumerate_groups(len(problem.rewards), size)
     return jnp.asarray(index), jnp.asarray(orders) * jnp.prod(problem.probs[index], axis=-1)
 
 
-def mixture(objective: Callable[..., Objective], weights: chex.Array, *arrays: chex.Array) -> Objective:
+def mixture(objective: Callable[..., Objective], weights: jax.Array, *arrays: jax.Array) -> Objective:
     """The objective of an infinite batch, in which group g comes with frequency `weights[g]`.
 
     Args:
@@ -148,8 +147,8 @@ def mixture(objective: Callable[..., Objective], weights: chex.Array, *arrays: c
 
 
 def expected_loss(
-    objective: GroupObjective, probs: chex.Array, logp: chex.Array, old_logp: chex.Array, rewards: chex.Array
-) -> chex.Array:
+    objective: GroupObjective, probs: jax.Array, logp: jax.Array, old_logp: jax.Array, rewards: jax.Array
+) -> jax.Array:
     """The exact loss of an infinite batch of groups.
 
     Args:
@@ -163,8 +162,8 @@ def expected_loss(
 
 
 def expected_gradients(
-    problem: Problem, objectives: Sequence[GroupObjective], size: int, params: chex.Array | None = None
-) -> chex.Array:
+    problem: Problem, objectives: Sequence[GroupObjective], size: int, params: jax.Array | None = None
+) -> jax.Array:
     """Gradients `[N,D]` of N losses over all K-groups drawn by pi_old, at `params` (theta_old by default)."""
     index, probs = group_probs(problem, size)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,18 +63,18 @@ def require_float64() -> None:
         )
 
 
-def cosine(a: chex.Array, b: chex.Array) -> chex.Array:
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     """Cosine of the angle between vectors along the last axis, `[..., D]`, 0 if either is zero."""
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return jnp.where(norms == 0, 0, jnp.sum(a * b, axis=-1) / jnp.where(norms == 0, 1, norms))
 
 
-def angle(a: chex.Array, b: chex.Array) -> chex.Array:
+def angle(a: jax.Array, b: jax.Array) -> jax.Array:
     """Angle in radians between vectors `[..., D]`, accurate down to rounding (an arc cosine loses half the digits)."""
     a, b = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
     return 2 * jnp.arctan2(jnp.linalg.norm(a - b, axis=-1), jnp.linalg.norm(a + b, axis=-1))
 
 
-def slope(x: chex.Array, y: chex.Array) -> float:
+def slope(x: jax.Array, y: jax.Array) -> float:
     """Log-log slope of y over x, `[N]` each: the order of y in x."""
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])

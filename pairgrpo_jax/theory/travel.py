@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,16 +27,16 @@ REWARDS = (3.0, 2.0, 1.0, 0.0)
 class Path(NamedTuple):
     """A run on the four-armed bandit: `probs [N+1,4]`, and per update the realised `kl [N]` and `moved [N]` (TV)."""
 
-    probs: chex.Array
-    kl: chex.Array
-    moved: chex.Array
+    probs: jax.Array
+    kl: jax.Array
+    moved: jax.Array
 
 
 def _pairs(scheme="best_worst"):
     return pairs_from_rewards(jnp.asarray([REWARDS]), scheme=scheme)
 
 
-def follow_targets(deltas: chex.Array, *, max_kl: float | None = None, floor: float = 1e-6) -> Path:
+def follow_targets(deltas: jax.Array, *, max_kl: float | None = None, floor: float = 1e-6) -> Path:
     """The ideal run: the policy becomes the target q exactly, update after update. `deltas` is `[N]`."""
     pairs = _pairs()
 
@@ -51,7 +50,7 @@ def follow_targets(deltas: chex.Array, *, max_kl: float | None = None, floor: fl
 
 
 def fit_targets(
-    deltas: chex.Array,
+    deltas: jax.Array,
     optimizer: optax.GradientTransformation,
     *,
     inner: int = 4,
@@ -96,7 +95,7 @@ def fit_targets(
     return path._replace(probs=jnp.concatenate([jnp.asarray(START)[None], path.probs]))
 
 
-def travel_budget(key: chex.PRNGKey) -> Statement:
+def travel_budget(key: jax.Array) -> Statement:
     """10. A geometric delta bounds the distance travelled; it does not make the policy converge to an optimum."""
     require_float64()
     del key  # nothing is random here
@@ -125,7 +124,7 @@ def travel_budget(key: chex.PRNGKey) -> Statement:
     )
 
 
-def realised_step(key: chex.PRNGKey) -> Statement:
+def realised_step(key: jax.Array) -> Statement:
     """10b. What delta does to the realised step: SGD scales with it, Adam does not, a saturated fit obeys it."""
     require_float64()
     del key
@@ -165,7 +164,7 @@ def realised_step(key: chex.PRNGKey) -> Statement:
     )
 
 
-def chosen_budget(key: chex.PRNGKey) -> Statement:
+def chosen_budget(key: jax.Array) -> Statement:
     """I1. `travel_schedule` spends a chosen budget in any number of updates; the paper's depends on their number."""
     require_float64()
     del key
@@ -200,7 +199,7 @@ def chosen_budget(key: chex.PRNGKey) -> Statement:
     )
 
 
-def limited_step(key: chex.PRNGKey) -> Statement:
+def limited_step(key: jax.Array) -> Statement:
     """I2. `limit_step` keeps every update inside the trust region; the paper's hinge does not."""
     require_float64()
     del key
