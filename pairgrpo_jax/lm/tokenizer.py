@@ -53,7 +53,7 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
     tokens, merges = (_strings(fields, f"tokenizer.ggml.{x}", where) for x in ("tokens", "merges"))
     types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     known = all(
         len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs
     )
@@ -125,7 +125,7 @@ def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str)
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the ids of a text, with BOS in front, once, where the tokenizer adds one."""
-    ids = tokenizer(text)["input_ids"]
+    ids: Any = tokenizer(text)["input_ids"]
     bos = tokenizer.bos_token_id
     wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
     if wants and ids[:1] != [bos]:
@@ -142,10 +142,12 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; complete plain text instead")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: Any = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
     except Exception as e:  # jinja2 raises what the template raises
         raise ValueError(f"the chat template refuses these messages: {e}") from e
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
     bos = tokenizer.bos_token_id
     wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
     return [bos, *ids] if wants and ids[:1] != [bos] else ids
