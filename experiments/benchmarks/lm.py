@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -119,7 +119,7 @@ def torch_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     prompts = torch.tensor(tokens_of(PROMPTS, PROMPT_TOKENS, model.config.vocab_size))
     batch = torch.tensor(tokens_of(ROWS, STEPS, model.config.vocab_size))
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "top_k": 0}
@@ -165,17 +165,18 @@ def speed(args: Speed) -> None:
         str(folder),
     ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin and process.stdout
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None and stdout is not None
 
     def answer() -> str:
-        while line := process.stdout.readline():
+        while line := stdout.readline():
             if line.startswith(("ready", "seconds")):
                 return line
         raise RuntimeError("the peer process ended early")
 
     def ask(task: str) -> float:
-        process.stdin.write(task + "\n")
-        process.stdin.flush()
+        stdin.write(task + "\n")
+        stdin.flush()
         return float(answer().split()[1])
 
     answer()
@@ -185,7 +186,8 @@ def speed(args: Speed) -> None:
     peaks = {}
     for task in ("matmul", "generate", "train"):
         repeats = 9 if task == "matmul" else args.repeats
-        timed(tasks[task]), ask(task)  # compile, warm up
+        timed(tasks[task])  # compile, warm up
+        ask(task)
         pairs = [(timed(tasks[task]), ask(task)) for _ in range(repeats)]
         ours, theirs = (statistics.median(x) for x in zip(*pairs))
         if task == "matmul":
@@ -197,7 +199,7 @@ def speed(args: Speed) -> None:
         if task == "generate":
             count = PROMPTS * SAMPLES * NEW_TOKENS
             report(tokens_per_second=count / ours, torch_tokens_per_second=count / theirs)
-    process.stdin.close()
+    stdin.close()
     process.wait()
 
 
@@ -226,7 +228,7 @@ def scoring(args: Scoring) -> None:
     sizes = {}
     for name, f in (("chunked", chunked), ("naive", naive)):
         compiled = jax.jit(jax.grad(f)).lower(abstract_params(model.config), *batch).compile()
-        memory = compiled.memory_analysis()
+        memory: Any = compiled.memory_analysis()
         sizes[name] = memory.temp_size_in_bytes / 2**20
     report(**{f"{k}_mib": v for k, v in sizes.items()}, ratio=sizes["chunked"] / sizes["naive"])
 
@@ -323,7 +325,7 @@ def compile_step(count: int, rows: int, steps: int) -> None:
 
     start = time.perf_counter()
     compiled = jax.jit(jax.grad(loss), out_shardings=places).lower(params, *batch).compile()
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     gib = {
         "xla_arguments": memory.argument_size_in_bytes / 2**30,
         "xla_outputs": memory.output_size_in_bytes / 2**30,

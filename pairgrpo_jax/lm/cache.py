@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from pairgrpo_jax.lm.attention import KV
 from pairgrpo_jax.lm.config import ModelConfig
@@ -42,7 +43,7 @@ def append(cache: Cache, new: KV) -> Cache:
       ValueError: if they do not fit; under `jit` only the size of the cache can be checked.
     """
     slots, t = cache.own.k.shape[-2], new.k.shape[-2]
-    used = 0 if isinstance(cache.next, jax.core.Tracer) else int(cache.next)
+    used = 0 if isinstance(cache.next, Tracer) else int(cache.next)
     if used + t > slots:
         raise ValueError(f"cache: {used} of {slots} slots are used, {t} more do not fit")
     at = cache.next

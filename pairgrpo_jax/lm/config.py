@@ -105,7 +105,7 @@ class FieldReader:
         value = self.fields.get(name)
         return default if value is None else value
 
-    def typed(self, name: str, kind: type, default: Any = None, ok: Callable = lambda v: True):
+    def typed(self, name: str, kind: type, default: Any = None, ok: Callable = lambda v: True) -> Any:
         """Returns the field if it is of this kind and acceptable; ints pass for floats."""
         value = self.get(name, default)
         value = float(value) if kind is float and type(value) is int else value

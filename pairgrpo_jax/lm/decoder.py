@@ -158,7 +158,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.num_layers,
         )(c, self.dtype)
         init = nn.initializers.normal(0.02)
@@ -217,13 +217,15 @@ def run(
     """Runs the decoder as a pure function; see `Decoder.__call__` and `Decoder.hidden`."""
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return decoder.apply(variables, tokens, positions, list(past), method=method, rngs=rngs)
+    out: Any = decoder.apply(variables, tokens, positions, list(past), method=method, rngs=rngs)
+    return out
 
 
 def unembed(decoder: Decoder, params: Any, hidden: jax.Array, lora: Any = None) -> jax.Array:
     """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
-    return decoder.apply(variables, hidden, method="unembed")
+    logits: Any = decoder.apply(variables, hidden, method="unembed")
+    return logits
 
 
 def _rope_tables(config: ModelConfig, positions: jax.Array) -> jax.Array | None:

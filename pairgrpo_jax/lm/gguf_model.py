@@ -160,7 +160,7 @@ def open_tensors(file: GGUFFile, config: dict[str, Any], wanted: list[str]) -> G
     names = {}
     for name in wanted:
         theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        if theirs in file:
+        if theirs is not None and theirs in file:
             names[name] = theirs
     rest = file.tensors.keys() - set(names.values()) - {"rope_freqs.weight"}
     heads = config["num_attention_heads"]

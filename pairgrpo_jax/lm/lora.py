@@ -47,7 +47,7 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float3
     """
     if lora.rank < 1 or not 0 <= lora.dropout < 1:
         raise ValueError(f"rank={lora.rank} must be positive, dropout={lora.dropout} in [0, 1)")
-    flat = flax.traverse_util.flatten_dict(abstract_params(config))
+    flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(abstract_params(config))
     kernels = {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
     missing = set(lora.targets) - {path[-1] for path in kernels}
     if missing or not lora.targets:
@@ -65,7 +65,7 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float3
 
 def variables(lora: LoraConfig, adapters: Any) -> Any:
     """Returns what `Model.apply(..., lora=...)` takes: B scaled, the dropout rate beside it."""
-    flat = flax.traverse_util.flatten_dict(adapters)
+    flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(adapters)
     out = {}
     for path, leaf in flat.items():
         out[path] = leaf * (lora.alpha / lora.rank) if path[-1] == "b" else leaf
@@ -75,8 +75,8 @@ def variables(lora: LoraConfig, adapters: Any) -> Any:
 
 def merge(lora: LoraConfig, params: Any, adapters: Any) -> Any:
     """Returns parameters with the adapters added in, for `save_pretrained` or fast generation."""
-    flat = flax.traverse_util.flatten_dict(params)
-    small = flax.traverse_util.flatten_dict(adapters)
+    flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(params)
+    small: dict[tuple, Any] = flax.traverse_util.flatten_dict(adapters)
     for *path, name in small:
         if name == "a":
             a, b = (small[(*path, x)].astype(jnp.float32) for x in "ab")

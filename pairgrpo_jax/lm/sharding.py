@@ -47,7 +47,7 @@ def specs(abstract: Any, axis_sizes: Mapping[str, int], rules: Mapping[str, str]
         sizes = [axis_sizes.get(axis, 1) if axis else 1 for axis in axes]
         return PartitionSpec(*(a if s > 1 and n % s == 0 else None for a, s, n in zip(axes, sizes, shape)))
 
-    flat = flax.traverse_util.flatten_dict(abstract, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(abstract, sep="/")
     tree = {path: spec(path, leaf.shape) for path, leaf in flat.items()}
     return flax.traverse_util.unflatten_dict(tree, sep="/")
 

@@ -20,8 +20,15 @@ _PREFIXES = ("model.", "transformer.")  # absent from checkpoints saved without 
 class Reader(Protocol):
     """A checkpoint: shapes by name, and blocks of tensors on demand."""
 
-    where: str
-    shapes: dict[str, tuple[int, ...]]
+    @property
+    def where(self) -> str:
+        """The file or folder, for error messages."""
+        ...
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        ...
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Returns a block of a tensor."""
@@ -64,13 +71,13 @@ def load(
     Raises:
       ValueError: listing all missing, extra and misshapen tensors.
     """
-    flat = flax.traverse_util.flatten_dict(abstract, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(abstract, sep="/")
     where = _match(reader, names, flat)
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = flax.traverse_util.flatten_dict(shardings, sep="/") if shardings else {}
+    places: dict[str, Any] = flax.traverse_util.flatten_dict(shardings, sep="/") if shardings else {}
     loaded = {}
     for path, leaf in flat.items():
-        read = functools.partial(_read_block, reader, names[path], where, path, leaf)
+        read: Any = functools.partial(_read_block, reader, names[path], where, path, leaf)
         place = places.get(path, local)
         loaded[path] = jax.make_array_from_callback(leaf.shape, place, read)
         loaded[path].block_until_ready()
@@ -123,7 +130,7 @@ def _read_block(
 
 def stored_tensors(names: dict[str, Source], params: Any) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:
     """Returns the tensors of a checkpoint as `name -> (bytes, function that makes it)`."""
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
     blocks: dict[str, list] = {}
     for path, source in names.items():
         count = flat[path].shape[0] if "{}" in source.name else 1
