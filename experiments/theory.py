@@ -143,7 +143,8 @@ def _lines(x: str, title: str, xlabel: str, ylabel: str, scale: str = "log"):
                 axes.plot(curves[x], values, marker=".", label=name)
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if scale != "linear":
-            axes.set_xscale("log"), axes.set_yscale("log" if scale == "log" else "linear")
+            axes.set_xscale("log")
+            axes.set_yscale("log" if scale == "log" else "linear")
 
     return draw
 
@@ -161,7 +162,8 @@ def _scatter(x: str, y: str, title: str, log: bool = False):
         axes.plot([low, high], [low, high], "k--", lw=1, label=f"{y} = {x}")
         axes.set(title=title, xlabel=x, ylabel=y)
         if log:
-            axes.set_xscale("symlog", linthresh=1e-4), axes.set_yscale("symlog", linthresh=1e-4)
+            axes.set_xscale("symlog", linthresh=1e-4)
+            axes.set_yscale("symlog", linthresh=1e-4)
 
     return draw
 

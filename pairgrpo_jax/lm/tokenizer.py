@@ -54,9 +54,7 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
     types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
-    known = all(
-        len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs
-    )
+    known = all(len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs)
     if len(vocab) != len(tokens) or not known:
         raise ValueError(f"{where}: field 'tokenizer.ggml.merges' does not fit the tokens")
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -65,9 +63,7 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
     tokenizer.pre_tokenizer = splitter
     tokenizer.normalizer = normalizers.NFC() if kind == "qwen2" else None
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = [
-        (AddedToken(t, special=n == _CONTROL, normalized=False), n) for t, n in zip(tokens, types)
-    ]
+    kinds = [(AddedToken(t, special=n == _CONTROL, normalized=False), n) for t, n in zip(tokens, types)]
     tokenizer.add_tokens([token for token, n in kinds if n in (_CONTROL, _USER_DEFINED)])
     return _wrap(tokenizer, tokens, fields, where)
 
@@ -118,18 +114,16 @@ def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str)
     """Raises ValueError if the tokenizer can give an id that the model has no row for."""
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= vocab_size:
-        raise ValueError(
-            f"{where}: the tokenizer's ids go up to {highest}, field 'vocab_size' = {vocab_size}"
-        )
+        raise ValueError(f"{where}: the tokenizer's ids go up to {highest}, field 'vocab_size' = {vocab_size}")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the ids of a text, with BOS in front, once, where the tokenizer adds one."""
     ids: Any = tokenizer(text)["input_ids"]
-    bos = tokenizer.bos_token_id
+    bos: Any = tokenizer.bos_token_id
     wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
     if wants and ids[:1] != [bos]:
-        return [bos, *ids]
+        return [bos, *ids]  # type: ignore
     return ids[1:] if wants and ids[:2] == [bos, bos] else ids
 
 
@@ -142,12 +136,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; complete plain text instead")
     try:
-        text: Any = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as e:  # jinja2 raises what the template raises
         raise ValueError(f"the chat template refuses these messages: {e}") from e
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
+    bos: Any = tokenizer.bos_token_id
     wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
-    return [bos, *ids] if wants and ids[:1] != [bos] else ids
+    return [bos, *ids] if wants and ids[:1] != [bos] else ids  # type: ignore

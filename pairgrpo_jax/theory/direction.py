@@ -10,7 +10,7 @@ from pairgrpo_jax.core import Pairs, evaluate, hard_pair_grpo_loss, pairs_from_r
 from pairgrpo_jax.theory import certificates
 from pairgrpo_jax.theory.equivalence import random_groups
 from pairgrpo_jax.theory.objectives import NO_CLIP, grpo, hard, soft
-from pairgrpo_jax.theory.problems import Problem, bandit, expected_gradients, softmax_bandit
+from pairgrpo_jax.theory.problems import Problem, bandit, expected_gradients, gradient_function, softmax_bandit
 from pairgrpo_jax.theory.statement import FAILS, HOLDS, HOLDS_IF, Statement, angle, cosine, require_float64, slope
 
 
@@ -82,8 +82,9 @@ def off_policy(key: jax.Array) -> Statement:
     steps = jnp.geomspace(1e-4, 1e-1, 7)
     # A delta small enough that Hard's fit does not turn around within the step.
     objectives = [soft(), grpo(), hard(0.3, scheme="matched", fit="forward"), hard(0.3, scheme="matched", alpha=0.0)]
-    found = jnp.stack([expected_gradients(problem, objectives, 2, problem.params + s * direction) for s in steps])
-    start = expected_gradients(problem, objectives, 2)
+    gradients = gradient_function(problem, objectives, 2)
+    found = jnp.stack([gradients(problem.params + step * direction) for step in steps])
+    start = gradients(problem.params)
     to_grpo = float(jnp.max(angle(found[:, 0], found[:, 1])))
     forward = angle(found[:, 0], found[:, 2])
     reverse = angle(found[:, 0], found[:, 3]) - angle(start[0], start[3])

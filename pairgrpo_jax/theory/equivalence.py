@@ -273,7 +273,8 @@ def gradient_bound(key: jax.Array) -> Statement:
         found = cosine(clean, gradients(batch, pair_rewards(pairs, 4)))
         bound = certificates.gradient_cosine_bound(certificates.scheme_cosine(batch.rewards, pairs), kappa)
         slack = jnp.minimum(slack, jnp.min(found - bound))
-        bounds.append(bound), values.append(found)
+        bounds.append(bound)
+        values.append(found)
     # The worst Gram matrix: its smallest eigenvector halves the angle between the two advantages.
     u, v = jnp.array([0.6, 0.8]), jnp.array([0.6, -0.8])
     stretched = jnp.array([1.0, 3.0])

@@ -156,7 +156,7 @@ def improve(
     Returns:
       `Log` of `[N]` arrays.
     """
-    optimizer = optax.adam(step_size)
+    optimizer = optax.adam(step_size)  # type: ignore
 
     def update(carry, _):
         theta, state, multiplier = carry
@@ -192,7 +192,7 @@ def lower_bound(mdp: MDP, batch: Batch, theta: jax.Array) -> jax.Array:
         tabular.surrogate_gain(batch.solution, policy),
         tabular.largest_total_variation(policy, jnp.exp(batch.old_logp)),
         jnp.max(jnp.abs(batch.solution.advantage)),
-        mdp.discount,
+        mdp.discount,  # type: ignore
     )
 
 

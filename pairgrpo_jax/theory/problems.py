@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def softmax_bandit(key: jax.Array, *, arms: int = 5, features: int | None = 4) -
     return bandit(table, params, jax.random.normal(reward_key, (arms,)))
 
 
-def bandit(features: jax.Array, params: jax.Array, rewards: jax.Array, name: str = "softmax bandit") -> Problem:
+def bandit(features: Any, params: Any, rewards: Any, name: str = "softmax bandit") -> Problem:
     """A bandit with given features `[N,D]`, parameters `[D]` and rewards `[N]`."""
     features, params, rewards = jnp.asarray(features), jnp.asarray(params), jnp.asarray(rewards)
 
@@ -161,10 +162,10 @@ def expected_loss(
     return evaluate(mixture(objective, probs, logp, old_logp, rewards))[0]
 
 
-def expected_gradients(
-    problem: Problem, objectives: Sequence[GroupObjective], size: int, params: jax.Array | None = None
-) -> jax.Array:
-    """Gradients `[N,D]` of N losses over all K-groups drawn by pi_old, at `params` (theta_old by default)."""
+def gradient_function(
+    problem: Problem, objectives: Sequence[GroupObjective], size: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Compiles `params [D] -> [N,D]`, the gradients of N losses over all K-groups drawn by pi_old."""
     index, probs = group_probs(problem, size)
 
     @jax.jit
@@ -175,5 +176,12 @@ def expected_gradients(
         logp, pull = jax.vjp(lambda theta: problem.log_prob(theta)[index], theta)
         return jnp.stack([pull(row)[0] for row in jax.jacrev(losses)(logp)])
 
-    at = problem.params if params is None else params
-    return gradient(at, index, probs, problem.log_prob(problem.params), problem.rewards)
+    old_logp = problem.log_prob(problem.params)
+    return lambda theta: gradient(theta, index, probs, old_logp, problem.rewards)
+
+
+def expected_gradients(
+    problem: Problem, objectives: Sequence[GroupObjective], size: int, params: jax.Array | None = None
+) -> jax.Array:
+    """Gradients `[N,D]` of N losses over all K-groups drawn by pi_old, at `params` (theta_old by default)."""
+    return gradient_function(problem, objectives, size)(problem.params if params is None else params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class Statement:
     condition: str = ""
     checks: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    curves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def confirmed(self) -> bool:
@@ -75,6 +76,6 @@ def angle(a: jax.Array, b: jax.Array) -> jax.Array:
     return 2 * jnp.arctan2(jnp.linalg.norm(a - b, axis=-1), jnp.linalg.norm(a + b, axis=-1))
 
 
-def slope(x: jax.Array, y: jax.Array) -> float:
+def slope(x: Any, y: Any) -> float:
     """Log-log slope of y over x, `[N]` each: the order of y in x."""
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])

@@ -171,13 +171,13 @@ def chosen_budget(key: jax.Array) -> Statement:
     budget, travelled, ends, paper, curves = 0.35, [], [], [], {}
     for updates in (10, 100, 1000):
         steps = jnp.arange(updates, dtype=float)
-        path = follow_targets(jax.vmap(travel_schedule(budget, updates))(steps))
+        path = follow_targets(jax.vmap(travel_schedule(budget, updates))(steps))  # type: ignore
         travelled.append(float(path.moved.sum()))
         ends.append(float(path.probs[-1, 0]))
         paper.append(float(jnp.sum(jax.vmap(delta_schedule(0.02, 0.98))(steps))))
         curves[f"{updates} updates"] = np.asarray(path.probs[:, 0])
     trained = {
-        name: float(fit_targets(jax.vmap(travel_schedule(budget, 100))(jnp.arange(100.0)), opt, inner=n).probs[-1, 0])
+        name: float(fit_targets(jax.vmap(travel_schedule(budget, 100))(jnp.arange(100.0)), opt, inner=n).probs[-1, 0])  # type: ignore
         for name, opt, n in (("SGD", optax.sgd(1.0), 50), ("Adam", optax.adam(0.01), 50))
     }
     return Statement(
