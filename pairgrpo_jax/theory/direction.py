@@ -46,7 +46,7 @@ def hard_direction(key: jax.Array) -> Statement:
         forward, reverse = jax.jit(jax.vmap(both))(deltas)
         linear = -deltas[:, None] * h
         exact = max(exact, float(jnp.linalg.norm((forward - linear)[-1]) / jnp.linalg.norm(linear[-1])))
-        off[candidates] = np.asarray(jnp.linalg.norm(reverse - linear, axis=-1))
+        off[candidates] = np.asarray(jnp.linalg.norm(reverse - linear, axis=-1))  # type: ignore
         predicted = deltas[:, None] ** 2 * correction
         second = max(second, float(jnp.linalg.norm((reverse - linear - predicted)[0]) / jnp.linalg.norm(predicted[0])))
     gradients = expected_gradients(problem, [soft(scheme="all"), hard(0.01, scheme="all", fit="forward")], 3)
