@@ -82,11 +82,12 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
             normalizer=norm.update(trajectory.obs),
             env_state=next_states(env, config, last, next_key),
         )
+        if config.algo == "hard":
+            metrics["delta"] = core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step - 1)
         return state, metrics | {
             "realised_kl": kl,
             "return": jnp.mean(trajectory.reward) * env.episode_length,
             "std": jnp.mean(jnp.exp(log_std)),
-            "delta": core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step - 1),
             "rank_correlation": jnp.mean(core.reward_rank_correlation(scores)),
         }
 

@@ -38,7 +38,7 @@ def outcome(config, iterations=2):
     trainer = make_trainer(config, make_env("mujoco"), iterations=3)
     state, metrics = jax.jit(trainer.iterate, static_argnums=1)(trainer.init(jax.random.key(0)), iterations)
     policy = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params["policy"])])
-    return np.append(policy, [config.steps_per_iteration, metrics["std"][0], metrics["delta"][-1], policy.size])
+    return np.append(policy, [config.steps_per_iteration, metrics["std"][0], policy.size])
 
 
 ALTERNATIVES = {
