@@ -24,12 +24,16 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = main()
     except ModuleNotFoundError as error:
         _fail(f"package {error.name!r} is missing; install it with: pip install {error.name}")
-    except (ValueError, OSError, CheckpointError, NonFiniteError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         _fail(str(error))
+    except NonFiniteError as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
     else:
         sys.exit(code or 0)
 
 
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def _fail(message: str, code: int = 2) -> None:
+    print("error: " + "; ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(code)

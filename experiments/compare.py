@@ -2,11 +2,12 @@
 
 Each (method, seed) is one run of `experiments.halfcheetah` in a folder of its own; finished ones are not made
 again, so a
-long comparison can be made in pieces, or by several processes at once. Prints a Markdown table and draws the curves.
+long comparison can be made in pieces. Prints a Markdown table and draws the curves.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -21,7 +22,9 @@ from experiments.plots import comparison
 from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 from pairgrpo_jax.control import tuned
 from pairgrpo_jax.control.config import Advantage, Algorithm
-from pairgrpo_jax.training import read_metrics
+from pairgrpo_jax.training import read_metrics, settings
+
+_RADIUS = tuned("hard", "value").beta  # of Hard's trust region, in nats; shown for all methods alike
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ def parse(method: str) -> tuple[str, str]:
 
 def folder(args: Comparison, method: str, seed: int) -> Path:
     """Where a run lives."""
-    return args.output / args.env.replace(":", "-") / method.replace(":", "-") / f"{args.steps:.0e}" / f"seed{seed}"
+    return args.output / args.env.replace(":", "-") / method.replace(":", "-") / f"{args.steps:.0f}" / f"seed{seed}"
 
 
 def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
     """One run, resumed if it was begun; its exit code."""
     path = folder(args, method, seed)
+    if is_finished(path, method):
+        return 0
     run = halfcheetah.Run(
         env=args.env,
         steps=args.steps,
@@ -83,16 +88,23 @@ def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
         video_steps=0,
         config=tuned(*parse(method)),
     )
-    if (path / halfcheetah.DONE).exists():
-        return 0
     console.print(f"[bold]{method}, seed {seed}[/bold]")
     return halfcheetah.execute(run, console)
+
+
+def is_finished(path: Path, method: str) -> bool:
+    """Whether a run is complete; ValueError if it was made with settings that are not the method's tuned ones."""
+    if not (path / halfcheetah.DONE).exists():
+        return False
+    if json.loads((path / "config.json").read_text())["config"] != settings(tuned(*parse(method))):
+        raise ValueError(f"output: {path} was made with other settings; move it away or choose another --output")
+    return True
 
 
 def finished(args: Comparison, method: str) -> list[list[dict]]:
     """The metrics of every finished run of a method."""
     paths = (folder(args, method, seed) for seed in range(args.seeds))
-    return [read_metrics(path) for path in paths if (path / halfcheetah.DONE).exists()]
+    return [read_metrics(path) for path in paths if is_finished(path, method)]
 
 
 def report(args: Comparison, console: Console) -> None:
@@ -104,7 +116,7 @@ def report(args: Comparison, console: Console) -> None:
     scores = {method: np.array([np.mean(rows[-1]["score"]) for rows in of]) for method, of in runs.items()}
     baseline = scores[next(iter(scores))]
     columns = ("method", "return, IQM [95% interval]", "stochastic policy", f"P(beats {next(iter(scores))})", "KL std")
-    columns += ("KL ≤ 2 beta", "grad-norm variance / mean²", "steps/s", "seeds")
+    columns += (f"KL ≤ {2 * _RADIUS} nats", "grad-norm variance / mean²", "steps/s", "seeds")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for method, of in runs.items():
         lines.append(_line(method, scores[method], of, baseline))
@@ -120,7 +132,7 @@ def _line(method: str, scores: np.ndarray, runs: list[list[dict]], baseline: np.
     low, high = bootstrap_interval(scores)
     stochastic = interquartile_mean(np.array([np.mean(rows[-1]["stochastic_score"]) for rows in runs]))
     kls = np.array([[np.mean(row["realised_kl"]) for row in rows] for rows in runs])
-    within = np.mean(kls <= 2 * tuned(*parse(method)).beta)
+    within = np.mean(kls <= 2 * _RADIUS)
     norms = [np.array([np.mean(row["grad_norm"]) for row in rows]) for rows in runs]
     variance = np.mean([norm.var() / norm.mean() ** 2 for norm in norms])
     speed = np.median([rows[-1]["steps"] / rows[-1]["seconds"] for rows in runs])
@@ -130,7 +142,7 @@ def _line(method: str, scores: np.ndarray, runs: list[list[dict]], baseline: np.
         f"{stochastic:.0f}",
         f"{probability_of_improvement(scores, baseline):.2f}",
         f"{np.mean(kls.std(axis=1)):.4f}",
-        f"{within:.0%}" if method.startswith(("soft", "hard")) else "no beta",
+        f"{within:.0%}",
         f"{variance:.3f}",
         f"{speed:,.0f}",
         str(len(scores)),

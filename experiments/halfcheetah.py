@@ -52,13 +52,13 @@ class Run:
     output: Path = Path("runs/halfcheetah")
     """Folder for everything the run leaves."""
     resume: bool = False
-    """Go on with the run in `output`, bit for bit as if it had not stopped."""
+    """Go on with the run in `output`, bit for bit as if it had not stopped; start it if there is none."""
     evaluations: int = 20
     """Evaluations over the run."""
     episodes: int = 16
     """Episodes of 1000 steps per evaluation, deterministic and stochastic each."""
     save_every: int = 5
-    """Iterations between checkpoints (in brax, a multiple of the evaluation interval)."""
+    """Iterations between checkpoints; every evaluation makes one too."""
     keep: int = 3
     """Newest checkpoints kept, besides the best."""
     video_steps: int = 400
@@ -79,8 +79,8 @@ def execute(run: Run, console: Console) -> int:
     env = make_env(run.env)
     schedule = make_schedule(run, env)
     trainer = make_trainer(run.config, env, schedule.iterations)
-    open_folder(run.output, settings(run), resume=run.resume, free=_FREE)
-    state, done, stopped = train_run(run, trainer, schedule, console)
+    with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
+        state, done, stopped = train_run(run, trainer, schedule, console)
     if stopped is not None:
         name = signal.Signals(stopped).name
         console.print(f"stopped by {name} after {done} iterations and saved; go on with --resume")
@@ -95,6 +95,8 @@ def check(run: Run) -> None:
     for name in ("steps", "seeds", "evaluations", "episodes", "save_every", "keep"):
         if not getattr(run, name) >= 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+    if not math.isfinite(run.steps):
+        raise ValueError(f"steps must be finite, got {run.steps}")
     if run.video_steps < 0:
         raise ValueError(f"video_steps must be >= 0, got {run.video_steps}")
 
@@ -133,6 +135,8 @@ def train_run(run: Run, trainer: Trainer, schedule: Schedule, console: Console):
             shown=("return", "realised_kl", "delta"),
             console=console,
         )
+    except (ValueError, OSError) as error:  # not bad input any more: show where
+        raise RuntimeError("training failed") from error
     finally:
         log.close()
         checkpoints.close()

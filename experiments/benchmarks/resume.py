@@ -1,4 +1,4 @@
-"""Kills a HalfCheetah run with SIGKILL at random times, resumes it, and compares with an undisturbed run, bit for bit.
+"""Kills a HalfCheetah run with SIGKILL at random moments, resumes it, and compares with an undisturbed run, bit for bit.
 
 `python -m experiments.benchmarks.resume --kills 20`; exits with 1 if any result differs.
 """
@@ -20,6 +20,7 @@ from pairgrpo_jax.training import read_metrics
 
 TINY = "--steps 12800 --groups 4 --candidates 4 --horizon 20 --epochs 2 --minibatches 4 --hidden 16 --evaluations 4"
 TINY += " --episodes 2 --save-every 3 --video-steps 0"
+ITERATIONS = 40
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Resume:
     algo: str = "hard"
     """Method."""
     seed: int = 0
-    """Seed of the killing times."""
+    """Seed of the moments."""
 
 
 def main() -> int:
@@ -41,16 +42,13 @@ def main() -> int:
     args = tyro.cli(Resume, description=__doc__)
     identical = 0
     with tempfile.TemporaryDirectory() as folder:
-        expected, seconds = undisturbed(args, Path(folder) / "reference")
+        expected = undisturbed(args, Path(folder) / "reference")
         chance = random.Random(args.seed)
         for trial in range(args.kills):
-            when = chance.uniform(0, seconds)
-            found = disturbed(args, Path(folder) / f"trial{trial}", when)
+            found, killed_at, resumed_from = disturbed(args, Path(folder) / f"trial{trial}", chance.uniform(0, 1))
             identical += found == expected
-            print(
-                f"killed after {when:5.1f} s of {seconds:.1f} s: {'identical' if found == expected else 'DIFFERENT'}",
-                flush=True,
-            )
+            verdict = "identical" if found == expected else "DIFFERENT"
+            print(f"killed after iteration {killed_at}, resumed from {resumed_from}: {verdict}", flush=True)
     print(f"{identical} of {args.kills} identical")
     return 0 if identical == args.kills else 1
 
@@ -94,20 +92,27 @@ def parameters_digest(checkpoint: Path) -> str:
 
 
 def undisturbed(args: Resume, output: Path):
-    """The result of a run that nothing stops, and its seconds."""
-    began = time.perf_counter()
-    finish(start(args, output))
-    return result(output), time.perf_counter() - began
-
-
-def disturbed(args: Resume, output: Path, when: float):
-    """The result of a run that is killed after `when` seconds and resumed."""
-    process = start(args, output)
-    time.sleep(when)
-    process.kill()
-    process.communicate()
+    """The result of a run that nothing stops."""
     finish(start(args, output))
     return result(output)
+
+
+def disturbed(args: Resume, output: Path, share: float):
+    """Kills a run at a random moment after `share` of its iterations, and resumes it.
+
+    Returns:
+      The result, the last iteration logged before the kill, and the checkpoint that was resumed (0 for none).
+    """
+    process = start(args, output)
+    while len(read_metrics(output)) < share * ITERATIONS and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(random.Random(share).uniform(0, 0.2))  # anywhere: inside an iteration, an evaluation, a save
+    process.kill()
+    process.communicate()
+    steps = [int(path.name) for path in (output / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
+    killed_at = len(read_metrics(output))
+    finish(start(args, output))
+    return result(output), killed_at, max(steps, default=0)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def _surrogate(config: ControlConfig, advantages: Callable[[jax.Array], jax.Arra
 
 
 def _ppo(config: ControlConfig) -> Algorithm:
-    """Advantages normalised over the batch; value and entropy terms are added by the trainer, as for all methods."""
+    """Advantages normalised over the batch. The trainer adds what `core.ppo_loss` has beside it."""
     return _surrogate(config, lambda scores: (scores - jnp.mean(scores)) / (jnp.std(scores) + 1e-8))
 
 
@@ -51,7 +51,7 @@ def _grpo(config: ControlConfig) -> Algorithm:
 
 
 def _rank(config: ControlConfig) -> Algorithm:
-    return _surrogate(config, lambda scores: core.group_advantages(core.midranks(scores)))
+    return _surrogate(config, core.rank_advantages)
 
 
 def _pairs(config: ControlConfig) -> Callable[[jax.Array, jax.Array], core.Pairs]:

@@ -43,7 +43,7 @@ class ControlConfig:
     learning_rate: float = 2.5e-3
     """Adam's step size at the start."""
     anneal: bool = True
-    """Decay the learning rate linearly to 0 over the step budget."""
+    """Decay the learning rate linearly to 0 over the updates of the budget (not counting those target_kl drops)."""
     max_grad_norm: float = 10.0
     """Global gradient-norm clip."""
     clip: float = 0.2
@@ -117,10 +117,14 @@ class ControlConfig:
                 f"horizon={self.horizon} must divide the episode length {episode_length}; try "
                 f"{max(h for h in range(1, self.horizon) if episode_length % h == 0)}"
             )
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden must hold widths >= 1, got {self.hidden}")
         if self.units % self.minibatches:
             raise ValueError(f"minibatches={self.minibatches} must divide the {self.units} groups of a batch")
         if self.algo in ("soft", "hard") and self.scheme == "matched" and self.candidates % 2:
             raise ValueError(f'candidates={self.candidates} must be even with scheme="matched"')
+        if self.trust_region == "lagrangian" and not self.beta > 0:
+            raise ValueError(f'beta must be > 0 with trust_region="lagrangian", got {self.beta}')
         if self.algo == "ppo" and not self.critic:
             raise ValueError('advantage must be "value" with algo="ppo", which needs a critic')
         if not self.forks and not self.critic:
@@ -149,4 +153,8 @@ _AT_LEAST = {
     "alpha": 0,
     "delta_0": 0,
     "target_kl": 0,
+    "entropy_weight": 0,
+    "value_weight": 0,
+    "init_log_std": -20,
+    "min_log_std": -20,
 }

@@ -47,6 +47,7 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
     networks = make_networks(config, env.action_size)
     optimizer = make_optimizer(config, iterations)
     algorithm = make_algorithm(config)
+    lagrangian = config.algo == "hard" and config.trust_region == "lagrangian"
 
     def init(key):
         key, network_key, env_key = jax.random.split(key, 3)
@@ -78,12 +79,13 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
         state = learner.replace(
             key=key,
             delta_step=state.delta_step + 1,
-            multiplier=core.update_multiplier(state.multiplier, kl, config.beta),
+            multiplier=core.update_multiplier(state.multiplier, kl, config.beta) if lagrangian else state.multiplier,
             normalizer=norm.update(trajectory.obs),
             env_state=next_states(env, config, last, next_key),
         )
         if config.algo == "hard":
-            metrics["delta"] = core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step - 1)
+            delta = core.delta_schedule(config.delta_0, config.delta_gamma)
+            metrics["delta"] = jnp.asarray(delta(state.delta_step - 1))
         return state, metrics | {
             "realised_kl": kl,
             "return": jnp.mean(trajectory.reward) * env.episode_length,
@@ -151,13 +153,13 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
             state, metrics = update(state, part)
             return (state, stop), metrics | {"used": jnp.ones(())}
         after, metrics = update(state, part)
+        stop = stop | (metrics["kl_old"] > config.target_kl)  # measured before this update, which is then not made
         state = jax.tree.map(lambda new, old: jnp.where(stop, old, new), after, state)
-        metrics = metrics | {"used": 1.0 - stop}
-        return (state, stop | (metrics["kl_old"] > config.target_kl)), metrics
+        return (state, stop), metrics | {"used": 1.0 - stop}
 
     (state, _), metrics = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), jax.random.split(key, config.epochs))
     used = metrics.pop("used")
-    means = {name: jnp.sum(x * used) / jnp.sum(used) for name, x in metrics.items()}
+    means = {name: jnp.sum(jnp.where(used > 0, x, 0)) / jnp.sum(used) for name, x in metrics.items()}
     return state, means | {"updates_used": jnp.mean(used)}
 
 

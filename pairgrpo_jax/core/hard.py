@@ -273,7 +273,8 @@ def update_multiplier(
       largest: bounds the multiplier to [1/largest, largest].
 
     Returns:
-      The new multiplier.
+      The new multiplier; the old one if the KL is not a number.
     """
     step = rate * jnp.clip(kl / beta - 1, -1, 1)
-    return jnp.clip(multiplier * jnp.exp(step), 1 / largest, largest)
+    updated = jnp.clip(multiplier * jnp.exp(step), 1 / largest, largest)
+    return jnp.where(jnp.isfinite(updated), updated, multiplier)

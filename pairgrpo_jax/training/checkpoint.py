@@ -47,9 +47,15 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_names=("state", "config"))
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Writes `state` as checkpoint `step`, once; `score` (higher is better) decides which one is the best."""
+        """Writes `state` as checkpoint `step`; `score` (higher is better) decides which one is the best.
+
+        A whole checkpoint of that step is left as it is, a damaged one replaced.
+        """
         if step in self.steps():
-            return
+            try:
+                return _check_sums(self._folder(step))
+            except ValueError:
+                self.manager.delete(step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
         self.manager.save(step, args=items, metrics=None if score is None else {"score": float(score)}, force=True)
         if jax.process_index() == 0:
@@ -65,7 +71,7 @@ class Checkpoints:
           Its step and state.
 
         Raises:
-          CheckpointError: if none can be read; the message has one reason per checkpoint.
+          CheckpointError: if none can be read; the message has a reason for each.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -78,7 +84,10 @@ class Checkpoints:
                 reason = f"checkpoint {step}: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
                 logger.warning("%s; it is damaged or does not fit, trying the one before", reason)
                 reasons.append(reason)
-        raise CheckpointError(f"no readable checkpoint in {self.manager.directory}\n  " + "\n  ".join(reasons))
+        raise CheckpointError(
+            f"output: no readable checkpoint in {self.manager.directory} ({'; '.join(reasons)}); "
+            "restore one from a copy, or start a new run in another folder"
+        )
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class Schedule(NamedTuple):
       iterations: how many in all.
       chunk: how many in one call of the compiled program.
       evaluate_every: iterations between evaluations.
-      save_every: iterations between checkpoints.
+      save_every: iterations between checkpoints; every evaluation makes one too.
       steps_per_iteration: environment steps or tokens of one iteration and seed, for the logs.
       seeds: runs side by side in the program; the speed shown is that of all.
     """
@@ -62,6 +63,7 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+        print("\nstopping after this chunk and saving; Ctrl-C again to abort", file=sys.stderr)
 
 
 def train(
@@ -95,7 +97,7 @@ def train(
     Raises:
       NonFiniteError: after too many non-finite updates in a row; the last good checkpoint is left as it is.
     """
-    done, began, score = start, time.perf_counter(), None
+    done, began = start, time.perf_counter() - log.seconds
     with StopRequest() as stop, _Progress(schedule, start, shown, console or Console()) as progress:
         while done < schedule.iterations and stop.signal is None:
             state, metrics = program(state, schedule.chunk)
@@ -103,6 +105,7 @@ def train(
             check_finite(state)
             rows = [_row(metrics, i, done + i + 1, schedule) for i in range(schedule.chunk)]
             done += schedule.chunk
+            score = None
             if done % schedule.evaluate_every == 0 or done >= schedule.iterations:
                 result = evaluate(state, done)
                 score = float(np.mean(result["score"]))
@@ -111,15 +114,15 @@ def train(
             for row in rows:
                 log.write(row)
             progress.show(rows[-1])
-            if done % schedule.save_every == 0:
+            if score is not None or done % schedule.save_every == 0:
                 checkpoints.save(done, state, score)
-        checkpoints.save(done, state, score)
+        checkpoints.save(done, state)  # where a signal came between
     return state, done, stop.signal
 
 
 def _row(metrics, index, iteration, schedule):
     row = {"iteration": iteration, "steps": iteration * schedule.steps_per_iteration}
-    return row | {name: np.round(x[index].astype(float), 9).tolist() for name, x in metrics.items()}
+    return row | {name: x[index].astype(float).tolist() for name, x in metrics.items()}
 
 
 class _Progress:

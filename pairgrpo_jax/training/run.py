@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import logging
 import platform
+import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+logger = logging.getLogger(__name__)
+# What a kill while a folder is claimed may leave.
+_BEGUN = ("lock", "config.partial", "versions.partial", "versions.json")
 _PACKAGES = ("pairgrpo-jax", "jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "numpy", "mujoco", "brax")
 
 
@@ -26,10 +32,10 @@ def settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> None:
+def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
     """Claims `folder` for a run, or checks that the run in it can go on with `config`.
 
-    Writes `config.json` and `versions.json`.
+    A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ.
 
     Args:
       folder: the output folder.
@@ -37,20 +43,36 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
       resume: go on with the run in `folder`; without one there, start it.
       free: top-level names that may differ on resume, because they do not change the meaning of the state.
 
+    Returns:
+      The folder's lock, held until it is closed: two processes must not write one run.
+
     Raises:
-      RunFolderError: if the folder holds a run (or anything else) and `resume` is False, or the settings differ.
+      RunFolderError: if the folder holds a run (or anything else) and `resume` is False, the settings differ, or
+        another process is running there.
     """
     path = folder / "config.json"
     if path.exists() and resume:
         _require_same(path, config, free)
     elif folder.exists() and not folder.is_dir():
         raise RunFolderError(f"output: {folder} is a file; choose another --output")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name not in _BEGUN for path in folder.iterdir()):
         held = "holds another run: add --resume to go on with it, or" if path.exists() else "is not empty:"
         raise RunFolderError(f"output: {folder} {held} choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, config)
-    _write(folder / "versions.json", versions())
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunFolderError(
+            f"output: another process is running in {folder}; wait for it, or choose another"
+        ) from None
+    if not path.exists():
+        _write(folder / "versions.json", versions())
+        _write(path, config)
+    elif (made_with := json.loads((folder / "versions.json").read_text())) != (now := versions()):
+        changed = [name for name in sorted(made_with.keys() | now.keys()) if made_with.get(name) != now.get(name)]
+        logger.warning("%s differ from when the run began: it goes on, but not bit for bit", ", ".join(changed))
+    return lock
 
 
 def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> None:
@@ -88,20 +110,33 @@ def _write(path: Path, content: Any) -> None:
 
 
 class MetricLog:
-    """Metrics as JSON lines and for TensorBoard, cut back on resume to where the checkpoint was made."""
+    """Metrics as JSON lines and for TensorBoard, cut back on resume to where the checkpoint was made.
+
+    Attributes:
+      seconds: what the kept rows took, the clock to go on from.
+    """
 
     def __init__(self, folder: Path, after: int = 0):
         """Opens the log of the run in `folder`; rows of an iteration beyond `after` are dropped."""
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["iteration"] <= after]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.rename(self.path)  # a kill here must not lose the rows
+        self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
         self._file = self.path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        for row in kept:
+            self._show(row)
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds one row; it must hold `iteration`, and `steps` for the TensorBoard axis. Lists are per seed."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name not in ("iteration", "steps"):
                 self._board.add_scalar(name, float(np.mean(value)), row["steps"])

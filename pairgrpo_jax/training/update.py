@@ -99,7 +99,12 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
         result = loss_fn(params, batch)
         if isinstance(result, dict):
             return result
+        if not isinstance(result, tuple):
+            raise ValueError("loss_fn must return an Objective or a pair (loss, metrics)")
         loss, metrics = result
+        taken = sorted(metrics.keys() & {"loss", "grad_norm", "skipped"})
+        if taken:
+            raise ValueError(f"loss_fn's metrics must not be named {taken}: make_update_step reports those itself")
         one = jnp.ones((), jnp.float32)
         return {"loss": Term(loss, one, one)} | {name: Term(x, one) for name, x in metrics.items()}
 
@@ -139,7 +144,10 @@ def _gradients(objective, params, batch, accumulate, axis_name):
             more, terms = jax.grad(weighted, has_aux=True)(params, index)
             return jax.tree.map(jnp.add, grads, more), terms
 
-        grads, stacked = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), indices)
+        # Sums of bfloat16 gradients are kept in float32.
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        grads, stacked = jax.lax.scan(add, zeros, indices)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         terms = _reduce(_summed(stacked), everywhere)
     loss, metrics = evaluate(terms)
     return everywhere(grads), loss, metrics

@@ -21,14 +21,13 @@ def run(*words, timeout=300):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An undisturbed run: its folder, its result, its seconds."""
+    """An undisturbed run: its folder and its result."""
     output = tmp_path_factory.mktemp("run") / "out"
-    expected, seconds = undisturbed(Resume(), output)
-    return output, expected, seconds
+    return output, undisturbed(Resume(), output)
 
 
 def test_leaves_what_the_readme_says(finished):
-    output, _, _ = finished
+    output, _ = finished
     names = {path.name for path in output.iterdir()}
     assert {
         "config.json",
@@ -46,10 +45,12 @@ def test_leaves_what_the_readme_says(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.75, 0.95])
+@pytest.mark.parametrize("share", [0.2, 0.7])
 def test_killed_and_resumed_is_identical(finished, tmp_path, share):
-    _, expected, seconds = finished
-    assert disturbed(Resume(), tmp_path / "out", share * seconds) == expected
+    found, killed_at, resumed_from = disturbed(Resume(), tmp_path / "out", share)
+    assert found == finished[1] and share * 40 <= killed_at and resumed_from >= 3
+    seconds = [row["seconds"] for row in read_metrics(tmp_path / "out")]
+    assert seconds == sorted(seconds)
 
 
 @pytest.mark.slow
@@ -73,6 +74,7 @@ BAD = [
     (["--horizon", "64"], "horizon=64 must divide the episode length"),
     (["--delta-0", "-1"], "delta_0 must be >= 0"),
     (["--steps", "0"], "steps must be at least 1"),
+    (["--steps", "inf"], "steps must be finite"),
 ]
 
 
@@ -91,7 +93,7 @@ def test_an_unknown_algorithm_exits_with_2(tmp_path):
 
 
 def test_another_runs_folder_is_refused_and_left_alone(finished):
-    output, _, _ = finished
+    output, _ = finished
     before = (output / "metrics.jsonl").read_bytes()
     done = run("--output", output)
     assert done.returncode == 2 and "holds another run" in done.stderr
@@ -109,7 +111,9 @@ def test_an_unreadable_checkpoint_is_named(tmp_path, finished):
         if path.is_file():
             path.write_bytes(b"")
     done = run("--output", output, "--resume")
-    assert done.returncode == 2 and "no readable checkpoint" in done.stderr.splitlines()[-1] + done.stderr
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: output: no readable checkpoint in ")
+    assert (output / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
 
 
 def test_help_explains_every_field_with_its_unit():

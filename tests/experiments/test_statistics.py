@@ -9,6 +9,8 @@ import pytest
 from experiments.compare import Comparison, folder, parse, report
 from experiments.halfcheetah import DONE
 from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from pairgrpo_jax.control import tuned
+from pairgrpo_jax.training import settings
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end():
@@ -44,6 +46,7 @@ def test_a_comparison_reports_finished_runs(tmp_path, capsys):
             "grad_norm": [1.0],
         }
         (path / "metrics.jsonl").write_text(json.dumps(row | {"realised_kl": [0.01 if seed else 1.0]}) + "\n")
+        (path / "config.json").write_text(json.dumps({"config": settings(tuned(*parse(method)))}))
         (path / DONE).touch()
     report(args, Console(width=200))
     table = (tmp_path / "table.md").read_text()

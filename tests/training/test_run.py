@@ -38,3 +38,10 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     assert len(read_metrics(tmp_path)) == 4
     MetricLog(tmp_path, after=2).close()
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    with open_folder(tmp_path / "run", CONFIG, resume=False):
+        with pytest.raises(RunFolderError, match="another process"):
+            open_folder(tmp_path / "run", CONFIG, resume=True)
+    open_folder(tmp_path / "run", CONFIG, resume=True).close()

@@ -191,3 +191,10 @@ def test_bad_options_are_named(options, message):
 def test_a_batch_that_does_not_divide_is_refused(batches):
     with pytest.raises(ValueError, match="accumulate=3 must divide"):
         make_update_step(token_mean, OPTIMIZER, accumulate=3)(make_state(), batches[0])
+
+
+@pytest.mark.parametrize("result", [lambda x: (x, {"loss": x}), lambda x: x])
+def test_a_loss_that_would_be_misread_is_refused(result):
+    update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER)
+    with pytest.raises(ValueError, match="loss_fn"):
+        update(make_state(), {"x": jnp.zeros(2)})
