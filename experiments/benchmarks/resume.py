@@ -1,4 +1,4 @@
-"""Kills a HalfCheetah run with SIGKILL at random moments, resumes it, and compares with an undisturbed run, bit for bit.
+"""Kills a HalfCheetah run at random moments (SIGKILL), resumes it, and compares with an undisturbed one, bit for bit.
 
 `python -m experiments.benchmarks.resume --kills 20`; exits with 1 if any result differs.
 """
