@@ -122,8 +122,10 @@ def _gradients(objective, params, batch, accumulate, axis_name):
     size = _micro_size(batch, accumulate)
 
     def terms_of(params, index):
-        def take(x):
-            return jax.lax.dynamic_slice_in_dim(x, index * size, size) if jnp.ndim(x) else x
+        def take(x):  # every `accumulate`-th row, so that each micro-batch of a sharded batch has rows on all devices
+            if not jnp.ndim(x):
+                return x
+            return jax.lax.dynamic_index_in_dim(x.reshape(size, accumulate, *x.shape[1:]), index, 1, keepdims=False)
 
         return objective(params, batch if accumulate == 1 else jax.tree.map(take, batch))
 
@@ -137,8 +139,8 @@ def _gradients(objective, params, batch, accumulate, axis_name):
         factors = _factors(before, {name: term.total for name, term in before.items()})
 
         def weighted(params, index):
-            terms = terms_of(params, index)
-            return sum(jnp.sum(factors[name] * term.total) for name, term in terms.items()), terms
+            totals, terms = _totals_and_terms(terms_of(params, index))
+            return sum(jnp.sum(factors[name] * total) for name, total in totals.items()), terms
 
         def add(grads, index):
             more, terms = jax.grad(weighted, has_aux=True)(params, index)
@@ -163,7 +165,10 @@ def _micro_size(batch, accumulate):
 
 
 def _totals_and_terms(terms: Objective):
-    return {name: term.total for name, term in terms.items()}, terms
+    # A metric that overflowed must not reach the gradient as 0 * inf.
+    metrics = {name for name, term in terms.items() if isinstance(term.weight, (int, float)) and term.weight == 0}
+    totals = {name: term.total for name, term in terms.items()}
+    return {name: jax.lax.stop_gradient(x) if name in metrics else x for name, x in totals.items()}, terms
 
 
 def _summed(stacked: Objective) -> Objective:

@@ -10,6 +10,7 @@ import pytest
 from pairgrpo_jax import (
     NonFiniteError,
     Pairs,
+    Term,
     TrainState,
     check_finite,
     grpo_loss,
@@ -198,3 +199,14 @@ def test_a_loss_that_would_be_misread_is_refused(result):
     update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER)
     with pytest.raises(ValueError, match="loss_fn"):
         update(make_state(), {"x": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_metric_that_overflows_does_not_reach_the_gradient(accumulate):
+    def objective(params, batch):
+        total, one = jnp.sum(params["w"]), jnp.ones(())
+        return {"loss": Term(total, one, 1.0), "metric": Term(jnp.exp(1000 * jnp.square(total)), one)}
+
+    update = make_update_step(objective, optax.sgd(0.1), accumulate=accumulate)
+    state, metrics = update(make_state(optax.sgd(0.1)), {"x": jnp.zeros(2)})
+    assert jnp.isinf(metrics["metric"]) and metrics["skipped"] == 0 and state.skipped == 0
