@@ -63,7 +63,7 @@ ALTERNATIVES = {
     "delta_0": ({}, 0.02),
     "delta_gamma": ({}, 0.5),
     "fit": ({}, "forward"),
-    "trust_region": ({"beta": 0.0}, "lagrangian"),
+    "trust_region": ({"beta": 1e-6}, "lagrangian"),
     "project_target": ({}, True),
     "target_kl": ({"learning_rate": 3e-2}, 1e-4),
     "entropy_weight": ({}, 0.5),
