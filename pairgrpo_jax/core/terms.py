@@ -119,8 +119,8 @@ def mean_term(x: jax.Array, mask: jax.Array | None = None, weight: jax.typing.Ar
     """The masked mean of an array of any shape, as a `Term`."""
     if mask is None:
         return Term(jnp.sum(x), jnp.asarray(x.size, x.dtype), weight)
-    mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
-    return Term(jnp.sum(jnp.where(mask > 0, x, 0) * mask), jnp.sum(mask), weight)
+    counted = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
+    return Term(jnp.sum(jnp.where(counted > 0, x, 0) * counted), jnp.sum(counted), weight)
 
 
 def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
