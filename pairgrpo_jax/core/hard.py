@@ -14,7 +14,6 @@ from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, require_pairs, sca
 from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, prepare, with_steps
 from pairgrpo_jax.core.terms import (
     Objective,
-    Term,
     as_float,
     loss,
     mean_term,
@@ -89,8 +88,11 @@ def candidate_log_probs(
     Returns:
       `log p0` and `log p_theta`, `[B,K]`, both normalised; they are equal where logp = old_logp.
     """
+    return _candidates(*prepare(logp, old_logp, mask), candidates, length_normalize)
+
+
+def _candidates(log_ratio, old_logp, mask, candidates, length_normalize):
     require_choice("candidates", candidates, CANDIDATES)
-    log_ratio, old_logp, mask = prepare(logp, old_logp, mask)
     steps = jnp.maximum(jnp.sum(mask, axis=-1), 1) if length_normalize else 1
     log_ratio = jnp.sum(log_ratio * mask, axis=-1) / steps
     old_logp = jnp.sum(old_logp * mask, axis=-1) / steps
@@ -224,26 +226,24 @@ def hard_pair_grpo_loss(
     require_choice("aggregate", aggregate, AGGREGATES)
     if trust_region == "lagrangian" and multiplier is None:
         raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
-    log_p0, log_p = candidate_log_probs(
-        logp, old_logp, mask=mask, candidates=candidates, length_normalize=length_normalize
-    )
+    log_ratio, old_logp, steps = prepare(logp, old_logp, mask)
+    log_p0, log_p = _candidates(log_ratio, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
     flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
-    q = _target(p0, flow, floor)
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
-    log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, q)))
-    divergence = p * (log_p - log_q) if fit == "reverse" else q * (log_q - log_p)
+    log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, _target(p0, flow, floor))))
     active = groups_with_pairs(pairs)
-    if trust_region == "hinge":
-        weight, threshold = alpha, beta
-    else:
-        weight, threshold = jax.lax.stop_gradient(jnp.asarray(multiplier)), None
     if kl is None:
-        trust = mean_term(jnp.sum(p * (log_p - log_p0), axis=-1), active)._replace(weight=weight, threshold=threshold)
+        trust = mean_term(_kl(log_p, log_p0), active)
     else:
-        trust = _given_kl(kl, logp, mask, active, aggregate, weight, threshold)
+        alive = jnp.broadcast_to(active[:, None], steps.shape[:2])
+        trust = aggregate_steps(with_steps("kl", kl, steps.shape), steps, aggregate, candidate_weight=alive)
+    if trust_region == "hinge":
+        trust = trust._replace(weight=alpha, threshold=beta)
+    else:
+        trust = trust._replace(weight=jax.lax.stop_gradient(jnp.asarray(multiplier)))
     return {
-        "fit": mean_term(jnp.sum(divergence, axis=-1), active, 1.0),
+        "fit": mean_term(_kl(log_p, log_q) if fit == "reverse" else _kl(log_q, log_p), active, 1.0),
         "kl": trust,
         "target_mass": mean_term(jnp.sum(jnp.abs(flow), axis=-1) / 2, active),
         "moved_mass": mean_term(jnp.sum(jnp.abs(p - p0), axis=-1) / 2, active),
@@ -251,13 +251,8 @@ def hard_pair_grpo_loss(
     }
 
 
-def _given_kl(kl, logp, mask, active, aggregate, weight, threshold) -> Term:
-    shape = logp.shape if logp.ndim == 3 else (*logp.shape, 1)
-    steps = jnp.ones(shape) if mask is None else with_steps("mask", mask, shape)
-    alive = jnp.broadcast_to(active[:, None], logp.shape[:2])
-    return aggregate_steps(
-        with_steps("kl", kl, shape), steps, aggregate, candidate_weight=alive, weight=weight, threshold=threshold
-    )
+def _kl(log_p, log_q):
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def update_multiplier(
