@@ -68,6 +68,8 @@ class ControlConfig:
     """Shrink delta in each group until KL(q || p0) <= beta (hard)."""
     target_kl: float = 0.0
     """Stop an iteration's updates once the minibatch KL(pi_theta || pi_old) exceeds this many nats; 0: never."""
+    limit_kl: float = 0.0
+    """Cut each update short where its minibatch's KL(pi_theta || pi_old) would exceed this many nats; 0: never."""
     entropy_weight: float = 0.0
     """Weight of the entropy bonus, per nat."""
     value_weight: float = 0.5
@@ -153,6 +155,7 @@ _AT_LEAST = {
     "alpha": 0,
     "delta_0": 0,
     "target_kl": 0,
+    "limit_kl": 0,
     "entropy_weight": 0,
     "value_weight": 0,
     "init_log_std": -20,

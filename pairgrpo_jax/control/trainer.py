@@ -83,14 +83,15 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
             normalizer=norm.update(trajectory.obs),
             env_state=next_states(env, config, last, next_key),
         )
+        delta = None
         if config.algo == "hard":
-            delta = core.delta_schedule(config.delta_0, config.delta_gamma)
-            metrics["delta"] = jnp.asarray(delta(state.delta_step - 1))
+            delta = metrics["delta"] = core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step - 1)
+        pairs = batch.signal if isinstance(batch.signal, core.Pairs) else None
+        metrics |= core.conditions(scores, pairs, delta=delta)
         return state, metrics | {
             "realised_kl": kl,
             "return": jnp.mean(trajectory.reward) * env.episode_length,
             "std": jnp.mean(jnp.exp(log_std)),
-            "rank_correlation": jnp.mean(core.reward_rank_correlation(scores)),
         }
 
     def iterate(state, count):
@@ -140,7 +141,8 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
     Returns:
       The new state and the metrics, means over the updates that were made.
     """
-    update = make_update_step(loss, optimizer, parallel=None)
+    limit = ("kl_old", config.limit_kl) if config.limit_kl else None
+    update = make_update_step(loss, optimizer, limit=limit, parallel=None)
 
     def epoch(carry, key):
         order = jax.random.permutation(key, config.units).reshape(config.minibatches, -1)

@@ -8,6 +8,13 @@ from pairgrpo_jax.core.advantages import (
     rank_advantages,
     reward_rank_correlation,
 )
+from pairgrpo_jax.core.certificates import (
+    bradley_terry_bound,
+    conditions,
+    scheme_cosine,
+    smallest_gap,
+    transfers_fit,
+)
 from pairgrpo_jax.core.hard import (
     candidate_log_probs,
     delta_schedule,
@@ -28,9 +35,11 @@ __all__ = [
     "Objective",
     "Pairs",
     "Term",
+    "bradley_terry_bound",
     "candidate_log_probs",
     "categorical_kl",
     "chosen_rejected_pairs",
+    "conditions",
     "delta_schedule",
     "discounted_returns",
     "dpo_loss",
@@ -56,7 +65,10 @@ __all__ = [
     "ppo_loss",
     "rank_advantages",
     "reward_rank_correlation",
+    "scheme_cosine",
+    "smallest_gap",
     "soft_pair_grpo_loss",
+    "transfers_fit",
     "travel_schedule",
     "update_multiplier",
     "value_terms",

@@ -30,7 +30,8 @@ def largest_step(
       old_params: pytree, where the trust region is centred.
       new_params: pytree of the same structure, where the optimizer wants to go.
       radius: scalar, in nats.
-      iterations: bisections; the fraction is found to 2^-iterations. Each costs one evaluation of `divergence`.
+      iterations: bisections; the fraction is found to 2^-iterations. A step that fits costs one evaluation of
+        `divergence`; one that does not costs `iterations` more (under `vmap` every step does).
 
     Returns:
       Scalar fraction in [0, 1]; 1 if the whole step fits.
@@ -46,8 +47,8 @@ def largest_step(
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
     one = as_float(1.0)
-    low, _ = jax.lax.fori_loop(0, iterations, halve, (jnp.zeros_like(one), one))
-    return jnp.where(fits(one), one, low)
+    bounds = (jnp.zeros_like(one), one)
+    return jax.lax.cond(fits(one), lambda: one, lambda: jax.lax.fori_loop(0, iterations, halve, bounds)[0])
 
 
 def interpolate(old_params: Any, new_params: Any, fraction: jax.typing.ArrayLike) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pairgrpo_jax.core.step import interpolate, largest_step
 from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate
 from pairgrpo_jax.training.state import TrainState
 
@@ -26,6 +27,7 @@ def make_update_step(
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
+    limit: tuple[str, float] | None = None,
     parallel: str | None = "jit",
     mesh: Mesh | None = None,
     axis_name: str = "data",
@@ -38,6 +40,10 @@ def make_update_step(
         summed exactly over micro-batches and devices, or a pair `(loss, metrics)`, whose micro-batches count alike.
       optimizer: an optax transformation; clip gradients there.
       accumulate: number of micro-batches that the leading axis of every batch leaf is split into (scalars are shared).
+      limit: `(name, radius)`: the optimizer's step is cut short so that the objective's term `name`, a KL(pi_theta ||
+        pi_old) such as "kl" or "approx_kl", stays at or below `radius` nats over the whole batch. Only parameters are
+        cut; the optimizer's state keeps the whole step. Where the batch's KL is above the radius already, no step is
+        made that does not end below it. Costs a forward pass over the batch, and 12 more when the step is cut.
       parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
         `[devices, ...]`; or None for the pure function, to call under your own jit, scan or vmap.
       mesh: with "jit", shard batch leaves over `axis_name` of this mesh; the state keeps the sharding that it has.
@@ -46,25 +52,36 @@ def make_update_step(
 
     Returns:
       `update(state, batch) -> (state, metrics)`. Metrics are the objective's means plus `loss`, `grad_norm` and
-      `skipped` (1 if
-      the loss or a gradient was not finite; parameters and optimizer state are then left alone, and counted in the
-      state).
+      `skipped` (1 if the loss or a gradient was not finite; parameters and optimizer state are then left alone, and
+      counted in the state); with `limit` also `step_fraction`, the part of the step that was made.
 
     Raises:
-      ValueError: for accumulate < 1 or an unknown `parallel`; on the first call, for a leading axis that does not
-        divide.
+      ValueError: for accumulate < 1, a radius that is not positive or an unknown `parallel`; on the first call, for a
+        leading axis that does not divide or a `limit` on a term that the objective does not have.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
+    if limit is not None and not limit[1] > 0:
+        raise ValueError(f"limit=(name, radius): radius must be > 0 nats, got {limit[1]}")
     if parallel not in ("jit", "pmap", None):
         raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap" or None')
     if mesh is not None and parallel != "jit":
         raise ValueError('mesh= goes with parallel="jit"')
-    reduce_axis = axis_name if parallel == "pmap" else None
+
+    def everywhere(tree):
+        return jax.lax.psum(tree, axis_name) if parallel == "pmap" else tree
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        grads, loss, metrics = _gradients(_as_objective(loss_fn), state.params, batch, accumulate, reduce_axis)
-        return _apply(optimizer, state, grads, loss, metrics)
+        terms_of = _micro_batches(_as_objective(loss_fn), batch, accumulate)
+        after, metrics = _apply(optimizer, state, *_gradients(terms_of, state.params, accumulate, everywhere))
+        if limit is None:
+            return after, metrics
+
+        def whole(params):
+            return _whole(terms_of, params, accumulate, everywhere)
+
+        after, step = _limited(whole, state.params, after, *limit)
+        return after, metrics | step
 
     donated = (0,) if donate else ()
     if parallel is None:
@@ -102,7 +119,7 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
         if not isinstance(result, tuple):
             raise ValueError("loss_fn must return an Objective or a pair (loss, metrics)")
         loss, metrics = result
-        taken = sorted(metrics.keys() & {"loss", "grad_norm", "skipped"})
+        taken = sorted(metrics.keys() & {"loss", "grad_norm", "skipped", "step_fraction"})
         if taken:
             raise ValueError(f"loss_fn's metrics must not be named {taken}: make_update_step reports those itself")
         one = jnp.ones((), jnp.float32)
@@ -111,14 +128,8 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
     return objective
 
 
-def _gradients(objective, params, batch, accumulate, axis_name):
-    """The exact gradient, loss and metrics of the whole batch, over micro-batches and devices.
-
-    An objective is a function of sums, so its gradient is that of `sum_k factor_k * total_k`, with factor
-    `weight / count`, or 0 where a hinge is inactive. The factors belong to the whole batch and come from a first
-    pass over it; where no term is hinged they need the counts alone, and the compiler drops that pass.
-    """
-    everywhere = (lambda tree: jax.lax.psum(tree, axis_name)) if axis_name else (lambda tree: tree)
+def _micro_batches(objective, batch, accumulate) -> Callable[[Any, Any], Objective]:
+    """`(params, index) -> terms` of one micro-batch."""
     size = _micro_size(batch, accumulate)
 
     def terms_of(params, index):
@@ -129,13 +140,29 @@ def _gradients(objective, params, batch, accumulate, axis_name):
 
         return objective(params, batch if accumulate == 1 else jax.tree.map(take, batch))
 
+    return terms_of
+
+
+def _whole(terms_of, params, accumulate, everywhere) -> Objective:
+    """The terms of the whole batch, over micro-batches and devices."""
+    if accumulate == 1:
+        return _reduce(terms_of(params, 0), everywhere)
+    return _reduce(_summed(jax.lax.map(lambda i: terms_of(params, i), jnp.arange(accumulate))), everywhere)
+
+
+def _gradients(terms_of, params, accumulate, everywhere):
+    """The exact gradient, loss and metrics of the whole batch, over micro-batches and devices.
+
+    An objective is a function of sums, so its gradient is that of `sum_k factor_k * total_k`, with factor
+    `weight / count`, or 0 where a hinge is inactive. The factors belong to the whole batch and come from a first
+    pass over it; where no term is hinged they need the counts alone, and the compiler drops that pass.
+    """
     if accumulate == 1:
         totals, pull_back, local = jax.vjp(lambda p: _totals_and_terms(terms_of(p, 0)), params, has_aux=True)
         terms = _reduce(local, everywhere)
         grads = pull_back(_factors(terms, totals))[0]
     else:
-        indices = jnp.arange(accumulate)
-        before = _reduce(_summed(jax.lax.map(lambda i: terms_of(params, i), indices)), everywhere)
+        before = _whole(terms_of, params, accumulate, everywhere)
         factors = _factors(before, {name: term.total for name, term in before.items()})
 
         def weighted(params, index):
@@ -148,11 +175,24 @@ def _gradients(objective, params, batch, accumulate, axis_name):
 
         # Sums of bfloat16 gradients are kept in float32.
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
-        grads, stacked = jax.lax.scan(add, zeros, indices)
+        grads, stacked = jax.lax.scan(add, zeros, jnp.arange(accumulate))
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         terms = _reduce(_summed(stacked), everywhere)
     loss, metrics = evaluate(terms)
     return everywhere(grads), loss, metrics
+
+
+def _limited(whole, old_params, after: TrainState, name: str, radius: float) -> tuple[TrainState, Metrics]:
+    """The state with its step cut back to where the mean of the term `name` of `whole(params)` is at most `radius`."""
+
+    def divergence(params):
+        terms = whole(params)
+        if name not in terms:
+            raise ValueError(f"limit: the objective has no term {name!r}; it has {', '.join(terms)}")
+        return terms[name].mean
+
+    fraction = largest_step(divergence, old_params, after.params, radius)
+    return after.replace(params=interpolate(old_params, after.params, fraction)), {"step_fraction": fraction}
 
 
 def _micro_size(batch, accumulate):

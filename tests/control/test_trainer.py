@@ -44,6 +44,22 @@ def test_every_method_runs_in_every_mode(env, algo, advantage):
     assert metrics["realised_kl"][0] > 0
 
 
+def test_the_conditions_of_the_theory_are_logged(env):
+    """The pair methods log those of their own pairs, on the scores that made them; the others those of rewards."""
+    _, hard = (f := compiled(SMALL, env))[1](f[0].init(jax.random.key(0)), 2)
+    assert (np.abs(hard["scheme_cosine_min"]) <= hard["scheme_cosine"]).all() and (hard["scheme_cosine"] < 1).all()
+    assert (hard["transfers_fit"] == 1).all() and (hard["tied_groups"] == 0).all() and (hard["smallest_gap"] > 0).all()
+    _, capped = (f := compiled(SMALL.replace(delta_0=0.3, delta_gamma=0.5), env))[1](f[0].init(jax.random.key(0)), 2)
+    np.testing.assert_array_equal(capped["transfers_fit"], [0, 1])  # p0 = 1/4 cannot give 0.3, but 0.15
+    _, soft = (f := compiled(SMALL.replace(algo="soft", scheme="margin_weighted"), env))[1](
+        f[0].init(jax.random.key(0)), 2
+    )
+    np.testing.assert_allclose(soft["scheme_cosine_min"], 1, atol=1e-5)
+    assert (soft["rank_correlation"] < 0.999).all() and "transfers_fit" not in soft
+    _, grpo = (f := compiled(SMALL.replace(algo="grpo"), env))[1](f[0].init(jax.random.key(0)), 2)
+    assert (grpo["rank_correlation"] < 0.999).all() and "scheme_cosine" not in grpo
+
+
 def test_compiles_once(env):
     trainer, iterate = compiled(SMALL, env)
     state = jax.jit(trainer.init)(jax.random.key(0))
@@ -114,6 +130,15 @@ def test_early_stopping_makes_fewer_updates(env):
     _, held = (f := compiled(config.replace(target_kl=5e-4), env))[1](f[0].init(jax.random.key(0)), 2)
     assert (held["updates_used"] < 1).all() and (free["updates_used"] == 1).all()
     assert held["realised_kl"].mean() < free["realised_kl"].mean() / 2
+
+
+def test_limited_updates_stay_inside_the_trust_region(env):
+    """With one minibatch an update sees all that the realised KL is measured on."""
+    config = SMALL.replace(learning_rate=3e-2, minibatches=1, epochs=6)
+    _, free = (f := compiled(config, env))[1](f[0].init(jax.random.key(0)), 3)
+    _, held = (f := compiled(config.replace(limit_kl=0.01), env))[1](f[0].init(jax.random.key(0)), 3)
+    assert (free["realised_kl"] > 0.015).all() and (held["realised_kl"] <= 0.01 * (1 + 1e-4)).all()
+    assert (held["realised_kl"] > 0.005).all() and (held["step_fraction"] < 1).all()
 
 
 @pytest.mark.slow

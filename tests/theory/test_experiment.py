@@ -1,6 +1,8 @@
 """The command that prints what is true."""
 
 import json
+import subprocess
+import sys
 
 from experiments.theory import Config, main
 from pairgrpo_jax import theory
@@ -25,3 +27,11 @@ def test_a_contradicted_statement_fails_the_command(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(theory, "STATEMENTS", (untrue,))
     assert main(Config(output=tmp_path, only=("0",))) == 1
     assert "NOT confirmed: 0" in capsys.readouterr().out
+
+
+def test_an_unknown_item_is_one_line_and_exit_code_2(tmp_path):
+    command = [sys.executable, "-m", "experiments.theory", "--output", str(tmp_path), "--only", "7", "99"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: only: no statement is called 99; choose from 1, 2, 2b")
+    assert result.stderr.count("\n") == 1

@@ -17,7 +17,10 @@ from pairgrpo_jax import (
     hard_pair_grpo_loss,
     kl_k2,
     make_update_step,
+    mean_term,
+    pairs_from_rewards,
 )
+from pairgrpo_jax.core.surrogate import aggregate_steps
 
 GROUPS, SIZE, STEPS, FEATURES = 16, 4, 5, 3
 
@@ -210,3 +213,123 @@ def test_a_metric_that_overflows_does_not_reach_the_gradient(accumulate):
     update = make_update_step(objective, optax.sgd(0.1), accumulate=accumulate)
     state, metrics = update(make_state(optax.sgd(0.1)), {"x": jnp.zeros(2)})
     assert jnp.isinf(metrics["metric"]) and metrics["skipped"] == 0 and state.skipped == 0
+
+
+def squared(params, batch):
+    """A GRPO-like pull far away, with the KL estimate of the whole masked batch as a term of its own."""
+    logp = logp_of(params, batch)
+    kl = aggregate_steps(kl_k2(logp, batch["old_logp"]), batch["mask"], "token_mean")
+    return token_mean(params, batch) | {"kl_old": kl}
+
+
+def on_policy(batch, params):
+    return batch | {"old_logp": logp_of(params, batch)}
+
+
+SETUPS = {
+    "one batch": {},
+    "accumulate": {"accumulate": 4},
+    "pmap": {"parallel": "pmap"},
+    "pmap, accumulate": {"parallel": "pmap", "accumulate": 2},
+    "mesh": {"mesh": True},
+    "mesh, accumulate": {"mesh": True, "accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("options", SETUPS.values(), ids=SETUPS)
+def test_a_limited_step_keeps_the_kl_of_the_whole_batch(options, batches):
+    """To the radius where the whole step is too long, alike on one device, on eight, and over micro-batches."""
+    optimizer, radius = optax.sgd(3.0), 0.01
+    pmapped = options.get("parallel") == "pmap"
+    if "mesh" in options:
+        options = options | {"mesh": jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))}
+    update = make_update_step(squared, optimizer, limit=("kl_old", radius), **options)
+    state = flax.jax_utils.replicate(make_state(optimizer)) if pmapped else make_state(optimizer)
+    start = make_state(optimizer).params
+    for batch in batches:
+        batch = on_policy(batch, start)
+        state, metrics = update(state, shard(batch) if pmapped else batch)
+        one = flax.jax_utils.unreplicate((state, metrics)) if pmapped else (state, metrics)
+        realised = squared(one[0].params, batch)["kl_old"].mean
+        assert 0.99 * radius < realised < radius * (1 + 1e-5) and 0 < one[1]["step_fraction"] < 1
+        assert one[1]["kl_old"] < 1e-9  # metrics are those before the step
+        start = jax.device_get(one[0].params)
+    free, _ = make_update_step(squared, optimizer)(make_state(optimizer), on_policy(batches[0], make_state().params))
+    assert squared(free.params, on_policy(batches[0], make_state().params))["kl_old"].mean > 2 * radius
+
+
+def test_a_step_inside_the_limit_is_made_whole(batches):
+    free = run(make_update_step(hinged, OPTIMIZER), make_state(), batches)
+    held, metrics = run(make_update_step(hinged, OPTIMIZER, limit=("kl", 100.0)), make_state(), batches)
+    assert_close((held, {name: metrics[name] for name in free[1]}), free, 1e-6)
+    assert metrics["step_fraction"] == 1
+
+
+def test_a_limited_step_goes_the_optimizers_way_and_leaves_its_state_whole(batches):
+    batch = on_policy(batches[0], make_state().params)
+    free, _ = make_update_step(squared, OPTIMIZER)(make_state(), batch)
+    held, metrics = make_update_step(squared, OPTIMIZER, limit=("kl_old", 1e-6))(make_state(), batch)
+    old = make_state().params
+    expected = jax.tree.map(lambda a, b: a + metrics["step_fraction"] * (b - a), old, free.params)
+    assert_close((held.params, held.opt_state), (expected, free.opt_state), 1e-7)
+    assert 0 < metrics["step_fraction"] < 0.5 and held.step == 1
+
+
+def test_beyond_the_limit_only_a_step_back_inside_is_made(batches):
+    """pi_old is far away: a step on the reward alone stays out and is dropped; one on the KL comes back."""
+
+    def pull_back(params, batch):
+        return {"kl_old": squared(params, batch)["kl_old"]._replace(weight=1.0)}
+
+    before = squared(make_state().params, batches[0])["kl_old"].mean
+    update = make_update_step(squared, OPTIMIZER, limit=("kl_old", 0.1 * float(before)))
+    state, metrics = update(make_state(), batches[0])
+    assert metrics["step_fraction"] == 0
+    assert_close(state.params, make_state().params, 0)
+    update = make_update_step(pull_back, optax.sgd(0.05), limit=("kl_old", 0.999 * float(before)))
+    state, metrics = update(make_state(optax.sgd(0.05)), batches[0])
+    assert metrics["step_fraction"] == 1 and pull_back(state.params, batches[0])["kl_old"].mean < 0.999 * before
+
+
+def test_a_non_finite_update_is_skipped_under_a_limit_too(batches):
+    update = make_update_step(token_mean, OPTIMIZER, limit=("approx_kl", 0.01), donate=False)
+    bad = batches[0] | {"advantages": jnp.full((GROUPS, SIZE), jnp.nan)}
+    after, metrics = update(make_state(), bad)
+    assert_close(after.params, make_state().params, 0)
+    assert metrics["skipped"] == 1
+
+
+def test_limited_steps_learn_and_never_leave_the_trust_region():
+    """A bandit with Hard-Pair-GRPO and steps far too long for it: limited, it learns as far, and stays inside."""
+    rewards, radius = jnp.linspace(0, 1, 8)[None], 0.02
+    pairs = pairs_from_rewards(rewards, scheme="all")
+
+    def logp(params):
+        return jax.nn.log_softmax(params)[None]
+
+    def objective(params, batch):
+        kl = jnp.sum(jnp.exp(logp(params)) * (logp(params) - batch["old_logp"]))
+        terms = hard_pair_grpo_loss.objective(
+            logp(params), batch["old_logp"], pairs, 0.1, candidates="likelihood", floor=1e-6
+        )
+        return terms | {"exact_kl": mean_term(kl)}
+
+    optimizer, worst = optax.adam(0.5), {}
+    for name, limit in {"free": None, "limited": ("exact_kl", radius)}.items():
+        update = make_update_step(objective, optimizer, limit=limit)
+        state, worst[name] = TrainState.create(jnp.zeros(8), optimizer, jax.random.key(0)), 0.0
+        for _ in range(100):
+            old = {"old_logp": logp(state.params)}
+            for _ in range(3):
+                state, _ = update(state, old)
+            worst[name] = max(worst[name], float(objective(state.params, old)["exact_kl"].mean))
+        assert jax.nn.softmax(state.params) @ rewards[0] > 0.85, name
+    assert worst["free"] > 3 * radius and worst["limited"] <= radius * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"), [(("approx_kl", 0.0), "radius must be > 0"), (("kl_old", 0.1), "no term 'kl_old'")]
+)
+def test_a_bad_limit_is_named(limit, message, batches):
+    with pytest.raises(ValueError, match=message):
+        make_update_step(token_mean, OPTIMIZER, limit=limit)(make_state(), batches[0])
