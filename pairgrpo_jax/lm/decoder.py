@@ -187,7 +187,9 @@ class Decoder(nn.Module):
         c = self.config
         x = self.embed[tokens].astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
         if c.rope is None:
-            x = x + self.positions[jnp.maximum(positions, 0)].astype(self.dtype)
+            at = self.positions.at[jnp.maximum(positions, 0)]
+            learned = at.get(mode="fill", fill_value=jnp.nan)  # beyond the context: never a silent number
+            x = x + learned.astype(self.dtype)
         shared = (positions, _rope_tables(c, positions), [kv.positions for kv in past])
         x, (k, v) = self.layers(x, _layer_inputs(c), [(kv.k, kv.v) for kv in past], shared)
         return self.final_norm(x), KV(k, v, positions)
