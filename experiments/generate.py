@@ -1,7 +1,9 @@
 """Chats with a language model, or completes a file of prompts, streaming to the terminal.
 
 python -m experiments.generate --model smollm2
+
 python -m experiments.generate --model smollm2 --prompt "What is the capital of France?"
+
 python -m experiments.generate --model some/folder --prompts prompts.jsonl --out replies.jsonl
 """
 
@@ -14,6 +16,7 @@ from pathlib import Path
 import jax
 import tyro
 
+from experiments.cli import run_main
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.tokenizer import encode, encode_chat
 
@@ -111,22 +114,31 @@ def read_prompts(path: Path) -> list[str]:
     """Reads a .txt or .jsonl file of prompts.
 
     Raises:
-      ValueError: naming the file and line that has no prompt.
+      ValueError: naming the file and the line that has no prompt.
     """
-    lines = [x for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
-    if path.suffix != ".jsonl":
-        return lines
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8: {e}") from e
     prompts = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            prompts.append(json.loads(line)["prompt"])
+            prompts.append(json.loads(line)["prompt"] if path.suffix == ".jsonl" else line)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path}:{number}: expected an object with a field 'prompt'") from e
+        if not isinstance(prompts[-1], str):
+            raise ValueError(f"{path}:{number}: field 'prompt' must be text, got {prompts[-1]!r}")
+    if not prompts:
+        raise ValueError(f"{path}: no prompts in the file")
     return prompts
 
 
 def complete(model: Model, args: Args, prompts: list[str]) -> None:
     """Completes a list of prompts, one line of JSON for each."""
+    if args.batch_size < 1:
+        raise ValueError(f"batch_size: {args.batch_size} must be positive")
     sink = args.out.open("w", encoding="utf-8") if args.out else sys.stdout
     keys = jax.random.split(jax.random.key(args.seed), len(prompts) * args.num_samples)
     keys = keys.reshape(len(prompts), args.num_samples)
@@ -152,11 +164,12 @@ def complete(model: Model, args: Args, prompts: list[str]) -> None:
 def main(args: Args) -> None:
     """Runs the command line."""
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
+    prompts = None if args.prompts is None else read_prompts(args.prompts)
     model = load_model(args.model)
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
-    if args.prompts is not None:
-        complete(model, args, read_prompts(args.prompts))
+    if prompts is not None:
+        complete(model, args, prompts)
         return
     try:
         talk(model, args)
@@ -164,13 +177,5 @@ def main(args: Args) -> None:
         print()
 
 
-def entry() -> None:
-    """Parses the command line; an error the user can mend is one line, not a traceback."""
-    try:
-        main(tyro.cli(Args, description=__doc__))
-    except (ValueError, OSError) as e:
-        sys.exit(f"error: {e}")
-
-
 if __name__ == "__main__":
-    entry()
+    run_main(lambda: main(tyro.cli(Args, prog="python -m experiments.generate", description=__doc__)))

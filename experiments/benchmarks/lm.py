@@ -6,14 +6,15 @@
     python -m experiments.benchmarks.lm plan
 
 Both sides of `speed` run in turns, on the same machine, weights and tokens; the peer is
-`transformers` on torch in a process of its own. Every line printed is JSON.
+`transformers` on torch in a process of its own. The fastest turn of each counts. `cpu_seconds` add up
+the cores a process used: they and their ratio stay the same when other programs take part of the
+machine. Every line printed is JSON.
 """
 
 import dataclasses
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,15 +25,26 @@ from typing import Annotated, Any
 
 import tyro
 
-PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 8, 48, 64
-ROWS, STEPS = 8, 128
 MATMUL = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much the two sides of `speed` generate, and train on."""
+
+    prompts: int = 8
+    samples: int = 8
+    prompt_tokens: int = 48
+    new_tokens: int = 64
+    rows: int = 8
+    steps: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
     """Generation and forward + backward of SmolLM2-135M in float32, ours and torch's."""
 
+    work: tyro.conf.OmitArgPrefixes[Work] = Work()
     model: str = "smollm2"
     peer_python: Path = Path(sys.executable)
     repeats: int = 3
@@ -69,6 +81,7 @@ class Peer:
     """What `speed` starts in the peer's process; not for the command line."""
 
     folder: Path
+    work: tyro.conf.OmitArgPrefixes[Work] = Work()
 
 
 def tokens_of(rows: int, steps: int, vocab: int) -> list[list[int]]:
@@ -81,14 +94,14 @@ def report(**values) -> None:
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}))
 
 
-def timed(f: Callable[[], object]) -> float:
-    """Returns how many seconds a call takes."""
-    start = time.perf_counter()
+def timed(f: Callable[[], object]) -> tuple[float, float]:
+    """Returns how many seconds a call takes, and how many of all cores of this process."""
+    start, cpu = time.perf_counter(), time.process_time()
     f()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-def our_tasks(folder: Path) -> dict[str, Callable[[], object]]:
+def our_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by name, in JAX."""
     import jax
     import jax.numpy as jnp
@@ -96,9 +109,9 @@ def our_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     from pairgrpo_jax.lm import generate, load_model
 
     model = load_model(folder)
-    prompts = tokens_of(PROMPTS, PROMPT_TOKENS, model.config.vocab_size)
-    batch = jnp.asarray(tokens_of(ROWS, STEPS, model.config.vocab_size))
-    options = {"max_new_tokens": NEW_TOKENS, "num_samples": SAMPLES, "stop_ids": ()}
+    prompts = tokens_of(work.prompts, work.prompt_tokens, model.config.vocab_size)
+    batch = jnp.asarray(tokens_of(work.rows, work.steps, model.config.vocab_size))
+    options = {"max_new_tokens": work.new_tokens, "num_samples": work.samples, "stop_ids": ()}
 
     def loss(params):
         log_probs = jax.nn.log_softmax(model.apply(params, batch)[:, :-1])
@@ -114,16 +127,16 @@ def our_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def torch_tasks(folder: Path) -> dict[str, Callable[[], object]]:
+def torch_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by name, in torch."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompts = torch.tensor(tokens_of(PROMPTS, PROMPT_TOKENS, model.config.vocab_size))
-    batch = torch.tensor(tokens_of(ROWS, STEPS, model.config.vocab_size))
-    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "top_k": 0}
-    options |= {"num_return_sequences": SAMPLES, "do_sample": True, "top_p": 1.0}
+    prompts = torch.tensor(tokens_of(work.prompts, work.prompt_tokens, model.config.vocab_size))
+    batch = torch.tensor(tokens_of(work.rows, work.steps, model.config.vocab_size))
+    options = {"max_new_tokens": work.new_tokens, "min_new_tokens": work.new_tokens, "top_k": 0}
+    options |= {"num_return_sequences": work.samples, "do_sample": True, "top_p": 1.0}
 
     def train():
         model.zero_grad()
@@ -140,14 +153,14 @@ def torch_tasks(folder: Path) -> dict[str, Callable[[], object]]:
 
 def peer(args: Peer) -> None:
     """Answers each task named on stdin with the seconds it took."""
-    tasks = torch_tasks(args.folder)
+    tasks = torch_tasks(args.folder, args.work)
     print("ready", flush=True)
     for line in sys.stdin:
-        print(f"seconds {timed(tasks[line.strip()])}", flush=True)
+        print("seconds", *timed(tasks[line.strip()]), flush=True)
 
 
 def speed(args: Speed) -> None:
-    """Times both sides in turns and prints medians, ratios and shares of the matmul peak."""
+    """Times both sides in turns and prints the fastest, ratios and shares of the matmul peak."""
     import jax
 
     from pairgrpo_jax.lm import load_model, save_pretrained
@@ -156,14 +169,10 @@ def speed(args: Speed) -> None:
     model = load_model(args.model)
     save_pretrained(model, model.params, folder)
     size = sum(x.size for x in jax.tree.leaves(model.params))
-    command = [
-        str(args.peer_python),
-        "-m",
-        "experiments.benchmarks.lm",
-        "peer",
-        "--folder",
-        str(folder),
-    ]
+    work = args.work
+    command = [str(args.peer_python), "-m", "experiments.benchmarks.lm", "peer", "--folder", str(folder)]
+    for name, value in dataclasses.asdict(work).items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None and stdout is not None
@@ -174,31 +183,30 @@ def speed(args: Speed) -> None:
                 return line
         raise RuntimeError("the peer process ended early")
 
-    def ask(task: str) -> float:
+    def ask(task: str) -> tuple[float, ...]:
         stdin.write(task + "\n")
         stdin.flush()
-        return float(answer().split()[1])
+        return tuple(map(float, answer().split()[1:]))
 
     answer()
-    tasks = our_tasks(folder)
-    flops = {"matmul": 2 * MATMUL**3, "train": 6 * size * ROWS * STEPS}
-    flops["generate"] = 2 * size * PROMPTS * (PROMPT_TOKENS + SAMPLES * NEW_TOKENS)
+    tasks = our_tasks(folder, work)
+    flops = {"matmul": 2 * MATMUL**3, "train": 6 * size * work.rows * work.steps}
+    flops["generate"] = 2 * size * work.prompts * (work.prompt_tokens + work.samples * work.new_tokens)
     peaks = {}
-    for task in ("matmul", "generate", "train"):
-        repeats = 9 if task == "matmul" else args.repeats
+    for task, work_done in flops.items():
         timed(tasks[task])  # compile, warm up
         ask(task)
-        pairs = [(timed(tasks[task]), ask(task)) for _ in range(repeats)]
-        ours, theirs = (statistics.median(x) for x in zip(*pairs))
-        if task == "matmul":
-            ours, theirs = (min(x) for x in zip(*pairs))
-            peaks = {"ours": flops[task] / ours, "torch": flops[task] / theirs}
-        rates = {"gflops": flops[task] / ours / 1e9, "torch_gflops": flops[task] / theirs / 1e9}
-        shares = {"share_of_peak": flops[task] / ours / peaks["ours"]}
-        report(task=task, seconds=ours, torch_seconds=theirs, ratio=theirs / ours, **rates, **shares)
+        turns = [(*timed(tasks[task]), *ask(task)) for _ in range(9 if task == "matmul" else args.repeats)]
+        best = [min(x) for x in zip(*turns)]
+        seconds = dict(zip(("seconds", "cpu_seconds", "torch_seconds", "torch_cpu_seconds"), best))
+        rates = {name: work_done / x / 1e9 for name, x in zip(("gflops", "cpu_gflops"), best)}
+        peaks = peaks or rates
+        ratios = {"ratio": best[2] / best[0], "cpu_ratio": best[3] / best[1]}
+        shares = {f"{name}_share_of_peak": rates[name] / peaks[name] for name in rates}
+        report(task=task, **seconds, **ratios, **rates, **shares)
         if task == "generate":
-            count = PROMPTS * SAMPLES * NEW_TOKENS
-            report(tokens_per_second=count / ours, torch_tokens_per_second=count / theirs)
+            count = work.prompts * work.samples * work.new_tokens
+            report(tokens_per_second=count / best[0], torch_tokens_per_second=count / best[2])
     stdin.close()
     process.wait()
 

@@ -32,6 +32,8 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., d]` to `[..., features]`."""
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        shape = (*x.shape[:-1], self.features)
+        x = x.reshape(-1, x.shape[-1])  # a plain matrix: XLA copies other operands in the backward pass
         y = x @ kernel.astype(self.dtype)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -42,7 +44,7 @@ class Linear(nn.Module):
                 keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
                 x = jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
             y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype)
-        return y
+        return y.reshape(shape)
 
 
 class Norm(nn.Module):
@@ -143,7 +145,8 @@ class Decoder(nn.Module):
     """Embedding, L scanned blocks, final norm and vocabulary projection.
 
     Parameters have whatever dtype they are given; activations are computed in `dtype`.
-    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    The backward pass keeps the outputs of the linear layers and recomputes what lies between,
+    which is cheaper than memory; with `remat` it keeps a layer's input alone.
     """
 
     config: ModelConfig
@@ -153,7 +156,8 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Builds the modules; the block's parameters get a leading axis L."""
         c = self.config
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        keep = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        block = nn.remat(Block, prevent_cse=False, policy=keep)
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
@@ -183,7 +187,9 @@ class Decoder(nn.Module):
         c = self.config
         x = self.embed[tokens].astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
         if c.rope is None:
-            x = x + self.positions[jnp.maximum(positions, 0)].astype(self.dtype)
+            at = self.positions.at[jnp.maximum(positions, 0)]
+            learned = at.get(mode="fill", fill_value=jnp.nan)  # beyond the context: never a silent number
+            x = x + learned.astype(self.dtype)
         shared = (positions, _rope_tables(c, positions), [kv.positions for kv in past])
         x, (k, v) = self.layers(x, _layer_inputs(c), [(kv.k, kv.v) for kv in past], shared)
         return self.final_norm(x), KV(k, v, positions)
@@ -192,7 +198,9 @@ class Decoder(nn.Module):
         """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
         if self.config.tied:
             table = self.embed.astype(self.dtype)
-            logits = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+            flat = x.reshape(-1, x.shape[-1])
+            logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
+            logits = logits.reshape(*x.shape[:-1], -1)
         else:
             logits = self.lm_head(x).astype(jnp.float32)
         cap = self.config.logit_softcap

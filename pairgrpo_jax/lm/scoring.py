@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from pairgrpo_jax.lm.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.model import Model, default_positions
-from pairgrpo_jax.lm.sampling import Sampling, transform
+from pairgrpo_jax.lm.sampling import Sampling, check, transform
 
 
 class Policy(NamedTuple):
@@ -66,9 +68,12 @@ def score(
       Scores `[B, K, T]`.
 
     Raises:
-      ValueError: if shapes do not fit, or the vocabularies of the two models differ.
+      ValueError: if shapes do not fit, or the vocabularies of the two models differ. Outside `jit`
+        also for a number of `sampling` out of range, and for texts beyond learned positions
+        (GPT-2), which give NaN under `jit`.
     """
     _check(prompts, prompt_lengths, completions, lengths, policy, reference)
+    _check_values(prompt_lengths, lengths, policy, sampling)
     batch = (prompts, prompt_lengths, completions, lengths)
     hidden = _completion_hidden(policy, *batch, dropout_key)
     decoders = [policy.model.decoder]
@@ -158,3 +163,15 @@ def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> 
         sizes = [p.model.config.vocab_size for p in (policy, reference)]
         if sizes[0] != sizes[1]:
             raise ValueError(f"reference: vocab_size {sizes[1]}, the policy has {sizes[0]}")
+
+
+def _check_values(prompt_lengths, lengths, policy: Policy, sampling: Sampling | None) -> None:
+    """Checks what only concrete arrays tell."""
+    config = policy.model.config
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((prompt_lengths, lengths, sampling))):
+        return
+    if sampling is not None:
+        check(sampling)
+    longest = int((np.asarray(prompt_lengths)[:, None] + np.asarray(lengths)).max())
+    if config.rope is None and longest > config.max_positions:
+        raise ValueError(f"lengths: a text of {longest} tokens, field n_positions={config.max_positions}")

@@ -143,3 +143,16 @@ def test_bad_shapes_are_refused(tiny):
     ]:
         with pytest.raises(ValueError, match=match):
             score(policy, *batch)
+
+
+def test_bad_numbers_and_texts_beyond_the_context_are_refused():
+    gpt2 = tiny_model("gpt2")
+    policy = Policy(gpt2, gpt2.params)
+    with pytest.raises(ValueError, match="top_p"):
+        score(policy, *BATCH, sampling=Sampling(top_p=0.0))
+    tokens = jnp.ones((1, 100), jnp.int32)
+    batch = (tokens, jnp.asarray([100]), tokens[None, :, :40], jnp.asarray([[40]]))
+    with pytest.raises(ValueError, match="n_positions=128"):
+        score(policy, *batch)
+    logp = jax.jit(lambda *b: score(policy, *b).logp)(*batch)
+    assert np.isfinite(logp[0, 0, :29]).all() and np.isnan(logp[0, 0, 29:]).all()
