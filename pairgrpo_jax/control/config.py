@@ -17,20 +17,20 @@ Advantage = Literal["segment", "reward_to_go", "value"]
 class ControlConfig:
     """How to collect, and what to fit.
 
-    The defaults are those of the tuned main job; `tuned(algo, advantage)` gives each method its own.
+    The defaults are those of all methods with a critic; `tuned(algo, advantage)` gives those without one theirs.
     """
 
     algo: Algorithm = "hard"
     """ppo | grpo | soft (Soft-Pair-GRPO) | hard (Hard-Pair-GRPO) | rank (GRPO on centred mid-ranks)."""
     advantage: Advantage = "value"
     """Source: segment (one return per branch) | reward_to_go (per step) | value (a learned critic, GAE)."""
-    groups: int = 256
+    groups: int = 16
     """B: groups collected in parallel."""
-    candidates: int = 2
+    candidates: int = 32
     """K: candidates in a group, at least 2 (ppo uses groups x candidates independent environments)."""
     horizon: int = 50
     """H: control steps per branch and iteration."""
-    fork: bool = True
+    fork: bool = False
     """Fork the K branches of a group from one state; else they are K independent environments (value mode only)."""
     gamma: float = 0.98
     """Discount per control step of 0.05 s."""
@@ -44,19 +44,19 @@ class ControlConfig:
     """Adam's step size at the start."""
     anneal: bool = True
     """Decay the learning rate linearly to 0 over the updates of the budget (not counting those target_kl drops)."""
-    max_grad_norm: float = 10.0
+    max_grad_norm: float = 1.0
     """Global gradient-norm clip."""
     clip: float = 0.2
     """PPO clip epsilon of the ratio (ppo, grpo, soft, rank)."""
-    scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "matched"
+    scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "all"
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair, in units of the advantage source (soft, hard)."""
-    beta: float = 0.03
+    beta: float = 0.01
     """Weight of KL(pi_theta || pi_old) (soft), or radius of the trust region in nats (hard)."""
-    alpha: float = 2.0
+    alpha: float = 0.5
     """Weight of the hinge beyond the trust region (hard)."""
-    delta_0: float = 0.49
+    delta_0: float = 0.03
     """Probability mass moved per pair at the start (hard); candidates start at 1/K each."""
     delta_gamma: float = 1.0
     """Factor of delta per iteration (hard)."""
@@ -66,7 +66,7 @@ class ControlConfig:
     """Fixed hinge weight, or a learned multiplier (hard)."""
     project_target: bool = False
     """Shrink delta in each group until KL(q || p0) <= beta (hard)."""
-    target_kl: float = 0.0
+    target_kl: float = 0.1
     """Stop an iteration's updates once the minibatch KL(pi_theta || pi_old) exceeds this many nats; 0: never."""
     limit_kl: float = 0.0
     """Cut each update short where its minibatch's KL(pi_theta || pi_old) would exceed this many nats; 0: never."""

@@ -37,6 +37,14 @@ class Trainer(NamedTuple):
     episode: Callable[[TrainState, jax.Array, int], tuple[jax.Array, jax.Array]]
 
 
+class Learner(NamedTuple):
+    """What is fitted, to what, and how."""
+
+    networks: Networks
+    algorithm: Algorithm
+    optimizer: optax.GradientTransformation
+
+
 def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
     """Builds the functions of a run of `iterations` iterations (the length over which learning rates anneal).
 
@@ -45,57 +53,20 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
     """
     config.check(env.episode_length)
     networks = make_networks(config, env.action_size)
-    optimizer = make_optimizer(config, iterations)
-    algorithm = make_algorithm(config)
-    lagrangian = config.algo == "hard" and config.trust_region == "lagrangian"
+    learner = Learner(networks, make_algorithm(config), make_optimizer(config, iterations))
 
     def init(key):
         key, network_key, env_key = jax.random.split(key, 3)
         return TrainState.create(
             networks.init(network_key, env.observation_size),
-            optimizer,
+            learner.optimizer,
             key,
             normalizer=Normalizer.create(env.observation_size),
             env_state=start_states(env, config, env_key),
         )
 
-    def iteration(state: TrainState, _):
-        key, act_key, pair_key, next_key, shuffle_key = jax.random.split(state.key, 5)
-        norm = state.normalizer
-
-        def act(obs):
-            return networks.act(state.params, norm.normalize(obs))
-
-        last, trajectory = collect(env, config, act, state.env_state, act_key)
-        obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
-        values = networks.values(state.params, obs)
-        _, log_std = act(last.obs)
-        batch, scores = make_batch(
-            config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key)
-        )
-        loss = make_loss(config, algorithm, networks, state, log_std)
-        learner, metrics = fit(config, loss, optimizer, _without_env(state), batch, shuffle_key)
-        kl = realised_kl(networks, learner.params, batch, log_std)
-        state = learner.replace(
-            key=key,
-            delta_step=state.delta_step + 1,
-            multiplier=core.update_multiplier(state.multiplier, kl, config.beta) if lagrangian else state.multiplier,
-            normalizer=norm.update(trajectory.obs),
-            env_state=next_states(env, config, last, next_key),
-        )
-        delta = None
-        if config.algo == "hard":
-            delta = metrics["delta"] = core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step - 1)
-        pairs = batch.signal if isinstance(batch.signal, core.Pairs) else None
-        metrics |= core.conditions(scores, pairs, delta=delta)
-        return state, metrics | {
-            "realised_kl": kl,
-            "return": jnp.mean(trajectory.reward) * env.episode_length,
-            "std": jnp.mean(jnp.exp(log_std)),
-        }
-
     def iterate(state, count):
-        return jax.lax.scan(iteration, state, length=count)
+        return jax.lax.scan(lambda state, _: iteration(env, config, learner, state), state, length=count)
 
     def play(state, key, episodes, deterministic, steps):
         return play_episodes(env, config, networks, state, key, episodes, deterministic, steps)
@@ -107,6 +78,45 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
         return jax.tree.map(lambda x: x[:, 0], play(state, key, 1, True, steps))
 
     return Trainer(init, iterate, evaluate, episode)
+
+
+def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainState) -> tuple[TrainState, core.Metrics]:
+    """Collects one batch and updates on it."""
+    key, act_key, pair_key, next_key, shuffle_key = jax.random.split(state.key, 5)
+    networks, algorithm, optimizer = learner
+    norm = state.normalizer
+
+    def act(obs):
+        return networks.act(state.params, norm.normalize(obs))
+
+    last, trajectory = collect(env, config, act, state.env_state, act_key)
+    obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
+    values = networks.values(state.params, obs)
+    _, log_std = act(last.obs)
+    batch, scores = make_batch(config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key))
+    loss = make_loss(config, algorithm, networks, state, log_std)
+    # Inner loops need not carry the simulators.
+    fitted, metrics = fit(config, loss, optimizer, state.replace(env_state=None), batch, shuffle_key)
+    kl = realised_kl(networks, fitted.params, batch, log_std)
+    multiplier, delta = state.multiplier, None
+    if config.algo == "hard":
+        delta = metrics["delta"] = core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step)
+        if config.trust_region == "lagrangian":
+            multiplier = core.update_multiplier(multiplier, kl, config.beta)
+    pairs = batch.signal if isinstance(batch.signal, core.Pairs) else None
+    metrics |= core.conditions(scores, pairs, delta=delta)
+    metrics |= {
+        "realised_kl": kl,
+        "return": jnp.mean(trajectory.reward) * env.episode_length,
+        "std": jnp.mean(jnp.exp(log_std)),
+    }
+    return fitted.replace(
+        key=key,
+        delta_step=state.delta_step + 1,
+        multiplier=multiplier,
+        normalizer=norm.update(trajectory.obs),
+        env_state=next_states(env, config, last, next_key),
+    ), metrics
 
 
 def make_optimizer(config: ControlConfig, iterations: int) -> optax.GradientTransformation:
@@ -184,8 +194,3 @@ def play_episodes(
         return env_state, (env.qpos(env_state), env_state.reward)
 
     return jax.lax.scan(step, env.reset(reset_key, episodes), jax.random.split(act_key, steps))[1]
-
-
-def _without_env(state: TrainState) -> TrainState:
-    """The learner's part: inner loops need not carry the simulators."""
-    return state.replace(env_state=None)

@@ -10,6 +10,7 @@ from pairgrpo_jax.control import ControlConfig, make_env, make_trainer
 from pairgrpo_jax.control.trainer import make_optimizer
 
 SMALL = ControlConfig(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
+SMALL = SMALL.replace(fork=True, scheme="matched", beta=0.03, alpha=2.0, max_grad_norm=10.0, target_kl=0.0)
 
 BAD = [
     ({"candidates": 1}, "candidates must be >= 2"),

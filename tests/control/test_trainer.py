@@ -10,6 +10,7 @@ from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import next_states, score, start_states, to_groups
 
 SMALL = ControlConfig(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
+SMALL = SMALL.replace(fork=True, scheme="matched", beta=0.03, alpha=2.0, max_grad_norm=10.0, target_kl=0.0)
 ALGORITHMS = ("ppo", "grpo", "soft", "hard", "rank")
 
 
