@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pairgrpo_jax.control.config import ControlConfig
 
-_CRITIC_FREE = {"fork": True, "learning_rate": 1e-3, "gamma": 0.97, "groups": 128, "candidates": 8, "horizon": 25}
+# Large batches: what a long run needs here is better gradients, not more of them.
+_CRITIC_FREE = {"fork": True, "learning_rate": 1e-3, "gamma": 0.97, "groups": 640, "candidates": 8, "horizon": 25}
 _CRITIC_FREE |= {"delta_0": 0.12}
 
 
