@@ -83,6 +83,11 @@ class ControlConfig:
     squash: bool = False
     """Tanh-squash actions instead of clipping them to [-1, 1]."""
 
+    def __post_init__(self):
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
+
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps that one iteration collects, every branch counted."""
@@ -105,9 +110,6 @@ class ControlConfig:
 
     def check(self, episode_length: int) -> None:
         """Raises ValueError that names the first bad field and says what would do."""
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
         for field, low in _AT_LEAST.items():
             if not getattr(self, field) >= low:
                 raise ValueError(f"{field} must be >= {low}, got {getattr(self, field)}")

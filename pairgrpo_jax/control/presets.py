@@ -10,7 +10,7 @@ _CRITIC_FREE |= {"delta_0": 0.12}
 
 
 def tuned(algo: str = "hard", advantage: str = "value") -> ControlConfig:
-    """`ControlConfig` for a method and an advantage source; unknown names are left for the config's own check.
+    """`ControlConfig` for a method and an advantage source; ValueError for unknown names.
 
     With a critic one setting came out best for all five methods: they differ in nothing but the objective.
     """
