@@ -17,7 +17,7 @@ Advantage = Literal["segment", "reward_to_go", "value"]
 class ControlConfig:
     """How to collect, and what to fit.
 
-    The defaults are those of all methods with a critic; `tuned(algo, advantage)` gives those without one theirs.
+    The defaults are those of the tuned main job; `tuned(algo, advantage)` gives each method its own.
     """
 
     algo: Algorithm = "hard"
@@ -52,9 +52,9 @@ class ControlConfig:
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair, in units of the advantage source (soft, hard)."""
-    beta: float = 0.01
+    beta: float = 0.03
     """Weight of KL(pi_theta || pi_old) (soft), or radius of the trust region in nats (hard)."""
-    alpha: float = 0.5
+    alpha: float = 2.0
     """Weight of the hinge beyond the trust region (hard)."""
     delta_0: float = 0.03
     """Probability mass moved per pair at the start (hard); candidates start at 1/K each."""
