@@ -65,6 +65,7 @@ class Loading:
     """Peak host memory of loading safetensors, beside the size of the parameters."""
 
     model: str = "smollm2"
+    shard_bytes: int = 10**8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,8 @@ def speed(args: Speed) -> None:
 
     from pairgrpo_jax.lm import load_model, save_pretrained
 
-    folder = Path(tempfile.mkdtemp())
+    temporary = tempfile.TemporaryDirectory()
+    folder = Path(temporary.name)
     model = load_model(args.model)
     save_pretrained(model, model.params, folder)
     size = sum(x.size for x in jax.tree.leaves(model.params))
@@ -209,6 +211,7 @@ def speed(args: Speed) -> None:
             report(tokens_per_second=count / best[0], torch_tokens_per_second=count / best[2])
     stdin.close()
     process.wait()
+    temporary.cleanup()
 
 
 def scoring(args: Scoring) -> None:
@@ -251,30 +254,41 @@ def smollm2_config():
     return read_config(fields | {"max_position_embeddings": 8192}, "smollm2")
 
 
-def loading(args: Loading) -> None:
-    """Prints the peak of a process that loads a model from shards, over its peak before."""
-    from pairgrpo_jax.lm import load_model, save_pretrained
-
-    folder = tempfile.mkdtemp()
-    model = load_model(args.model)
-    save_pretrained(model, model.params, folder, max_shard_bytes=10**8)
-    code = """
-import resource, sys, time
+_LOAD = """
+import json, re, sys, time
 import jax
-import transformers
+from pathlib import Path
 from pairgrpo_jax.lm import load_model
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from pairgrpo_jax.lm.model import read_config
+from pairgrpo_jax.lm.tokenizer import from_folder
+folder = Path(sys.argv[1])
+read_config(json.loads((folder / "config.json").read_text()), "config.json"), from_folder(folder)  # imports
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 jax.numpy.zeros(1).block_until_ready()
 before, start = peak(), time.perf_counter()
-params = load_model(sys.argv[1]).params
+params = load_model(folder).params
 seconds, grown = time.perf_counter() - start, peak() - before
 sizes = [x.nbytes / 2**20 for x in jax.tree.leaves(params)]
 print(grown, sum(sizes), max(sizes), seconds)
 """
-    output = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True)
+
+
+def loading(args: Loading) -> None:
+    """Prints by how much a process grows that loads a model from shards (Linux only).
+
+    On CPU the parameters are part of it; what is left are the copies made on the way.
+    """
+    from pairgrpo_jax.lm import load_model, save_pretrained
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = load_model(args.model)
+        save_pretrained(model, model.params, folder, max_shard_bytes=args.shard_bytes)
+        shard = max(x.stat().st_size for x in Path(folder).glob("*.safetensors")) / 2**20
+        output = subprocess.run([sys.executable, "-c", _LOAD, folder], check=True, capture_output=True)
     grown, total, largest, seconds = map(float, output.stdout.split())
-    bound = 1.3 * total + largest
-    report(peak_mib=grown, parameters_mib=total, largest_mib=largest, bound_mib=bound, seconds=seconds)
+    sizes = {"parameters_mib": total, "shard_mib": shard, "largest_mib": largest}
+    copies = {"copies_mib": grown - total, "copies_bound_mib": 1.3 * shard + largest}
+    report(peak_mib=grown, bound_mib=1.3 * total + largest, **sizes, **copies, seconds=seconds)
 
 
 def plan(args: Plan) -> None:

@@ -53,7 +53,7 @@ class SafetensorsReader:
         """Returns a block of a tensor. The file is mapped only meanwhile, so memory stays low."""
         try:
             with safe_open(self.files[name], "numpy") as f:
-                return np.array(f.get_slice(name)[index])
+                return np.asarray(f.get_slice(name)[index])
         except (SafetensorError, OSError) as e:
             raise ValueError(f"{self.files[name]}: cannot read tensor '{name}': {e}") from e
 

@@ -1,6 +1,7 @@
 """Moves parameters between checkpoints and the pytree, tensor by tensor, sharded or not."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -119,13 +120,21 @@ def _read_block(
     index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, leaf.shape))
     if "{}" not in source.name:
         inner = source.stored_index(index, leaf.shape)
-        return source.take_block(reader.read(where[source.name], inner)).astype(leaf.dtype)
+        return source.take_block(reader.read(where[source.name], inner)).astype(leaf.dtype, copy=False)
     layers = range(index[0].start, index[0].stop)
-    out = np.empty((len(layers), *(i.stop - i.start for i in index[1:])), leaf.dtype)
+    out = _aligned((len(layers), *(i.stop - i.start for i in index[1:])), leaf.dtype)
     inner = source.stored_index(index[1:], leaf.shape[1:])
     for row, layer in enumerate(layers):
         out[row] = source.take_block(reader.read(where[source.name.format(layer)], inner))
     return out
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns an empty array that JAX takes over on CPU without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def stored_tensors(names: dict[str, Source], params: Any) -> dict[str, tuple[int, Callable[[], np.ndarray]]]:

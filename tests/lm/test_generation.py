@@ -1,5 +1,6 @@
 """The decode loop: equal to full forward passes, exact in distribution, rows independent."""
 
+import dataclasses
 import logging
 
 import jax
@@ -107,6 +108,36 @@ def test_stop_ids_end_a_row_and_the_rest_is_padding(tiny):
         np.testing.assert_array_equal(row[:n], full[:n])
         assert (row[n:] == tiny.config.pad_id).all() and (logp[n:] == 0).all()
         assert (logp[:n] < 0).all()
+
+
+def test_the_loop_ends_when_all_rows_are_done(tiny):
+    free = run(tiny, num_samples=4)
+    seen = []
+    stops = set(free.tokens[..., 2].ravel().tolist())  # by the third token every row has met one
+    out = run(tiny, num_samples=4, stop_ids=stops, on_tokens=lambda tokens, lengths: seen.append(tokens.copy()))
+    assert out.lengths.max() <= 3
+    assert (seen[-1][..., :1] == free.tokens[..., :1]).all() and (seen[-1][..., 3:] == 0).all()
+
+
+class Letters:
+    """A tokenizer whose token i reads "<i>"."""
+
+    def decode(self, ids):
+        return "".join(f"<{i}>" for i in ids)
+
+
+def test_stop_strings_end_rows_at_the_token_that_completes_them(tiny):
+    model = dataclasses.replace(tiny, tokenizer=Letters())
+    free = run(model, num_samples=4, max_new_tokens=20)
+    first, second = free.tokens[1, 2, 10:12]  # a stop string that spans two tokens
+    options = {"num_samples": 4, "max_new_tokens": 20}
+    out = run(model, stop_strings=[f"{first}><{second}", "never"], **options)
+    for row, full, n in zip(out.tokens.reshape(-1, 20), free.tokens.reshape(-1, 20), out.lengths.ravel()):
+        hits = np.flatnonzero((full[:-1] == first) & (full[1:] == second))
+        assert n == (hits[0] + 2 if len(hits) else 20)
+        np.testing.assert_array_equal(row[:n], full[:n])
+        assert (row[n:] == model.config.pad_id).all()
+    assert out.lengths[1, 2] <= 12
 
 
 def test_greedy_ignores_the_key(tiny):

@@ -76,3 +76,10 @@ def test_draw_is_categorical_and_reports_its_logp():
     kept = expected > 0
     assert chisquare(counts[kept], expected[kept] * n / expected.sum()).pvalue > 1e-3
     np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[tokens], atol=1e-5)
+
+
+def test_greedy_takes_the_first_of_the_best():
+    logits = jnp.asarray(LOGITS).at[0, jnp.asarray([300, 599])].set(50.0)
+    tokens, logp = draw(jax.random.split(jax.random.key(0), 6), logits, jnp.asarray(True))
+    np.testing.assert_array_equal(tokens, np.asarray(logits).argmax(-1))
+    np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[np.arange(6), tokens], atol=1e-5)
