@@ -12,7 +12,7 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments.cli import peek, run_main
 from experiments.evaluate import Judges, dialogues, figures
-from pairgrpo_jax.lm import Model, load_model, save_pretrained
+from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
     Data,
@@ -33,10 +33,11 @@ from pairgrpo_jax.lm.alignment import (
     merged,
     tuned,
 )
+from pairgrpo_jax.lm.alignment.config import PAIRED
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, preference_accuracy
 from pairgrpo_jax.lm.data import describe, load_preferences, load_prompts, split_by_first_turn
 from pairgrpo_jax.lm.reward_model import load_head
-from pairgrpo_jax.lm.sources import reward_function
+from pairgrpo_jax.lm.sources import SourceError, judge, reward_function
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -63,7 +64,8 @@ class Run:
     data: str = "tiny"
     """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
     reward: str = "harmless-a"
-    """Who judges samples while training: a reward head (a shipped name or a file), or module:function of yours."""
+    """Who judges samples while training: a reward head (a shipped name or a file), module:function of yours, or
+    judge:module:function that compares two replies."""
     judge: str = "harmless-b"
     """Held-out reward head for the win rate; empty: none."""
     iterations: int = 16
@@ -76,8 +78,10 @@ class Run:
     """Go on with the run in `output`, bit for bit as if it had not stopped; start it if there is none."""
     evaluations: int = 1
     """Evaluations over the run."""
-    evaluation_prompts: int = 64
+    evaluation_prompts: int = 32
     """Held-out prompts (and preference pairs) of each."""
+    evaluation_samples: int = 4
+    """Replies to each prompt."""
     save_every: int = 4
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: int = 2
@@ -105,7 +109,11 @@ def main() -> int:
     """Parses the command line, trains, and says where everything is."""
     offline = "--offline" in sys.argv[1:]
     run = tyro.cli(Run, default=Run(config=tuned(peek("algo", "hard"), offline)), description=__doc__)
-    return execute(run, Console())
+    try:
+        return execute(run, Console())
+    except SourceError as error:  # the user's own function
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def execute(run: Run, console: Console) -> int:
@@ -114,7 +122,7 @@ def execute(run: Run, console: Console) -> int:
     model = load(run)
     held_out, trainer = prepare(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
-        judges = make_judges(run, model, held_out.prompts)
+        judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
         state, done, stopped = train_run(run, trainer, judges, held_out, console)
         if stopped is not None:
             name = signal.Signals(stopped).name
@@ -127,7 +135,7 @@ def execute(run: Run, console: Console) -> int:
 
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
-    for name in ("iterations", "evaluations", "evaluation_prompts", "save_every", "keep"):
+    for name in ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "save_every", "keep"):
         if not getattr(run, name) >= 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
     if run.evaluations > run.iterations:
@@ -179,34 +187,33 @@ def make_placement(run: Run) -> Placement:
 
 
 def make_source(run: Run):
-    """A reward head, or the user's function named `module:function`."""
-    module, _, name = run.reward.partition(":")
+    """A reward head, or the user's function `module:function`, pairwise after `judge:`."""
+    how, _, rest = run.reward.partition(":")
+    module, _, name = (rest if how == "judge" else run.reward).partition(":")
     if not name:
         return load_head(run.reward)
+    if how == "judge" and run.config.algo not in PAIRED:
+        raise ValueError(f"reward: a judge gives pairs, and algo={run.config.algo!r} needs rewards: use soft or hard")
     sys.path.insert(0, "")  # functions in the working directory
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"reward: cannot import {run.reward!r}: {error}") from error
-    return reward_function(
-        function, timeout=run.reward_timeout, retries=run.reward_retries, on_error=run.reward_on_error
-    )
+    policy = {"timeout": run.reward_timeout, "retries": run.reward_retries, "on_error": run.reward_on_error}
+    return judge(function, **policy) if how == "judge" else reward_function(function, **policy)
 
 
-def make_judges(run: Run, model: Model, prompts) -> Judges | None:
+def make_judges(run: Run, model: Model, prompts, samples: int) -> Judges:
     """The held-out judge, on the model that training starts from."""
-    if not run.judge:
-        return None
-    from pairgrpo_jax.lm import Policy
-
     config = run.config
     return Judges(
         Policy(model, model.params),
-        load_head(run.judge),
+        load_head(run.judge) if run.judge else None,
         prompts,
         prompt_tokens=config.prompt_tokens,
         completion_tokens=config.completion_tokens,
         sampling=config.sampling,
+        samples=samples,
         seed=run.seed,
     )
 
@@ -219,7 +226,7 @@ def make_schedule(run: Run) -> Schedule:
     return Schedule(run.iterations, 1, every, run.save_every, tokens)
 
 
-def train_run(run: Run, trainer: Trainer, judges: Judges | None, held_out: Data, console: Console):
+def train_run(run: Run, trainer: Trainer, judges: Judges, held_out: Data, console: Console):
     """Trains from the start or the last checkpoint; returns the state, the iterations done, and a stopping signal."""
     state = trainer.init(jax.random.key(run.seed))
     checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
@@ -247,40 +254,39 @@ def train_run(run: Run, trainer: Trainer, judges: Judges | None, held_out: Data,
         checkpoints.close()
 
 
-def make_evaluation(run: Run, trainer: Trainer, judges: Judges | None, held_out: Data):
+def make_evaluation(run: Run, trainer: Trainer, judges: Judges, held_out: Data):
     """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
 
     `score` is the win rate, or without a judge the accuracy.
     """
     before = []  # the start's replies, made once
 
-    def evaluate(state: TrainState, iteration: int) -> dict[str, float]:
+    def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
         del iteration
-        row: dict[str, float] = {}
+        row: dict[str, Any] = {}
         policy = trainer.policy(state)
-        if judges is not None:
+        if judges.head is not None:
             before[:] = before or [judges.hear(judges.reference)]
             row |= figures(judges.hear(policy), before[0])
         if held_out.pairs:
             limits = {"prompt_tokens": run.config.prompt_tokens, "completion_tokens": run.config.completion_tokens}
             margins = implicit_margins(policy, trainer.reference(state), held_out.pairs, **limits)
-            row["implicit_accuracy"] = preference_accuracy(margins)
+            row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         return row | {"score": row.get("win_rate", row.get("implicit_accuracy", 0.0))}
 
     return evaluate
 
 
-def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges | None, console: Console) -> None:
+def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges, console: Console) -> None:
     """Exports the model, writes the page, and prints the summary."""
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
     files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files["checkpoints"] = "checkpoints/"
-    if judges is not None:
-        judges = first_of(judges, run.shown)
-        sides = (("before", judges.hear(judges.reference)), ("after", judges.hear(trainer.policy(state))))
-        (run.output / "replies.md").write_text(page(run, last, dialogues(judges.prompts, *sides)))
-        files["replies"] = "replies.md"
+    few = make_judges(run, trainer.model, judges.prompts[: run.shown], 1)
+    replies = dialogues(few, before=few.reference, after=trainer.policy(state))
+    (run.output / "replies.md").write_text(page(run, last, replies))
+    files["replies"] = "replies.md"
     if run.export:
         params = merged(run.config, trainer.model, state.params)
         save_pretrained(trainer.model, params, run.output / "model")
@@ -290,18 +296,6 @@ def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges | None,
         console.print(line, highlight=False)
     for name, where in files.items():
         console.print(f"  {name:12} {', '.join(str(run.output / part) for part in where.split(', '))}", highlight=False)
-
-
-def first_of(judges: Judges, count: int) -> Judges:
-    """The same judges for the first few prompts."""
-    return Judges(
-        judges.reference,
-        judges.head,
-        judges.prompts[:count],
-        prompt_tokens=judges.prompt_tokens,
-        completion_tokens=judges.completion_tokens,
-        sampling=judges.sampling,
-    )
 
 
 def title(run: Run) -> str:
@@ -333,14 +327,15 @@ def summary(row: dict) -> list[str]:
 def page(run: Run, row: dict, replies: list[dict]) -> str:
     """A Markdown page: the figures, then each prompt with the reply before and after."""
     lines = [f"# {title(run)}", "", *[f"- {line}" for line in summary(row)], ""]
-    lines.append(f"Replies are sampled, cut at {run.config.completion_tokens} tokens, and scored by `{run.judge}`.")
+    scored = f", and scored by `{run.judge}`" if run.judge else ""
+    lines.append(f"Replies are sampled, cut at {run.config.completion_tokens} tokens{scored}.")
     for item in replies:
         lines += ["", "---", ""]
         lines += [f"**{message['role']}**: {message['content']}\n" for message in item["prompt"]]
         for side in ("before", "after"):
             text, reward = item[side]
             quoted = "\n".join(f"> {line}" for line in text.strip().splitlines() or [""])
-            lines += [f"{side}, reward {reward:.2f}", "", quoted, ""]
+            lines += [side if reward is None else f"{side}, reward {reward:.2f}", "", quoted, ""]
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from rich.console import Console
 from experiments.cli import run_main
 from experiments.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, Sampling, load_model
-from pairgrpo_jax.lm.alignment import EncodedPrompt, encode_pairs, encode_prompts
+from pairgrpo_jax.lm.alignment import encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
     Judged,
     Replies,
@@ -49,6 +50,8 @@ class Evaluation:
     """Fifth of the data, split by first turn, that is evaluated on; -1: all."""
     prompts: int = 64
     """How many prompts."""
+    samples: int = 4
+    """Replies to each."""
     prompt_tokens: int = 64
     """Longest prompt, tokens."""
     completion_tokens: int = 32
@@ -64,17 +67,20 @@ class Evaluation:
 class Judges:
     """Prompts, the reference and a head, and what they say of a policy's replies."""
 
-    def __init__(self, reference: Policy, head, prompts, *, prompt_tokens, completion_tokens, sampling, seed=0):
-        """Takes encoded prompts `[N]` and the limits that replies are held to."""
-        self.reference, self.head, self.prompts = reference, head, prompts
+    def __init__(self, reference, head, prompts, *, prompt_tokens, completion_tokens, sampling, samples=4, seed=0):
+        """Takes N encoded prompts, a reward head or None, and the limits that replies are held to."""
+        self.reference, self.head, self.prompts, self.samples = reference, head, prompts, samples
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
         self.key = jax.random.key(seed)
 
+    def write(self, policy: Policy) -> Replies:
+        """The policy's replies."""
+        limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
+        return write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, **limits)
+
     def hear(self, policy: Policy) -> tuple[Replies, Judged]:
-        """The policy's replies and the verdict on them."""
-        replies = write_replies(
-            policy, self.prompts, completion_tokens=self.completion_tokens, key=self.key, sampling=self.sampling
-        )
+        """The policy's replies and the head's verdict on them."""
+        replies = self.write(policy)
         judged = judge_replies(
             self.reference,
             self.head,
@@ -87,19 +93,23 @@ class Judges:
 
 
 def wins(a: Judged, b: Judged) -> np.ndarray:
-    """`[N]`: 1 where a's reply has the higher reward, 0 where b's, 0.5 where they are equal."""
+    """`[N,S]`: 1 where a's reply has the higher reward, 0 where b's, 0.5 where they are equal."""
     return np.where(a.rewards == b.rewards, 0.5, (a.rewards > b.rewards).astype(float))
 
 
-def figures(a: tuple[Replies, Judged], b: tuple[Replies, Judged]) -> dict[str, float]:
-    """Win rate of a over b with its 95% interval, at any and at equal length; lengths (tokens), rewards, KL (nats)."""
+def figures(a: tuple[Replies, Judged], b: tuple[Replies, Judged]) -> dict[str, Any]:
+    """Win rate of a over b with its 95% interval, at any and at equal length; lengths (tokens), rewards, KL (nats).
+
+    `wins` are those of each prompt, to pool over runs.
+    """
     won = wins(a[1], b[1])
-    low, high = mean_interval(won)
+    low, high = mean_interval(won.mean(-1))
     return {
+        "wins": won.mean(-1).tolist(),
         "win_rate": float(won.mean()),
         "win_rate_low": low,
         "win_rate_high": high,
-        "win_rate_length_controlled": length_controlled_rate(won, a[0].lengths - b[0].lengths),
+        "win_rate_length_controlled": length_controlled_rate(won.ravel(), (a[0].lengths - b[0].lengths).ravel()),
         "reward_held_out": float(a[1].rewards.mean()),
         "reward_held_out_rival": float(b[1].rewards.mean()),
         "reply_tokens": float(a[0].lengths.mean()),
@@ -143,12 +153,13 @@ def as_policy(name: str) -> Policy:
     return Policy(model, model.params)
 
 
-def dialogues(prompts: list[EncodedPrompt], *sides: tuple[str, tuple[Replies, Judged]]) -> list[dict]:
-    """Prompts with each side's reply and reward."""
+def dialogues(judges: Judges, **sides: Policy) -> list[dict]:
+    """Each prompt's messages, and each side's first reply with its reward (None without a head)."""
+    heard = {name: (judges.write(p), None) if judges.head is None else judges.hear(p) for name, p in sides.items()}
     return [
         {"prompt": prompt.messages}
-        | {name: (said.texts[i], float(judged.rewards[i])) for name, (said, judged) in sides}
-        for i, prompt in enumerate(prompts)
+        | {name: (said.texts[i][0], None if j is None else float(j.rewards[i, 0])) for name, (said, j) in heard.items()}
+        for i, prompt in enumerate(judges.prompts)
     ]
 
 
@@ -168,14 +179,15 @@ def main() -> None:
         prompt_tokens=args.prompt_tokens,
         completion_tokens=args.completion_tokens,
         sampling=Sampling(args.temperature),
+        samples=args.samples,
         seed=args.seed,
     )
     heard = judges.hear(a), judges.hear(b)
     row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
-    Console().print_json(json.dumps(row))
+    Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        replies = dialogues(prompts, ("a", heard[0]), ("b", heard[1]))
+        replies = dialogues(judges, a=a, b=b)
         args.output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))
 
 

@@ -120,11 +120,6 @@ class AlignConfig:
         return self.candidates if self.online else 2
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether an update reads the reference's log-probabilities."""
-        return self.online or self.algo in ("dpo", "ipo") or self.ref_beta > 0
-
-    @property
     def sampling(self) -> Sampling:
         """The transform of the sampled distribution; offline, the model's own."""
         return Sampling(self.temperature, self.top_k, self.top_p) if self.online else Sampling()

@@ -9,32 +9,33 @@ import jax
 import numpy as np
 
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPair, EncodedPrompt, pad, pair_batch
-from pairgrpo_jax.lm.generation import generate
+from pairgrpo_jax.lm.generation import generate, row_keys
+from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
 from pairgrpo_jax.lm.sampling import Sampling
 from pairgrpo_jax.lm.scoring import Policy, score
 
 
 class Replies(NamedTuple):
-    """One reply to each of N prompts.
+    """S replies to each of N prompts.
 
     Attributes:
-      tokens: `[N,T]`.
-      lengths: `[N]`.
-      logp: `[N]`, under the policy that wrote it, at the sampling transform.
-      ended: `[N]` bool, stopped by itself.
-      texts: N strings, special tokens left out.
+      tokens: `[N,S,T]`.
+      lengths: `[N,S]`.
+      logp: `[N,S]`, under the policy that wrote them, at the sampling transform.
+      ended: `[N,S]` bool, stopped by themselves.
+      texts: N lists of S strings, special tokens left out.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     logp: np.ndarray
     ended: np.ndarray
-    texts: list[str]
+    texts: list[list[str]]
 
 
 class Judged(NamedTuple):
-    """What a reward head and the reference say of N replies: rewards `[N]` and log-probabilities `[N]`."""
+    """What a reward head and the reference say of replies: rewards and log-probabilities, `[N,S]`."""
 
     rewards: np.ndarray
     ref_logp: np.ndarray
@@ -47,32 +48,37 @@ def write_replies(
     completion_tokens: int,
     key: jax.Array,
     sampling: Sampling,
-    batch: int = 32,
+    samples: int = 1,
+    batch: int = 16,
 ) -> Replies:
-    """Samples one reply to each prompt; a reply depends on its own key alone, so two policies can share keys."""
+    """Samples replies to each prompt; a reply depends on its own key alone, so two policies can share keys."""
     model, parts = policy.model, []
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(len(prompts)))[:, None]
+    keys = row_keys(key, len(prompts), samples)
     for start in range(0, len(prompts), batch):
-        some = list(prompts[start : start + batch])
-        filled = some + some[:1] * (batch - len(some)) if start else some  # one compiled shape
-        rows = jax.numpy.concatenate([keys[start : start + batch], keys[: len(filled) - len(some)]])
+        index = np.arange(start, start + batch) % len(prompts)  # one compiled shape
         out = generate(
             model,
             policy.params,
-            [prompt.ids for prompt in filled],
+            [prompts[i].ids for i in index.tolist()],
             max_new_tokens=completion_tokens,
-            key=rows,
+            key=keys[index],
+            num_samples=samples,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             lora=policy.lora,
         )
-        parts.append([x[: len(some), 0] for x in (out.tokens, out.lengths, out.logp)])
+        parts.append([x[: len(prompts) - start] for x in (out.tokens, out.lengths, out.logp)])
     tokens, lengths, logp = (np.concatenate(x) for x in zip(*parts))
-    last = np.take_along_axis(tokens, np.maximum(lengths, 1)[:, None] - 1, axis=1)[:, 0]
-    rows = [row[:n].tolist() for row, n in zip(tokens, lengths)]
-    texts = model.tokenizer.batch_decode(rows, skip_special_tokens=True) if model.tokenizer else [str(x) for x in rows]
-    return Replies(tokens, lengths, logp.sum(-1), np.isin(last, model.config.eos_ids), texts)
+    last = np.take_along_axis(tokens, np.maximum(lengths, 1)[..., None] - 1, axis=-1)[..., 0]
+    return Replies(tokens, lengths, logp.sum(-1), np.isin(last, model.config.eos_ids), _texts(model, tokens, lengths))
+
+
+def _texts(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
+    def text(ids: list[int]) -> str:
+        return str(ids) if model.tokenizer is None else model.tokenizer.decode(ids, skip_special_tokens=True)
+
+    return [[text(row[:n].tolist()) for row, n in zip(*group)] for group in zip(tokens, lengths)]
 
 
 def judge_replies(
@@ -83,23 +89,20 @@ def judge_replies(
     *,
     prompt_tokens: int,
     sampling: Sampling,
-    batch: int = 32,
+    batch: int = 16,
 ) -> Judged:
     """Rewards and the reference's log-probabilities of replies, in one pass of the reference."""
-    run = jax.jit(
-        lambda params, head, part: _rewards_and_logp(
-            Policy(reference.model, params, reference.lora), head, part, sampling
-        )
-    )
-    rewards, logp = [], []
+
+    def judge(params, head, part):
+        return _rewards_and_logp(Policy(reference.model, params, reference.lora), head, part, sampling)
+
+    run, parts = jax.jit(judge), []
     for start in range(0, len(prompts), batch):
         index = np.arange(start, start + batch) % len(prompts)
         tokens, lengths = pad([prompts[i].ids for i in index.tolist()], prompt_tokens)
-        part = Batch(tokens, lengths, replies.tokens[index][:, None], replies.lengths[index][:, None])
-        some = [np.asarray(x)[: len(prompts) - start, 0] for x in run(reference.params, head, part)]
-        rewards.append(some[0])
-        logp.append(some[1])
-    return Judged(np.concatenate(rewards), np.concatenate(logp))
+        part = Batch(tokens, lengths, replies.tokens[index], replies.lengths[index])
+        parts.append([np.asarray(x)[: len(prompts) - start] for x in run(reference.params, head, part)])
+    return Judged(*(np.concatenate(x) for x in zip(*parts)))
 
 
 def _rewards_and_logp(reference: Policy, head: RewardHead, batch: Batch, sampling: Sampling):

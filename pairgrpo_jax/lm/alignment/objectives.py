@@ -52,8 +52,8 @@ def sft_objective(batch: Batch, scores: Scores) -> core.Objective:
 def diagnostics(config: AlignConfig, batch: Batch, scores: Scores) -> core.Objective:
     """Entropy (nats per token); KL per completion (nats): `kl_old` is KL(pi_old || pi), `kl_ref` KL(pi || pi_ref).
 
-    Both are k3 estimates under samples of pi_old. `pair_accuracy`: how often the log-ratio to the reference (or, where
-    there is none, to pi_old) puts a pair the way it is labelled; ties count half.
+    Both are k3 estimates under samples of pi_old; offline, over the data set's replies, they are only distances.
+    `pair_accuracy`: how often the log-ratio to the reference puts a pair the way it is labelled; ties count half.
     """
     mask = batch.mask
     terms = {"entropy": core.mean_term(scores.entropy, mask)}
@@ -65,9 +65,8 @@ def diagnostics(config: AlignConfig, batch: Batch, scores: Scores) -> core.Objec
             terms[f"kl_{name}"] = core.mean_term(jnp.sum(kl * mask, axis=-1), alive)
     if batch.old_logp is not None:
         terms["logp_change"] = core.mean_term(jnp.abs(logp - batch.old_logp), mask)
-    base = batch.ref_logp if batch.ref_logp is not None else batch.old_logp
-    if config.algo in PAIRED and base is not None and batch.pairs is not None:
-        ratio = jnp.sum((logp - base) * mask, axis=-1)
+    if config.algo in PAIRED:
+        ratio = jnp.sum((logp - batch.ref_logp) * mask, axis=-1)
         won, lost = (jnp.take_along_axis(ratio, index, axis=1) for index in batch.pairs[:2])
         right = (won > lost) + 0.5 * (won == lost)
         terms["pair_accuracy"] = core.mean_term(right, (batch.pairs.weight > 0).astype(right.dtype))

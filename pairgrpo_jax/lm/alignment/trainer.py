@@ -311,8 +311,7 @@ class _Run:
         config = self.config
         indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
         batch = self.placement.batch(self.padded([self.data.pairs[i] for i in indices]))
-        if config.needs_reference:
-            batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
+        batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
         if config.algo in ("soft", "hard"):
             batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
         batch = offline_signal(config, batch)
