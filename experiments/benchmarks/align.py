@@ -9,6 +9,7 @@ loss or a gradient norm differs by more than the tolerance.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import statistics
@@ -138,9 +139,7 @@ def answer_as_ours(folder: Path, remat: bool) -> None:
     batch = to_batch(json.loads((folder / "batch.json").read_text()))
     optimizer = optax.adamw(1e-6)
     state = TrainState.create({"model": model.params}, optimizer, jax.random.key(0))
-    params, step = model.params, None
-    object.__setattr__(model, "params", None)  # the state's are the only ones
-    del params
+    model, step = dataclasses.replace(model, params=None), None  # the state's are the only ones
     for line in sys.stdin:
         words = line.split()
         if words[0] == "loss":

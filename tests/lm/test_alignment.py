@@ -16,6 +16,7 @@ from pairgrpo_jax.lm.alignment import (
     EncodedPair,
     EncodedPrompt,
     Placement,
+    encode_prompts,
     make_optimizer,
     make_trainer,
     merged,
@@ -25,6 +26,7 @@ from pairgrpo_jax.lm.alignment import (
 )
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
+from pairgrpo_jax.lm.data import load_prompts
 from pairgrpo_jax.lm.sources import judge, reward_function
 from pairgrpo_jax.training import Checkpoints
 
@@ -241,10 +243,10 @@ def test_a_field_changes_the_adapters(tiny, change):
 
 
 def test_counts_and_lengths_are_those_asked_for(tiny):
-    config = BASE.replace(prompts=2, candidates=2, completion_tokens=5, prompt_tokens=6, epochs=3, minibatches=2)
+    config = BASE.replace(prompts=2, candidates=2, completion_tokens=5, epochs=3, minibatches=2)
     state, rows = run(trainer_of(tiny, config.replace(delta_gamma=0.5)), 2)
     assert int(state.step) == 12 and rows[0]["grad_norm"].shape == (6,)
-    assert rows[0]["pairs"] == 2 and rows[0]["length"] <= 5
+    assert rows[0]["pairs"] + rows[0]["ties"] == 2 and rows[0]["length"] <= 5
     assert [float(row["delta"]) for row in rows] == pytest.approx([0.2, 0.1])
 
 
@@ -330,6 +332,7 @@ BAD = [
     ({"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
     ({"algo": "grpo", "offline": True}, "offline goes with"),
     ({"temperature": 0.0}, "temperature must be > 0"),
+    ({"prompt_tokens": 6}, "prompt_tokens=6: a prompt has 7"),
     ({"completion_tokens": 127}, "exceed the model's context of 128"),
     ({"reference": "cached", "sft_iterations": 1}, "sft_iterations=0"),
     ({"lora_targets": ("nose",)}, "targets"),
@@ -340,3 +343,14 @@ BAD = [
 def test_bad_settings_are_named(tiny, change, message):
     with pytest.raises(ValueError, match=message):
         trainer_of(tiny, BASE.replace(**change)).init(jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_one_real_update_of_smollm2(smollm2):
+    config = AlignConfig(prompts=2, candidates=2, completion_tokens=8, epochs=2)
+    data = Data(encode_prompts(smollm2, load_prompts("tiny")[:4], config.prompt_tokens))
+    longer = reward_function(lambda prompts, completions: [[float(len(x)) for x in group] for group in completions])
+    trainer = make_trainer(config, smollm2, data, longer, iterations=1)
+    state, rows = run(trainer, 1)
+    assert rows[0]["sampler_gap"] < 1e-3 and rows[0]["kl_old"][0] < 1e-5 < rows[0]["kl_old"][1]
+    assert np.isfinite(rows[0]["loss"]).all() and int(state.step) == 2 and rows[0]["tokens"] > 0

@@ -52,7 +52,7 @@ def write_replies(
     batch: int = 16,
 ) -> Replies:
     """Samples replies to each prompt; a reply depends on its own key alone, so two policies can share keys."""
-    model, parts = policy.model, []
+    model, parts, batch = policy.model, [], min(batch, len(prompts))
     keys = row_keys(key, len(prompts), samples)
     for start in range(0, len(prompts), batch):
         index = np.arange(start, start + batch) % len(prompts)  # one compiled shape
@@ -96,7 +96,7 @@ def judge_replies(
     def judge(params, head, part):
         return _rewards_and_logp(Policy(reference.model, params, reference.lora), head, part, sampling)
 
-    run, parts = jax.jit(judge), []
+    run, parts, batch = jax.jit(judge), [], min(batch, len(prompts))
     for start in range(0, len(prompts), batch):
         index = np.arange(start, start + batch) % len(prompts)
         tokens, lengths = pad([prompts[i].ids for i in index.tolist()], prompt_tokens)

@@ -114,6 +114,9 @@ def _check(config: AlignConfig, model: Model, data: Data, source, placement: Pla
     if (config.sft_iterations or not config.online) and not data.pairs:
         what = "sft_iterations" if config.sft_iterations else f"algo={config.algo!r} offline"
         raise ValueError(f"data: {what} needs preference pairs")
+    widest = max((len(p.ids) for p in data.prompts), default=0), max((len(p.prompt) for p in data.pairs), default=0)
+    if max(widest) > config.prompt_tokens:
+        raise ValueError(f"prompt_tokens={config.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
     longest = config.prompt_tokens + config.completion_tokens
     if longest > model.config.max_positions:
         raise ValueError(
@@ -172,7 +175,9 @@ class _Run:
             batch, metrics = self.collect(state, position, sample_key, pair_key)
         else:
             batch, metrics = self.pairs(state, position)
-        batch = self.placement.batch(batch._replace(multiplier=state.multiplier, delta=self.delta(state.delta_step)))
+        # A copy: updates take the state's memory, and the batch outlives the first of them.
+        scalars = {"multiplier": jnp.copy(state.multiplier), "delta": self.delta(state.delta_step)}
+        batch = self.placement.batch(batch._replace(**scalars))
         if np.any(np.asarray(batch.alive)):
             state, measured = self.fit(state, batch, *update_keys)
             metrics = metrics | measured
