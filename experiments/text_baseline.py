@@ -38,8 +38,9 @@ def tfidf_margins(
     kept = {term: n for term, n in frequency.items() if n >= least}
     column = {term: i for i, term in enumerate(kept)}
     idf = np.log((1 + training.sum()) / (1 + np.array(list(kept.values())))) + 1
-    rows = [(r, column[t], 1 + np.log(n)) for r, count in enumerate(counts) for t, n in count.items() if t in column]
-    r, c, n = (np.array(x) for x in zip(*rows))
+    entries = [(r, column[t], 1 + np.log(n)) for r, count in enumerate(counts) for t, n in count.items() if t in column]
+    r, c, n = np.array(entries).reshape(-1, 3).T
+    r, c = r.astype(int), c.astype(int)
     words = sparse.csr_array((n * idf[c], (r, c)), shape=(len(counts), len(column)))
     norms = np.sqrt(np.asarray(words.multiply(words).sum(1)).ravel())
     words = sparse.diags_array(1 / np.where(norms > 0, norms, 1)) @ words

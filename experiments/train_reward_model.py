@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -67,7 +67,7 @@ class Run:
     epochs: float = 1.0
     """Passes over the training pairs (lora and full)."""
     learning_rate: float = 1e-4
-    """Peak of a linear decay to 0 (lora and full)."""
+    """Of Adam, constant (lora and full)."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters (lora)."""
     output: Path = Path("runs/reward_model")
@@ -172,52 +172,68 @@ def make_fit(run: Run, model: Model, pairs: Pairs, pooled: np.ndarray) -> Fit:
         both = (pooled[~train] @ np.asarray(head.weight)).astype(np.float64)
         return both[:, 0] - both[:, 1], {"head": head, "l2": l2}
 
+    program = make_trunk_program(run, model)
+
     def fit_trunk(train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         fitted = fit_frozen(train)[1]
         tokens = [pair for pair, used in zip(pairs.tokens, train) if used]
-        trainable = train_trunk(run, model, tokens, fitted["head"])
+        trainable = train_trunk(run, model, program, tokens, fitted["head"])
         held_out = [pair for pair, used in zip(pairs.tokens, train) if not used]
-        margins = trunk_margins(run, model, trainable, held_out)
+        margins = trunk_margins(run, model, program, trainable, held_out)
         return margins, {**fitted, **trainable}
 
     return fit_frozen if run.mode == "frozen" else fit_trunk
 
 
-def train_trunk(run: Run, model: Model, tokens: list[training.EncodedPair], head: RewardHead) -> dict[str, Any]:
-    """Trains head and trunk together, from the head that fits the frozen trunk."""
-    steps = max(1, math.ceil(run.epochs * len(tokens) / run.batch))
-    schedule = optax.linear_schedule(run.learning_rate, 0.0, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.0))
-    keys = jax.random.split(jax.random.key(run.seed))
-    trainable = training.init_trainable(run.mode, model, head, run.lora, keys[0])
+class TrunkProgram(NamedTuple):
+    """Compiled once for all folds: an update of head and trunk, and their rewards; both take the frozen parameters."""
+
+    optimizer: optax.GradientTransformation
+    update: Callable
+    rewards: Callable
+
+
+def make_trunk_program(run: Run, model: Model) -> TrunkProgram:
+    """Adam at a constant rate, gradients clipped at norm 1."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(run.learning_rate))
 
     @jax.jit
     def update(state, frozen, batch):
         loss = training.make_reward_loss(model, frozen, run.lora)
         return make_update_step(loss, optimizer, parallel=None)(state, batch)
 
-    state = TrainState.create(trainable, optimizer, keys[1])
+    @jax.jit
+    def rewards(trainable, frozen, batch):
+        policy = training.trunk(trainable, model, frozen, run.lora)
+        return reward_model.reward(policy, trainable["head"], *batch)
+
+    return TrunkProgram(optimizer, update, rewards)
+
+
+def train_trunk(
+    run: Run, model: Model, program: TrunkProgram, tokens: list[training.EncodedPair], head: RewardHead
+) -> dict[str, Any]:
+    """Trains head and trunk together, from the head that fits the frozen trunk."""
+    keys = jax.random.split(jax.random.key(run.seed))
+    trainable = training.init_trainable(run.mode, model, head, run.lora, keys[0])
+    state = TrainState.create(trainable, program.optimizer, keys[1])
     frozen = model.params if run.mode == "lora" else None
-    for position in range(steps):
+    for position in range(max(1, math.ceil(run.epochs * len(tokens) / run.batch))):
         index = batch_indices(len(tokens), run.batch, position, run.seed)
-        state, _ = update(state, frozen, training.pad_pairs([tokens[i] for i in index]))
+        state, _ = program.update(state, frozen, training.pad_pairs([tokens[i] for i in index]))
         check_finite(state)
     return state.params
 
 
-def trunk_margins(run: Run, model: Model, trainable: Any, tokens: list[training.EncodedPair]) -> np.ndarray:
+def trunk_margins(
+    run: Run, model: Model, program: TrunkProgram, trainable: Any, tokens: list[training.EncodedPair]
+) -> np.ndarray:
     """Reward of the chosen minus that of the rejected reply, `[N]`."""
-
-    @jax.jit
-    def both(trainable, frozen, batch):
-        policy = training.trunk(trainable, model, frozen, run.lora)
-        return reward_model.reward(policy, trainable["head"], *batch)
-
-    margins = np.zeros(len(tokens))
+    frozen, margins = model.params if run.mode == "lora" else None, np.zeros(len(tokens))
     for index in training.batches_by_length(tokens, run.batch):
         batch = training.pad_pairs([tokens[i] for i in index], run.batch)
-        rewards = np.asarray(both(trainable, model.params, batch))[: len(index)]
-        margins[index] = rewards[:, 0] - rewards[:, 1]
+        both = np.asarray(program.rewards(trainable, frozen, batch))[: len(index)]
+        margins[index] = both[:, 0] - both[:, 1]
     return margins
 
 
