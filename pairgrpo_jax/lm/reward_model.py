@@ -51,9 +51,7 @@ def features(hidden: jax.Array, lengths: jax.Array, names: tuple[str, ...] = FEA
     Raises:
       ValueError: for an unknown name.
     """
-    unknown = set(names) - set(FEATURES)
-    if unknown or not names:
-        raise ValueError(f"features: unknown {sorted(unknown)}; choose from {', '.join(FEATURES)}")
+    check_features(names)
     hidden, count = hidden.astype(jnp.float32), jnp.maximum(lengths, 1)[..., None]
     real = (jnp.arange(hidden.shape[2]) < count)[..., None]
     pooled = {
@@ -62,6 +60,13 @@ def features(hidden: jax.Array, lengths: jax.Array, names: tuple[str, ...] = FEA
         "length": lambda: jnp.log(count.astype(jnp.float32)),
     }
     return jnp.concatenate([pooled[name]() for name in names], axis=-1)
+
+
+def check_features(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that `features` does not know, or for none."""
+    unknown = set(names) - set(FEATURES)
+    if unknown or not names:
+        raise ValueError(f"features: unknown {sorted(unknown)}; choose from {', '.join(FEATURES)}")
 
 
 def feature_count(names: Sequence[str], width: int) -> int:
