@@ -217,6 +217,7 @@ def train_trunk(
     keys = jax.random.split(jax.random.key(run.seed))
     trainable = training.init_trainable(run.mode, model, head, run.lora, keys[0])
     state = TrainState.create(trainable, program.optimizer, keys[1])
+    state = jax.device_put(state, jax.devices()[0])  # as what updates return, or they would compile twice
     frozen = model.params if run.mode == "lora" else None
     for position in range(max(1, math.ceil(run.epochs * len(tokens) / run.batch))):
         index = batch_indices(len(tokens), run.batch, position, run.seed)

@@ -47,7 +47,7 @@ def run(folder, output, **changed) -> Run:
     return Run(model=str(folder / "model"), data=str(folder / "data.jsonl"), output=output, **settings)
 
 
-@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("mode", ["frozen", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lora", "full"))])
 def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
     changed = {"mode": mode, "learning_rate": 1e-3} | ({} if mode == "frozen" else {"folds": 0})
     args = run(folder, tmp_path / "out", **changed)
