@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -30,3 +30,32 @@ def probability_of_improvement(scores: np.ndarray, other: np.ndarray) -> float:
     """P(a run of the first method beats a run of the second), ties counting half: the Mann-Whitney U over N x M."""
     statistic = stats.mannwhitneyu(scores, other).statistic
     return float(statistic) / (len(scores) * len(other))
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0):
+    """Percentile-bootstrap interval of a mean over prompts `[N]`; `(low, high)`."""
+    values = np.asarray(values, float)
+    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(values[draws].mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def length_controlled_rate(wins: np.ndarray, difference: np.ndarray) -> float:
+    """Win rate at equal lengths: a logistic regression of wins on the difference of lengths, read off at 0.
+
+    After AlpacaEval 2 (arXiv 2404.04475), with the length term alone: `P(win) = sigmoid(a + b tanh(d / std d))`.
+
+    Args:
+      wins: `[N]`, 1, 0, or 0.5 for a tie.
+      difference: `[N]`, length of the reply less that of its rival.
+    """
+    wins, difference = np.asarray(wins, float), np.asarray(difference, float)
+    spread = difference.std()
+    x = np.stack([np.ones_like(wins), np.tanh(difference / spread) if spread else np.zeros_like(wins)], axis=1)
+
+    def loss(weights):  # a little ridge keeps separable cases finite
+        z = x @ weights
+        return np.mean(np.logaddexp(0, z) - wins * z) + 1e-3 * np.sum(weights**2)
+
+    return float(special.expit(optimize.minimize(loss, np.zeros(2)).x[0]))

@@ -1,6 +1,7 @@
-"""Kills a HalfCheetah run at random moments (SIGKILL), resumes it, and compares with an undisturbed one, bit for bit.
+"""Kills a run at random moments (SIGKILL), resumes it, and compares with an undisturbed one, bit for bit.
 
-`python -m experiments.benchmarks.resume --kills 20`; exits with 1 if any result differs.
+`python -m experiments.benchmarks.resume --kills 20` for HalfCheetah, `--task align --kills 10` for a language model;
+exits with 1 if any result differs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -20,7 +22,16 @@ from pairgrpo_jax.training import read_metrics
 
 TINY = "--steps 12800 --groups 4 --candidates 4 --horizon 20 --epochs 2 --minibatches 4 --hidden 16 --evaluations 4"
 TINY += " --episodes 2 --save-every 3 --video-steps 0"
-ITERATIONS = 40
+ALIGN = "--prompts 2 --candidates 2 --completion-tokens 4 --lora-rank 2 --iterations 6 --save-every 2 --judge="
+ALIGN += (
+    " --evaluation-prompts 2 --evaluation-samples 1 --shown 1 --no-export --reward experiments.benchmarks.resume:length"
+)
+ITERATIONS = {"halfcheetah": 40, "align": 6}
+
+
+def length(prompts, completions) -> list[list[float]]:
+    """A reward for `--task align`: how many characters a reply has."""
+    return [[float(len(text)) for text in group] for group in completions]
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class Resume:
 
     kills: int = 20
     """Runs that are killed once each."""
+    task: Literal["halfcheetah", "align"] = "halfcheetah"
+    """Which command line."""
     env: str = "mujoco"
     """Simulator, as in experiments.halfcheetah."""
     algo: str = "hard"
@@ -55,7 +68,8 @@ def main() -> int:
 
 def start(args: Resume, output: Path) -> subprocess.Popen:
     """The run as a process of its own; going on if it was begun."""
-    command = [sys.executable, "-m", "experiments.halfcheetah", "--env", args.env, "--algo", args.algo, *TINY.split()]
+    words = ["--env", args.env, *TINY.split()] if args.task == "halfcheetah" else ALIGN.split()
+    command = [sys.executable, "-m", f"experiments.{args.task}", "--algo", args.algo, *words]
     return subprocess.Popen(
         [*command, "--output", str(output), "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -104,7 +118,7 @@ def disturbed(args: Resume, output: Path, share: float):
       The result, the last iteration logged before the kill, and the checkpoint that was resumed (0 for none).
     """
     process = start(args, output)
-    while len(read_metrics(output)) < share * ITERATIONS and process.poll() is None:
+    while len(read_metrics(output)) < share * ITERATIONS[args.task] and process.poll() is None:
         time.sleep(0.005)
     time.sleep(random.Random(share).uniform(0, 0.2))  # anywhere: inside an iteration, an evaluation, a save
     process.kill()

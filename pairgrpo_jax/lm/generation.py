@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from pairgrpo_jax.lm import cache as kv_cache
 from pairgrpo_jax.lm import sampling as sampling_lib
@@ -64,6 +65,7 @@ def generate(
     stop_strings: Sequence[str] = (),
     lora: Any = None,
     on_tokens: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    rows: NamedSharding | None = None,
 ) -> Generation:
     """Samples completions.
 
@@ -87,6 +89,8 @@ def generate(
         the text; needs a tokenizer.
       lora: variables of `lora.variables`.
       on_tokens: called with tokens `[B, K, T]` and lengths `[B, K]` every few steps.
+      rows: splits prompts, and the completions of each, over the devices of a mesh; needed where
+        `params` live on one.
 
     Raises:
       ValueError: for no prompt, an empty prompt, an id outside the vocabulary, a text longer
@@ -99,11 +103,12 @@ def generate(
         raise ValueError("stop_strings: the model has no tokenizer to find them with")
     stops = model.config.eos_ids if stop_ids is None else tuple(stop_ids)
     keys = row_keys(key, len(prompts), num_samples)
-    tokens, lengths = _pad_prompts(prompts)
+    tokens, lengths = _pad_prompts(prompts, 1 if rows is None else rows.num_devices)
     extra = jnp.broadcast_to(keys[:1], (len(tokens) - len(keys), num_samples))
-    rows = jnp.concatenate([keys, extra]).reshape(-1)
-    settings = (chosen, jnp.asarray(stops or (-1,), jnp.int32), rows)
+    settings = (chosen, jnp.asarray(stops or (-1,), jnp.int32), jnp.concatenate([keys, extra]).reshape(-1))
     real = jnp.arange(len(tokens)) < len(prompts)
+    if rows is not None:
+        tokens, lengths, real = jax.device_put((tokens, lengths, real), rows)
     slots = bucket(max_new_tokens, 32)
     state = _prefill(model.decoder, slots, params, tokens, lengths, real, settings, lora)
     every = 8 if stop_strings or on_tokens else max_new_tokens
@@ -161,9 +166,9 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
             raise ValueError(f"prompts[{i}]: ids outside the vocabulary of {config.vocab_size}")
 
 
-def _pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns right-padded tokens `[B', P]` and lengths `[B']`, both sizes rounded up."""
-    rows = bucket(len(prompts), 1)
+def _pad_prompts(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Returns right-padded tokens `[B', P]` and lengths `[B']`, both sizes rounded up, B' to a multiple."""
+    rows = -(-bucket(len(prompts), 1) // multiple) * multiple
     tokens = np.zeros((rows, bucket(max(map(len, prompts)), 32)), np.int32)
     lengths = np.ones(rows, np.int32)
     for i, prompt in enumerate(prompts):

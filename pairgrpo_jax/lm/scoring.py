@@ -75,25 +75,49 @@ def score(
     _check(prompts, prompt_lengths, completions, lengths, policy, reference)
     _check_values(prompt_lengths, lengths, policy, sampling)
     batch = (prompts, prompt_lengths, completions, lengths)
-    hidden = _completion_hidden(policy, *batch, dropout_key)
-    decoders = [policy.model.decoder]
-    variables, inputs = [(policy.params, policy.lora)], [hidden]
-    if reference is not None:
-        reference = reference._replace(params=jax.lax.stop_gradient(reference.params))
-        decoders.append(reference.model.decoder)
-        variables.append((reference.params, jax.lax.stop_gradient(reference.lora)))
-        inputs.append(jax.lax.stop_gradient(_completion_hidden(reference, *batch, None)))
-    flat = [x.reshape(-1, x.shape[-1]) for x in inputs]
+    hidden = completion_hidden(policy, *batch, dropout_key=dropout_key)
+    if reference is None:
+        return score_hidden(policy, hidden, completions, lengths, sampling=sampling, chunk=chunk)
+    other = Policy(reference.model, *jax.lax.stop_gradient((reference.params, reference.lora)))
+    hidden = [hidden, jax.lax.stop_gradient(completion_hidden(other, *batch))]
+    return _scores([policy, other], hidden, completions, lengths, sampling, chunk)
+
+
+def score_hidden(
+    policy: Policy,
+    hidden: jax.Array,
+    completions: jax.Array,
+    lengths: jax.Array,
+    *,
+    sampling: Sampling | None = None,
+    chunk: int = 256,
+) -> Scores:
+    """Scores completions from the hidden states `[B, K, T, d]` of `completion_hidden`; see `score`."""
+    return _scores([policy], [hidden], completions, lengths, sampling, chunk)
+
+
+def _scores(policies: list[Policy], hidden: list, completions, lengths, sampling, chunk) -> Scores:
+    decoders = [policy.model.decoder for policy in policies]
+    variables = [(policy.params, policy.lora) for policy in policies]
+    flat = [x.reshape(-1, x.shape[-1]) for x in hidden]
     scores = _chunked(decoders, variables, flat, completions.reshape(-1), sampling, chunk)
     real = jnp.arange(completions.shape[-1]) < lengths[..., None]
     shaped = [jnp.where(real, x.reshape(completions.shape), 0.0) for x in scores]
-    return Scores(shaped[0], shaped[1], shaped[2] if reference is not None else None)
+    return Scores(shaped[0], shaped[1], shaped[2] if len(policies) > 1 else None)
 
 
-def _completion_hidden(policy: Policy, prompts, prompt_lengths, completions, lengths, key):
-    """Returns the hidden states that predict the completions, `[B, K, T, d]`."""
+def completion_hidden(
+    policy: Policy,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    completions: jax.Array,
+    lengths: jax.Array,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the hidden states that predict the completions, `[B, K, T, d]`; arguments as those of `score`."""
     decoder, (b, k, t) = policy.model.decoder, completions.shape
-    keys = (None, None) if key is None else jax.random.split(key)
+    keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     positions = default_positions(prompts.shape, prompt_lengths)
     hidden, prompt = run(decoder, policy.params, prompts, positions, (), policy.lora, keys[0], "hidden")
     first = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)

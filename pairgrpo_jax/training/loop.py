@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pairgrpo_jax.core.terms import Metrics
 from pairgrpo_jax.training.checkpoint import Checkpoints
 from pairgrpo_jax.training.run import MetricLog
 from pairgrpo_jax.training.state import TrainState
@@ -67,7 +66,7 @@ class StopRequest:
 
 
 def train(
-    program: Callable[[TrainState, int], tuple[TrainState, Metrics]],
+    program: Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]],
     state: TrainState,
     schedule: Schedule,
     *,
@@ -100,7 +99,12 @@ def train(
     done, began = start, time.perf_counter() - log.seconds
     with StopRequest() as stop, _Progress(schedule, start, shown, console or Console()) as progress:
         while done < schedule.iterations and stop.signal is None:
-            state, metrics = program(state, schedule.chunk)
+            before = state
+            try:
+                state, metrics = program(state, schedule.chunk)
+            except Exception:
+                _save_if_alive(checkpoints, done, before)
+                raise
             metrics = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
             check_finite(state)
             rows = [_row(metrics, i, done + i + 1, schedule) for i in range(schedule.chunk)]
@@ -113,11 +117,17 @@ def train(
             rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
             for row in rows:
                 log.write(row)
-            progress.show(rows[-1])
+            progress.show(rows)
             if score is not None or done % schedule.save_every == 0:
                 checkpoints.save(done, state, score)
         checkpoints.save(done, state)  # where a signal came between
     return state, done, stop.signal
+
+
+def _save_if_alive(checkpoints: Checkpoints, done: int, state: TrainState) -> None:
+    """Keeps what was reached before a failure, unless the program had taken the state's memory already."""
+    if done and not any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+        checkpoints.save(done, state)
 
 
 def _row(metrics, index, iteration, schedule):
@@ -136,19 +146,22 @@ class _Progress:
     def __enter__(self):
         self.bar.__enter__()
         self.task = self.bar.add_task("compiling", total=self.schedule.iterations, completed=self.start)
-        self.began = time.perf_counter()
+        self.began, self.tokens = time.perf_counter(), 0.0
         return self
 
     def __exit__(self, *error):
         self.bar.__exit__(*error)
 
-    def show(self, row):
+    def show(self, rows):
+        row = rows[-1]
         done = row["iteration"]
         elapsed = time.perf_counter() - self.began
-        speed = (done - self.start) * self.schedule.steps_per_iteration * self.schedule.seeds / elapsed
+        self.tokens += sum(row.get("tokens", 0.0) for row in rows)
+        count = self.tokens or (done - self.start) * self.schedule.steps_per_iteration * self.schedule.seeds
         values = "  ".join(f"{name} {np.mean(row[name]):.4g}" for name in self.shown if name in row)
         left = elapsed * (self.schedule.iterations - done) / max(done - self.start, 1)
-        line = f"{row['steps']:,} steps  {speed:,.0f}/s  {values}"
+        unit = "tokens/s" if self.tokens else "/s"
+        line = f"{row['steps']:,} steps  {count / elapsed:,.0f}{unit}  {values}"
         self.bar.update(self.task, completed=done, description=line)
         if "score" in row:
             score = np.mean(row["score"])

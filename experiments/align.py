@@ -1,0 +1,343 @@
+"""Aligns a language model with any method of the family: `python -m experiments.align --help`.
+
+The defaults train SmolLM2-135M with Hard-Pair-GRPO on one reward head and judge it with another, on 2 CPU cores, in
+minutes. Leaves metrics, a page of replies before and after, checkpoints, and the trained model for `transformers`;
+`--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from experiments.cli import peek, run_main
+from experiments.evaluate import Judges, dialogues, figures
+from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
+from pairgrpo_jax.lm.alignment import (
+    AlignConfig,
+    Data,
+    Placement,
+    Trainer,
+    encode_pairs,
+    encode_prompts,
+    make_trainer,
+    merged,
+    tuned,
+)
+from pairgrpo_jax.lm.alignment.config import PAIRED
+from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, preference_accuracy
+from pairgrpo_jax.lm.data import describe, load_preferences, load_prompts, split_by_first_turn
+from pairgrpo_jax.lm.reward_model import load_head
+from pairgrpo_jax.lm.sources import SourceError, judge, reward_function
+from pairgrpo_jax.training import (
+    Checkpoints,
+    MetricLog,
+    Schedule,
+    TrainState,
+    open_folder,
+    read_metrics,
+    settings,
+    train,
+)
+
+DONE = "done"  # an empty file that marks a finished run
+# May differ on --resume: they do not change what the state means.
+_FREE = ("output", "resume", "keep", "export", "shown", "reward_timeout", "reward_retries")
+_WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one method on one model."""
+
+    model: str = "smollm2"
+    """A folder, a .gguf file, a hub id, or smollm2."""
+    data: str = "tiny"
+    """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
+    reward: str = "harmless-a"
+    """Who judges samples while training: a reward head (a shipped name or a file), module:function of yours, or
+    judge:module:function that compares two replies."""
+    judge: str = "harmless-b"
+    """Held-out reward head for the win rate; empty: none."""
+    iterations: int = 16
+    """Batches."""
+    seed: int = 0
+    """Of sampling, adapters and the order of data."""
+    output: Path = Path("runs/align")
+    """Folder for everything the run leaves."""
+    resume: bool = False
+    """Go on with the run in `output`, bit for bit as if it had not stopped; start it if there is none."""
+    evaluations: int = 1
+    """Evaluations over the run."""
+    evaluation_prompts: int = 32
+    """Held-out prompts (and preference pairs) of each."""
+    evaluation_samples: int = 4
+    """Replies to each prompt."""
+    save_every: int = 4
+    """Iterations between checkpoints; every evaluation makes one too."""
+    keep: int = 2
+    """Newest checkpoints kept, besides the best."""
+    shown: int = 8
+    """Replies on the page."""
+    export: bool = True
+    """Write the trained model, adapters merged, as safetensors."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters and optimizer are float32."""
+    remat: bool = False
+    """Recompute layers in the backward pass, for memory."""
+    mesh: Literal["none", "data", "fsdp"] = "none"
+    """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
+    reward_timeout: float | None = None
+    """Seconds that your reward function may take for a batch."""
+    reward_retries: int = 0
+    """More tries after it fails."""
+    reward_on_error: Literal["raise", "skip"] = "raise"
+    """Then: stop with a checkpoint, or skip the groups concerned and count them."""
+    config: Annotated[AlignConfig, tyro.conf.arg(name="")] = field(default_factory=AlignConfig)
+
+
+def main() -> int:
+    """Parses the command line, trains, and says where everything is."""
+    offline = "--offline" in sys.argv[1:]
+    run = tyro.cli(Run, default=Run(config=tuned(peek("algo", "hard"), offline)), description=__doc__)
+    try:
+        return execute(run, Console())
+    except SourceError as error:  # the user's own function
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def execute(run: Run, console: Console) -> int:
+    """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
+    check(run)
+    model = load(run)
+    held_out, trainer = prepare(run, model, console)
+    with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
+        judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
+        state, done, stopped = train_run(run, trainer, judges, held_out, console)
+        if stopped is not None:
+            name = signal.Signals(stopped).name
+            console.print(f"stopped by {name} after {done} iterations and saved; go on with --resume")
+            return 128 + stopped
+        report(run, trainer, state, judges, console)
+        (run.output / DONE).touch()
+    return 0
+
+
+def check(run: Run) -> None:
+    """Raises ValueError that names the first bad field."""
+    for name in ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "save_every", "keep"):
+        if not getattr(run, name) >= 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+    if run.evaluations > run.iterations:
+        raise ValueError(f"evaluations={run.evaluations} must be at most iterations={run.iterations}")
+    run.config.check()
+
+
+def load(run: Run) -> Model:
+    """The model, in the precision of the run."""
+    model = load_model(run.model, compute_dtype=jnp.dtype(run.dtype), remat=run.remat)
+    if model.tokenizer is None:
+        raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")
+    return model
+
+
+def prepare(run: Run, model: Model, console: Console) -> tuple[Data, Trainer]:
+    """Held-out data, and the trainer on the rest."""
+    config = run.config
+    prompts, held_out = split_by_first_turn(load_prompts(run.data))
+    limits = (config.prompt_tokens, config.completion_tokens)
+    pairs, held_out_pairs = [], []
+    if not config.online or config.sft_iterations:
+        loaded = load_preferences(run.data)
+        console.print(f"{run.data}: {describe(loaded)}", highlight=False)
+        rows = split_by_first_turn(loaded.rows)
+        pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
+    train_data = Data(encode_prompts(model, prompts, limits[0]), pairs)
+    test_data = Data(
+        encode_prompts(model, held_out, limits[0])[: run.evaluation_prompts], held_out_pairs[: run.evaluation_prompts]
+    )
+    console.print(
+        f"{len(train_data.prompts)} prompts to train on ({len(prompts) - len(train_data.prompts)} too long), "
+        f"{len(test_data.prompts)} held out",
+        highlight=False,
+    )
+    source = make_source(run) if config.online else None
+    trainer = make_trainer(
+        config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=make_placement(run)
+    )
+    return test_data, trainer
+
+
+def make_placement(run: Run) -> Placement:
+    """All devices, or the default one."""
+    if run.mesh == "none":
+        return Placement()
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    return Placement(mesh, {}) if run.mesh == "data" else Placement(mesh)
+
+
+def make_source(run: Run):
+    """A reward head, or the user's function `module:function`, pairwise after `judge:`."""
+    how, _, rest = run.reward.partition(":")
+    module, _, name = (rest if how == "judge" else run.reward).partition(":")
+    if not name:
+        return load_head(run.reward)
+    if how == "judge" and run.config.algo not in PAIRED:
+        raise ValueError(f"reward: a judge gives pairs, and algo={run.config.algo!r} needs rewards: use soft or hard")
+    sys.path.insert(0, "")  # functions in the working directory
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward: cannot import {run.reward!r}: {error}") from error
+    policy = {"timeout": run.reward_timeout, "retries": run.reward_retries, "on_error": run.reward_on_error}
+    return judge(function, **policy) if how == "judge" else reward_function(function, **policy)
+
+
+def make_judges(run: Run, model: Model, prompts, samples: int) -> Judges:
+    """The held-out judge, on the model that training starts from."""
+    config = run.config
+    return Judges(
+        Policy(model, model.params),
+        load_head(run.judge) if run.judge else None,
+        prompts,
+        prompt_tokens=config.prompt_tokens,
+        completion_tokens=config.completion_tokens,
+        sampling=config.sampling,
+        samples=samples,
+        seed=run.seed,
+    )
+
+
+def make_schedule(run: Run) -> Schedule:
+    """One iteration at a time; `steps` counts completion tokens at their longest."""
+    config = run.config
+    every = -(-run.iterations // run.evaluations)
+    tokens = config.prompts * config.group_size * config.completion_tokens
+    return Schedule(run.iterations, 1, every, run.save_every, tokens)
+
+
+def train_run(run: Run, trainer: Trainer, judges: Judges, held_out: Data, console: Console):
+    """Trains from the start or the last checkpoint; returns the state, the iterations done, and a stopping signal."""
+    state = trainer.init(jax.random.key(run.seed))
+    checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
+    start = 0
+    if run.resume and checkpoints.steps():
+        start, state = checkpoints.restore(state)
+        console.print(f"resuming {run.output} after {start} of {run.iterations} iterations")
+    log = MetricLog(run.output, after=start)
+    try:
+        return train(
+            trainer.iterate,
+            state,
+            make_schedule(run),
+            start=start,
+            checkpoints=checkpoints,
+            log=log,
+            evaluate=make_evaluation(run, trainer, judges, held_out),
+            shown=_WATCHED,
+            console=console,
+        )
+    except (ValueError, OSError) as error:  # not bad input any more: show where
+        raise RuntimeError("training failed") from error
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def make_evaluation(run: Run, trainer: Trainer, judges: Judges, held_out: Data):
+    """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
+
+    `score` is the win rate, or without a judge the accuracy.
+    """
+    before = []  # the start's replies, made once
+
+    def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
+        del iteration
+        row: dict[str, Any] = {}
+        policy = trainer.policy(state)
+        if judges.head is not None:
+            before[:] = before or [judges.hear(judges.reference)]
+            row |= figures(judges.hear(policy), before[0])
+        if held_out.pairs:
+            limits = {"prompt_tokens": run.config.prompt_tokens, "completion_tokens": run.config.completion_tokens}
+            margins = implicit_margins(policy, trainer.reference(state), held_out.pairs, **limits)
+            row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
+        return row | {"score": row.get("win_rate", row.get("implicit_accuracy", 0.0))}
+
+    return evaluate
+
+
+def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges, console: Console) -> None:
+    """Exports the model, writes the page, and prints the summary."""
+    rows = read_metrics(run.output)
+    last = [row for row in rows if "score" in row][-1]
+    files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
+    files["checkpoints"] = "checkpoints/"
+    few = make_judges(run, trainer.model, judges.prompts[: run.shown], 1)
+    replies = dialogues(few, before=few.reference, after=trainer.policy(state))
+    (run.output / "replies.md").write_text(page(run, last, replies))
+    files["replies"] = "replies.md"
+    if run.export:
+        params = merged(run.config, trainer.model, state.params)
+        save_pretrained(trainer.model, params, run.output / "model")
+        files["model"] = "model/"
+    console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
+    for line in summary(last):
+        console.print(line, highlight=False)
+    for name, where in files.items():
+        console.print(f"  {name:12} {', '.join(str(run.output / part) for part in where.split(', '))}", highlight=False)
+
+
+def title(run: Run) -> str:
+    """What the run was, in a line."""
+    how = "online" if run.config.online else "offline"
+    return f"{run.config.algo} ({how}), {run.model}, {run.data}" + (
+        f", reward {run.reward}" if run.config.online else ""
+    )
+
+
+def summary(row: dict) -> list[str]:
+    """The last evaluation in words."""
+    lines = []
+    if "win_rate" in row:
+        interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
+        lines.append(
+            f"held-out proxy-RM win rate over the start {row['win_rate']:.1%} {interval}, "
+            f"{row['win_rate_length_controlled']:.1%} at equal length"
+        )
+        lines.append(
+            f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
+            f"KL to the start {row['kl_reference']:.2f} nats a reply"
+        )
+    if "implicit_accuracy" in row:
+        lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
+    return lines
+
+
+def page(run: Run, row: dict, replies: list[dict]) -> str:
+    """A Markdown page: the figures, then each prompt with the reply before and after."""
+    lines = [f"# {title(run)}", "", *[f"- {line}" for line in summary(row)], ""]
+    scored = f", and scored by `{run.judge}`" if run.judge else ""
+    lines.append(f"Replies are sampled, cut at {run.config.completion_tokens} tokens{scored}.")
+    for item in replies:
+        lines += ["", "---", ""]
+        lines += [f"**{message['role']}**: {message['content']}\n" for message in item["prompt"]]
+        for side in ("before", "after"):
+            text, reward = item[side]
+            quoted = "\n".join(f"> {line}" for line in text.strip().splitlines() or [""])
+            lines += [side if reward is None else f"{side}, reward {reward:.2f}", "", quoted, ""]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,221 @@
+"""One update on fixed completions, ours and TRL's: the same loss and gradient, the seconds, the peak memory.
+
+    python -m experiments.benchmarks.align --peer-python /path/to/python
+
+The peer's interpreter needs torch and trl. Both sides are processes of their own that take turns on one machine, with
+the same float32 weights, tokens, advantages and old log-probabilities. Every line printed is JSON; exits with 1 if a
+loss or a gradient norm differs by more than the tolerance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from experiments.cli import run_main
+
+GROUPS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 2, 4, 64, 64
+# Name -> what differs from plain GRPO, in our words and in TRL's.
+SETTINGS = {
+    "grpo": {"ours": {}, "trl": {"loss_type": "grpo", "beta": 0.0}},
+    "grpo_kl": {"ours": {"ref_beta": 0.04}, "trl": {"loss_type": "grpo", "beta": 0.04}},
+    "dapo": {
+        "ours": {"aggregate": "token_mean", "clip_high": 0.28},
+        "trl": {"loss_type": "dapo", "beta": 0.0, "epsilon_high": 0.28},
+    },
+    "dr_grpo": {"ours": {"aggregate": "constant"}, "trl": {"loss_type": "dr_grpo", "beta": 0.0}},
+    "gspo": {
+        "ours": {"level": "sequence"},
+        "trl": {"loss_type": "grpo", "beta": 0.0, "importance_sampling_level": "sequence"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to run."""
+
+    peer_python: Path = Path(sys.executable)
+    """Interpreter with torch and trl."""
+    model: str = "smollm2"
+    """As in experiments.align."""
+    repeats: int = 5
+    """Timed updates of each side, in turns."""
+    tolerance: float = 1e-5
+    """Largest difference of losses (absolute) and of gradient norms (relative)."""
+    remat: bool = False
+    """Recompute layers in our backward pass."""
+    ours: Path | None = None
+    """Not for the command line: be our side, on this folder."""
+
+
+class Side:
+    """A process that answers questions."""
+
+    def __init__(self, command: list[str], log: Path):
+        """Starts it; what it prints beside answers goes to `log`."""
+        self.log = log
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True
+        )
+
+    def ask(self, question: str):
+        """Its answer; RuntimeError with its last words if it ended."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise RuntimeError(f"{self.process.args[0]} ended early:\n{self.log.read_text()[-2000:]}")  # type: ignore
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.communicate()
+
+
+def make_batch(vocab: int, old_logp=None) -> dict:
+    """Fixed tokens of unequal lengths, advantages, and log-probabilities near the policy's own."""
+    rng = np.random.default_rng(0)
+    rows = GROUPS * SAMPLES
+    prompts = [rng.integers(20, vocab, n).tolist() for n in rng.integers(PROMPT_TOKENS // 2, PROMPT_TOKENS + 1, GROUPS)]
+    prompts[0] = rng.integers(20, vocab, PROMPT_TOKENS).tolist()
+    lengths = rng.integers(NEW_TOKENS // 2, NEW_TOKENS + 1, rows)
+    lengths[0] = NEW_TOKENS
+    old_logp = np.zeros((rows, NEW_TOKENS)) if old_logp is None else old_logp
+    noise = rng.normal(0, 0.1, (2, rows, NEW_TOKENS))
+    return {
+        "prompts": prompts,
+        "completions": rng.integers(20, vocab, (rows, NEW_TOKENS)).tolist(),
+        "lengths": lengths.tolist(),
+        "group_size": SAMPLES,
+        "advantages": rng.normal(size=rows).round(4).tolist(),
+        "old_logp": (old_logp + noise[0]).tolist(),
+        "ref_logp": (old_logp + noise[1]).tolist(),
+        "settings": SETTINGS,
+    }
+
+
+def to_batch(given: dict):
+    """The batch in our layout."""
+    import jax.numpy as jnp
+
+    from pairgrpo_jax.lm.alignment import Batch
+    from pairgrpo_jax.lm.alignment.batch import pad
+
+    prompts, lengths = pad(given["prompts"], PROMPT_TOKENS)
+    groups = {
+        name: jnp.asarray(np.asarray(given[name]).reshape(GROUPS, SAMPLES, *np.shape(given[name])[1:]), dtype)
+        for name, dtype in (("completions", "int32"), ("lengths", "int32"), ("advantages", "float32"))
+    }
+    logp = {
+        name: jnp.asarray(np.reshape(given[name], (GROUPS, SAMPLES, NEW_TOKENS)), "float32")
+        for name in ("old_logp", "ref_logp")
+    }
+    return Batch(jnp.asarray(prompts), jnp.asarray(lengths), alive=jnp.ones(GROUPS), **groups, **logp)
+
+
+def answer_as_ours(folder: Path, remat: bool) -> None:
+    """Answers the lines of stdin as `align_peer` does."""
+    import jax
+    import optax
+
+    from pairgrpo_jax.lm import load_model
+    from pairgrpo_jax.lm.alignment import AlignConfig, make_loss
+    from pairgrpo_jax.training import TrainState, make_update_step
+
+    model = load_model(folder, remat=remat)
+    batch = to_batch(json.loads((folder / "batch.json").read_text()))
+    optimizer = optax.adamw(1e-6)
+    state = TrainState.create({"model": model.params}, optimizer, jax.random.key(0))
+    model, step = dataclasses.replace(model, params=None), None  # the state's are the only ones
+    for line in sys.stdin:
+        words = line.split()
+        if words[0] == "loss":
+            config = AlignConfig(algo="grpo", lora_rank=0, **SETTINGS[words[1]]["ours"])
+            still = optax.set_to_zero()
+            probe = make_update_step(make_loss(config, model, None), still, donate=False)
+            _, metrics = probe(state.replace(opt_state=still.init(state.params)), batch)
+            answer = [float(metrics["loss"]), float(metrics["grad_norm"])]
+        elif words[0] == "step":
+            step = step or make_update_step(make_loss(AlignConfig(algo="grpo", lora_rank=0), model, None), optimizer)
+            start = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready(metrics)
+            answer = time.perf_counter() - start
+        else:
+            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print("answer", json.dumps(answer), flush=True)
+
+
+def report(**values) -> None:
+    """Prints one line of JSON."""
+    print(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}), flush=True)
+
+
+def write_inputs(folder: Path, name: str) -> None:
+    """Weights and batch, the old log-probabilities near those of the model."""
+    import jax
+
+    from pairgrpo_jax.lm import Policy, load_model, save_pretrained, score
+
+    model = load_model(name)
+    save_pretrained(model, model.params, folder)
+    batch = to_batch(make_batch(model.config.vocab_size))
+    logp = jax.jit(lambda params: score(Policy(model, params), *batch.tokens).logp)(model.params)
+    old = np.asarray(logp, np.float64).reshape(GROUPS * SAMPLES, NEW_TOKENS)
+    (folder / "batch.json").write_text(json.dumps(make_batch(model.config.vocab_size, old)))
+
+
+def sides(args: Comparison, folder: Path) -> tuple[Side, Side]:
+    """Both processes."""
+    remat = ["--remat"] if args.remat else []
+    mine = [sys.executable, "-m", "experiments.benchmarks.align", "--ours", str(folder), *remat]
+    peer = Path(__file__).with_name("align_peer.py")
+    return Side(mine, folder / "ours.log"), Side([str(args.peer_python), str(peer), str(folder)], folder / "peer.log")
+
+
+def main() -> int:
+    """Compares losses first, then, in fresh processes, times and memory."""
+    args = tyro.cli(Comparison, description=__doc__)
+    if args.ours is not None:
+        answer_as_ours(args.ours, args.remat)
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        folder, worst = Path(name), 0.0
+        write_inputs(folder, args.model)
+        ours, peer = sides(args, folder)
+        for setting in SETTINGS:
+            mine, theirs = (side.ask(f"loss {setting}") for side in (ours, peer))
+            gap = max(abs(mine[0] - theirs[0]), abs(mine[1] / theirs[1] - 1))
+            worst = max(worst, gap)
+            report(
+                setting=setting, loss=mine[0], trl_loss=theirs[0], grad_norm=mine[1], trl_grad_norm=theirs[1], gap=gap
+            )
+        ours.close()
+        peer.close()
+        ours, peer = sides(args, folder)
+        for side in (ours, peer):
+            side.ask("step")  # compile, warm up
+        times = [(ours.ask("step"), peer.ask("step")) for _ in range(args.repeats)]
+        mine, theirs = (statistics.median(x) for x in zip(*times))
+        memory = ours.ask("memory"), peer.ask("memory")
+        report(seconds=mine, trl_seconds=theirs, ratio=theirs / mine, peak_mib=memory[0], trl_peak_mib=memory[1])
+        ours.close()
+        peer.close()
+    return int(worst > args.tolerance)
+
+
+if __name__ == "__main__":
+    run_main(main)

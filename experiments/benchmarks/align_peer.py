@@ -1,0 +1,107 @@
+"""TRL's side of `experiments.benchmarks.align`: run as a file by an interpreter that has torch and trl, nothing else.
+
+Answers the lines of stdin on stdout: `loss NAME` with loss and gradient norm, `step` with the seconds of one update,
+`memory` with the peak of this process in MiB.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+
+def make_trainer(folder: Path, name: str, batch: dict):
+    """A GRPOTrainer that never samples: its loss is called on the fixed batch."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    options = batch["settings"][name]["trl"]
+    args = GRPOConfig(
+        output_dir=str(folder / "peer"),
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        per_device_train_batch_size=len(batch["completions"]),
+        num_generations=batch["group_size"],
+        max_completion_length=len(batch["completions"][0]),
+        gradient_checkpointing=False,
+        disable_dropout=True,
+        **options,
+    )
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": "a"}]),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+def inputs(batch: dict) -> dict:
+    """The batch in TRL's layout: one row a completion, prompts padded on the left."""
+    import torch
+
+    width = max(map(len, batch["prompts"]))
+    k = batch["group_size"]
+    prompts, prompt_mask = [], []
+    for ids in batch["prompts"]:
+        prompts += [[0] * (width - len(ids)) + ids] * k
+        prompt_mask += [[0] * (width - len(ids)) + [1] * len(ids)] * k
+    lengths = torch.tensor(batch["lengths"])
+    mask = (torch.arange(len(batch["completions"][0])) < lengths[:, None]).long()
+    return {
+        "prompt_ids": torch.tensor(prompts),
+        "prompt_mask": torch.tensor(prompt_mask),
+        "completion_ids": torch.tensor(batch["completions"]),
+        "completion_mask": mask,
+        "advantages": torch.tensor(batch["advantages"]),
+        "old_per_token_logps": torch.tensor(batch["old_logp"]),
+        "ref_per_token_logps": torch.tensor(batch["ref_logp"]),
+        "num_items_in_batch": mask.sum(),
+    }
+
+
+def loss_and_norm(trainer, given) -> tuple[float, float]:
+    """Loss and global gradient norm."""
+    import torch
+
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, given)
+    loss.backward()
+    return loss.item(), float(torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1e9))
+
+
+def main() -> None:
+    """Answers until the end of input."""
+    import torch
+
+    folder = Path(sys.argv[1])
+    batch = json.loads((folder / "batch.json").read_text())
+    given = inputs(batch)
+    trainer = optimizer = None
+    for line in sys.stdin:
+        words = line.split()
+        if words[0] == "loss":
+            trainer = optimizer = None  # one model at a time
+            trainer = make_trainer(folder, words[1], batch)
+            answer = loss_and_norm(trainer, given)
+        elif words[0] == "step":
+            trainer = trainer or make_trainer(folder, "grpo", batch)
+            optimizer = optimizer or torch.optim.AdamW(trainer.model.parameters(), lr=1e-6)
+            start = time.perf_counter()
+            loss_and_norm(trainer, given)
+            optimizer.step()
+            answer = time.perf_counter() - start
+        else:
+            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print("answer", json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Which of two models do held-out judges prefer? `python -m experiments.evaluate --a runs/align/model`.
+
+Both answer the same held-out prompts with the same random keys; a reward head that neither was trained on says whose
+reply is better. This is a *held-out proxy-RM win rate*, not a human judgement.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments.cli import run_main
+from experiments.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.lm import Policy, Sampling, load_model
+from pairgrpo_jax.lm.alignment import encode_pairs, encode_prompts
+from pairgrpo_jax.lm.alignment.evaluation import (
+    Judged,
+    Replies,
+    implicit_margins,
+    judge_replies,
+    preference_accuracy,
+    write_replies,
+)
+from pairgrpo_jax.lm.data import load_preferences, load_prompts, split_by_first_turn
+from pairgrpo_jax.lm.reward_model import load_head
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to compare, and who judges."""
+
+    a: str
+    """The model in question: a folder, a run of experiments.align, a .gguf file, a hub id, or smollm2."""
+    b: str = "smollm2"
+    """Its rival."""
+    reference: str = "smollm2"
+    """The model that KL is measured to, and whose trunk the judge's head sits on."""
+    judge: str = "harmless-b"
+    """Reward head, one that neither model was trained on."""
+    data: str = "tiny"
+    """Prompts or preferences; see experiments.align."""
+    fold: int = 0
+    """Fifth of the data, split by first turn, that is evaluated on; -1: all."""
+    prompts: int = 64
+    """How many prompts."""
+    samples: int = 4
+    """Replies to each."""
+    prompt_tokens: int = 64
+    """Longest prompt, tokens."""
+    completion_tokens: int = 32
+    """Longest reply, tokens."""
+    temperature: float = 1.0
+    """Of sampling."""
+    seed: int = 0
+    """Of the replies."""
+    output: Path | None = None
+    """A .json file for the figures and both sides' replies."""
+
+
+class Judges:
+    """Prompts, the reference and a head, and what they say of a policy's replies."""
+
+    def __init__(self, reference, head, prompts, *, prompt_tokens, completion_tokens, sampling, samples=4, seed=0):
+        """Takes N encoded prompts, a reward head or None, and the limits that replies are held to."""
+        self.reference, self.head, self.prompts, self.samples = reference, head, prompts, samples
+        self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
+        self.key = jax.random.key(seed)
+
+    def write(self, policy: Policy) -> Replies:
+        """The policy's replies."""
+        limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
+        return write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, **limits)
+
+    def hear(self, policy: Policy) -> tuple[Replies, Judged]:
+        """The policy's replies and the head's verdict on them."""
+        replies = self.write(policy)
+        judged = judge_replies(
+            self.reference,
+            self.head,
+            self.prompts,
+            replies,
+            prompt_tokens=self.prompt_tokens,
+            sampling=self.sampling,
+        )
+        return replies, judged
+
+
+def wins(a: Judged, b: Judged) -> np.ndarray:
+    """`[N,S]`: 1 where a's reply has the higher reward, 0 where b's, 0.5 where they are equal."""
+    return np.where(a.rewards == b.rewards, 0.5, (a.rewards > b.rewards).astype(float))
+
+
+def figures(a: tuple[Replies, Judged], b: tuple[Replies, Judged]) -> dict[str, Any]:
+    """Win rate of a over b with its 95% interval, at any and at equal length; lengths (tokens), rewards, KL (nats).
+
+    `wins` are those of each prompt, to pool over runs.
+    """
+    won = wins(a[1], b[1])
+    low, high = mean_interval(won.mean(-1))
+    return {
+        "wins": won.mean(-1).tolist(),
+        "win_rate": float(won.mean()),
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "win_rate_length_controlled": length_controlled_rate(won.ravel(), (a[0].lengths - b[0].lengths).ravel()),
+        "reward_held_out": float(a[1].rewards.mean()),
+        "reward_held_out_rival": float(b[1].rewards.mean()),
+        "reply_tokens": float(a[0].lengths.mean()),
+        "reply_tokens_rival": float(b[0].lengths.mean()),
+        "reply_truncated": float(1 - a[0].ended.mean()),
+        "kl_reference": float(np.mean(a[0].logp - a[1].ref_logp)),
+    }
+
+
+def held_out(data: str, fold: int) -> list:
+    """The prompts of one fold (all of them for fold -1)."""
+    prompts = load_prompts(data)
+    return prompts if fold < 0 else split_by_first_turn(prompts, fold=fold)[1]
+
+
+def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
+    """Implicit-reward accuracy on the fold's labelled pairs, with its interval; nothing where data has none."""
+    try:
+        rows = load_preferences(args.data).rows
+    except ValueError:
+        return {}
+    rows = rows if args.fold < 0 else split_by_first_turn(rows, fold=args.fold)[1]
+    limits = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
+    pairs = encode_pairs(policy.model, rows, *limits.values())[: args.prompts]
+    margins = implicit_margins(policy, reference, pairs, **limits)
+    low, high = mean_interval((margins > 0) + 0.5 * (margins == 0))
+    accuracy = preference_accuracy(margins)
+    return {"implicit_accuracy": accuracy, "implicit_accuracy_low": low, "implicit_accuracy_high": high}
+
+
+def resolve(name: str) -> str:
+    """A run of experiments.align stands for the model it exported."""
+    return str(Path(name) / "model") if (Path(name) / "model" / "config.json").exists() else name
+
+
+def as_policy(name: str) -> Policy:
+    """Loads a model as a policy."""
+    model = load_model(resolve(name))
+    if model.tokenizer is None:
+        raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
+    return Policy(model, model.params)
+
+
+def dialogues(judges: Judges, **sides: Policy) -> list[dict]:
+    """Each prompt's messages, and each side's first reply with its reward (None without a head)."""
+    heard = {name: (judges.write(p), None) if judges.head is None else judges.hear(p) for name, p in sides.items()}
+    return [
+        {"prompt": prompt.messages}
+        | {name: (said.texts[i][0], None if j is None else float(j.rewards[i, 0])) for name, (said, j) in heard.items()}
+        for i, prompt in enumerate(judges.prompts)
+    ]
+
+
+def main() -> None:
+    """Compares and prints."""
+    args = tyro.cli(Evaluation, description=__doc__)
+    reference, head = as_policy(args.reference), load_head(args.judge)
+    a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
+    sizes = {p.model.config.vocab_size for p in (a, b, reference)}
+    if len(sizes) > 1:
+        raise ValueError(f"a, b and reference must share a vocabulary, got sizes {sorted(sizes)}")
+    prompts = encode_prompts(reference.model, held_out(args.data, args.fold), args.prompt_tokens)[: args.prompts]
+    judges = Judges(
+        reference,
+        head,
+        prompts,
+        prompt_tokens=args.prompt_tokens,
+        completion_tokens=args.completion_tokens,
+        sampling=Sampling(args.temperature),
+        samples=args.samples,
+        seed=args.seed,
+    )
+    heard = judges.hear(a), judges.hear(b)
+    row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
+    Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        replies = dialogues(judges, a=a, b=b)
+        args.output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,348 @@
+"""The paper's tables beside ours, on one budget: `python -m experiments.paper_tables --help`.
+
+Each (domain, method, seed) is one run of `experiments.align` in a folder of its own; finished ones are not made again
+and interrupted ones resumed, so a long table can be made in pieces. Prints Markdown and draws a picture.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from experiments import align
+from experiments.cli import run_main
+from experiments.statistics import mean_interval
+from pairgrpo_jax.lm.alignment import AlignConfig, tuned
+from pairgrpo_jax.training import read_metrics, settings
+
+METHODS = ("grpo", "rank", "ppo", "soft", "hard", "dpo", "ipo", "orpo", "soft-offline", "hard-offline")
+DOMAINS = ("helpful", "harmless", "ultrafeedback")
+CAVEAT = (
+    "The paper's percentages come from LLaMA-2-7B, 100K to 200K pairs and an evaluator it does not specify; ours are "
+    "the held-out proxy reward model's win rate over the model that training started from. Only orderings compare."
+)
+
+
+class Paper(NamedTuple):
+    """A row of the paper: win % per domain, gradient-norm variance and KL std."""
+
+    helpful: float
+    harmless: float
+    ultrafeedback: float
+    variance: float
+    kl_std: float
+
+
+PAPER = {
+    "grpo": Paper(78.2, 81.5, 76.3, 0.087, 0.023),
+    "soft": Paper(79.5, 82.1, 77.8, 0.059, 0.017),
+    "dpo": Paper(80.1, 82.8, 78.5, 0.052, 0.015),
+    "orpo": Paper(80.5, 83.2, 79.1, 0.048, 0.013),
+    "hard": Paper(82.3, 85.7, 81.9, 0.031, 0.008),
+}
+# Label -> what differs from Hard's tuned settings, and the paper's UltraFeedback win %.
+ABLATIONS = {
+    "hard": ({}, 81.9),
+    "fixed delta": ({"delta_gamma": 1.0}, 80.1),
+    "no trust region": ({"alpha": 0.0}, 77.7),
+    "delta_0 0.01, gamma 0.99": ({"delta_0": 0.01, "delta_gamma": 0.99}, 81.2),
+    "delta_0 0.02, gamma 0.98": ({"delta_0": 0.02, "delta_gamma": 0.98}, 81.9),
+    "delta_0 0.05, gamma 0.95": ({"delta_0": 0.05, "delta_gamma": 0.95}, 80.3),
+}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What to run, and on which budget."""
+
+    methods: tuple[str, ...] = (
+        "grpo",
+        "rank",
+        "ppo",
+        "soft",
+        "hard",
+        "dpo",
+        "ipo",
+        "orpo",
+        "soft-offline",
+        "hard-offline",
+    )
+    """Methods of the main table, each with its tuned settings; "-offline" learns from dataset pairs."""
+    domains: tuple[str, ...] = DOMAINS
+    """helpful, harmless, ultrafeedback: each has two reward heads, one to train on and one to judge."""
+    data: tuple[str, ...] = ("tiny-helpful", "tiny-harmless", "tiny")
+    """Data of each domain, as in experiments.align."""
+    ablations: bool = True
+    """Make the ablation table, on the last of `domains`."""
+    model: str = "smollm2"
+    """As in experiments.align."""
+    iterations: int = 16
+    """Batches of each run."""
+    evaluation_prompts: int = 32
+    """Held-out prompts and pairs of each run."""
+    seeds: int = 1
+    """Runs per cell."""
+    window: int = 50
+    """Last updates that the stability table looks at."""
+    output: Path = Path("runs/tables")
+    """Folder of all runs."""
+    report_only: bool = False
+    """Make no runs; report on those that are finished."""
+
+
+class Cell(NamedTuple):
+    """One run of one method in one domain."""
+
+    domain: str
+    label: str
+    seed: int
+
+
+def main() -> int | None:
+    """Makes the runs that are missing and reports."""
+    args = tyro.cli(Tables, description=__doc__)
+    check(args)
+    console = Console()
+    if not args.report_only:
+        for cell in cells(args):
+            code = make_run(args, cell, console)
+            if code:
+                return code
+    report(args, console)
+    return None
+
+
+def check(args: Tables) -> None:
+    """Raises ValueError that names the first bad field."""
+    if len(args.data) != len(args.domains) or not set(args.domains) <= set(DOMAINS) or not args.domains:
+        raise ValueError(f"domains={args.domains} must be out of {DOMAINS}, with one entry of data for each")
+    for method in args.methods:
+        config_of(method).check()
+
+
+def config_of(label: str) -> AlignConfig:
+    """The settings of a method or an ablation."""
+    if label in ABLATIONS:
+        return tuned("hard").replace(**ABLATIONS[label][0])
+    algo, _, offline = label.partition("-")
+    return tuned(algo, offline=offline == "offline")
+
+
+def cells(args: Tables) -> list[Cell]:
+    """Every run, seed by seed so that a table is whole early."""
+    found = []
+    for seed in range(args.seeds):
+        found += [Cell(domain, label, seed) for domain in args.domains for label in args.methods]
+        if args.ablations:
+            found += [Cell(args.domains[-1], label, seed) for label in ABLATIONS if label not in args.methods]
+    return found
+
+
+def run_of(args: Tables, cell: Cell) -> align.Run:
+    """The run of a cell."""
+    folder = args.output / cell.domain / cell.label.replace(",", "").replace(" ", "_") / f"seed{cell.seed}"
+    return align.Run(
+        model=args.model,
+        data=args.data[args.domains.index(cell.domain)],
+        reward=f"{cell.domain}-a",
+        judge=f"{cell.domain}-b",
+        iterations=args.iterations,
+        evaluation_prompts=args.evaluation_prompts,
+        seed=cell.seed,
+        output=folder,
+        resume=folder.exists(),
+        export=False,
+        config=config_of(cell.label),
+    )
+
+
+def make_run(args: Tables, cell: Cell, console: Console) -> int:
+    """One run, resumed if it was begun; its exit code."""
+    run = run_of(args, cell)
+    if is_finished(run):
+        return 0
+    console.print(f"[bold]{cell.domain}, {cell.label}, seed {cell.seed}[/bold]")
+    return align.execute(run, console)
+
+
+def is_finished(run: align.Run) -> bool:
+    """Whether a run is complete; ValueError if it was made with other settings."""
+    if not (run.output / align.DONE).exists():
+        return False
+    if json.loads((run.output / "config.json").read_text())["config"] != settings(run)["config"]:
+        raise ValueError(f"output: {run.output} was made with other settings; move it away or choose another --output")
+    return True
+
+
+def finished(args: Tables, domain: str, label: str) -> list[list[dict]]:
+    """Metrics of every finished seed of a cell."""
+    runs = (run_of(args, Cell(domain, label, seed)) for seed in range(args.seeds))
+    return [read_metrics(run.output) for run in runs if is_finished(run)]
+
+
+def report(args: Tables, console: Console) -> None:
+    """Prints the tables, writes them, and draws the picture."""
+    runs = {(d, m): finished(args, d, m) for d in args.domains for m in (*args.methods, *ABLATIONS)}
+    runs = {cell: rows for cell, rows in runs.items() if rows}
+    if not runs:
+        raise ValueError(f"output: no finished run in {args.output}; leave out --report-only")
+    parts = [budget(args, runs), CAVEAT, main_table(args, runs), stability_table(args, runs)]
+    parts += [accuracy_table(args, runs)] + ([ablation_table(args, runs)] if args.ablations else [])
+    text = "\n\n".join(part for part in parts if part)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "tables.md").write_text(text + "\n")
+    draw(args, runs, args.output / "tables.png")
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"\nin {args.output / 'tables.md'} and {args.output / 'tables.png'}", highlight=False)
+
+
+def budget(args: Tables, runs: dict) -> str:
+    """What everything cost."""
+    rows = [row for seeds in runs.values() for row in seeds]
+    seconds = np.mean([row[-1]["seconds"] for row in rows])
+    return (
+        f"{args.model}, {args.iterations} batches a run, {args.evaluation_prompts} held-out prompts, "
+        f"{args.seeds} seed(s), {len(rows)} runs of {seconds / 60:.1f} minutes on average."
+    )
+
+
+def pooled(runs: list[list[dict]], name: str) -> np.ndarray | None:
+    """A figure of every prompt and seed, from the last evaluations."""
+    rows = [[row for row in of if name in row] for of in runs]
+    return np.concatenate([row[-1][name] for row in rows]) if rows and all(rows) else None
+
+
+def rate(values: np.ndarray | None) -> str:
+    """A share with its interval, in percent."""
+    if values is None:
+        return "-"
+    low, high = mean_interval(values)
+    return f"**{100 * values.mean():.1f}** [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def table(columns: list[str], rows: list[list[str]], heading: str) -> str:
+    """A Markdown table under a heading; nothing for no rows."""
+    if not rows:
+        return ""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *[f"| {' | '.join(row)} |" for row in rows]]
+    return f"### {heading}\n\n" + "\n".join(lines)
+
+
+def main_table(args: Tables, runs: dict) -> str:
+    """Win rates over the start, per domain, the paper's beside them."""
+    columns, rows = ["method"], []
+    for domain in args.domains:
+        columns += [
+            f"{domain}: held-out RM win % over the start",
+            "at equal length",
+            f"paper's {domain} % (caveat above)",
+        ]
+    for method in args.methods:
+        cells = [method]
+        for domain in args.domains:
+            of = runs.get((domain, method), [])
+            equal = [row["win_rate_length_controlled"] for seed in of for row in seed if "wins" in row]
+            paper = f"{getattr(PAPER[method], domain)}" if method in PAPER else "-"
+            cells += [rate(pooled(of, "wins")), f"{100 * np.mean(equal):.1f}" if equal else "-", paper]
+        rows.append(cells)
+    return table(columns, rows, "Main")
+
+
+def updates(seed: list[dict], name: str, window: int) -> np.ndarray:
+    """A metric of each of the last `window` updates of a run."""
+    return np.concatenate([np.atleast_1d(row[name]) for row in seed if name in row] or [np.zeros(0)])[-window:]
+
+
+def stability_table(args: Tables, runs: dict) -> str:
+    """Gradient-norm variance and KL std over the last updates, means over domains and seeds."""
+    rows = []
+    for method in args.methods:
+        of = [seed for (_, label), seeds in runs.items() if label == method for seed in seeds]
+        if not of:
+            continue
+        norms = [updates(seed, "grad_norm", args.window) for seed in of]
+        kls = [updates(seed, "kl_ref", args.window) for seed in of]
+        changes = [np.diff(kl).std() for kl in kls if len(kl) > 1]
+        paper = PAPER.get(method)
+        rows.append(
+            [
+                method,
+                f"{np.mean([x.var() for x in norms]):.4g}",
+                f"{np.mean([x.var() / x.mean() ** 2 for x in norms]):.3f}",
+                f"{np.mean([x.std() for x in kls]):.3f}",
+                f"{np.mean(changes):.3f}" if changes else "-",
+                f"{paper.variance}, {paper.kl_std}" if paper else "-",
+            ]
+        )
+    columns = ["method", "grad-norm variance", "variance / mean²", "std of KL(π‖π_ref), nats a reply"]
+    columns += ["std of its change per update", "paper's variance, KL std (caveat above)"]
+    return table(columns, rows, f"Stability, last {args.window} updates")
+
+
+def accuracy_table(args: Tables, runs: dict) -> str:
+    """Implicit-reward accuracy on held-out pairs of the offline methods."""
+    rows = []
+    for method in args.methods:
+        cells = []
+        for domain in args.domains:
+            margins = pooled(runs.get((domain, method), []), "implicit_margins")
+            cells.append(rate(None if margins is None else (margins > 0) + 0.5 * (margins == 0)))
+        if any(cell != "-" for cell in cells):
+            rows.append([method, *cells])
+    return table(["method", *args.domains], rows, "Implicit-reward accuracy on held-out pairs, %")
+
+
+def ablation_table(args: Tables, runs: dict) -> str:
+    """Hard-Pair-GRPO without its parts."""
+    domain, rows = args.domains[-1], []
+    for label, (_, paper) in ABLATIONS.items():
+        of = runs.get((domain, label), [])
+        if of:
+            kl = np.mean([updates(seed, "kl_ref", 1)[-1] for seed in of])
+            rows.append([label, rate(pooled(of, "wins")), f"{kl:.2f}", str(paper)])
+    columns = ["setting", f"{domain}: held-out RM win %", "KL to the start at the end, nats a reply"]
+    return table([*columns, "paper's UltraFeedback % (caveat above)"], rows, "Ablations of Hard-Pair-GRPO")
+
+
+def draw(args: Tables, runs: dict, path: Path) -> None:
+    """Win rates with intervals per method and domain, and KL to the start along training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(14, 4.5), constrained_layout=True)
+    labels = [m for m in dict.fromkeys((*args.methods, *ABLATIONS)) if any((d, m) in runs for d in args.domains)]
+    for i, domain in enumerate(args.domains):
+        for x, label in enumerate(labels):
+            wins = pooled(runs.get((domain, label), []), "wins")
+            if wins is not None:
+                low, high = mean_interval(wins)
+                bars = [[wins.mean() - low], [high - wins.mean()]]
+                named = domain if x == 0 else None
+                axes[0].errorbar(x + 0.15 * (i - 1), wins.mean(), bars, fmt="o", color=f"C{i}", label=named, capsize=2)
+    axes[0].axhline(0.5, color="grey", linewidth=1)
+    axes[0].set_xticks(range(len(labels)), labels, rotation=35, ha="right")
+    axes[0].set(ylabel="held-out RM win rate over the start")
+    axes[0].legend(fontsize=8)
+    for label in labels:
+        of = [seed for (_, m), seeds in runs.items() if m == label for seed in seeds]
+        kl = [updates(seed, "kl_ref", 10**9) for seed in of]
+        shortest = min(map(len, kl))
+        if shortest:
+            axes[1].plot(np.mean([x[:shortest] for x in kl], axis=0), label=label, linewidth=1)
+    axes[1].set(xlabel="update", ylabel="KL to the start, nats a reply")
+    axes[1].legend(fontsize=7)
+    figure.suptitle(f"{args.model}, {args.iterations} batches, {args.seeds} seed(s), 95% intervals over prompts")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_main(main)

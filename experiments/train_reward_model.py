@@ -1,0 +1,323 @@
+"""Trains and evaluates a Bradley-Terry reward model on preference data.
+
+python -m experiments.train_reward_model --data tiny
+python -m experiments.train_reward_model --data path/to/helpful-base --split all --output runs/helpful
+
+Cross-validated by first user turn; then one head on each half of the data, `a` and `b`, to train a policy on one and
+judge it with the other. The trunk is frozen (its features are pooled once, the rest takes seconds), or trained with
+low-rank adapters (`--mode lora`) or as a whole (`--mode full`). Writes heads, figures and a table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from safetensors.numpy import save_file
+from scipy import stats
+
+from experiments.cli import run_main
+from experiments.text_baseline import longer_margins, tfidf_margins
+from pairgrpo_jax.lm import Model, Policy, load_model, reward_model, save_pretrained
+from pairgrpo_jax.lm import reward_training as training
+from pairgrpo_jax.lm.data import Preference, batch_indices, describe, first_turn, fold_of, load_preferences
+from pairgrpo_jax.lm.lora import LoraConfig
+from pairgrpo_jax.lm.reward_model import RewardHead, save_head
+from pairgrpo_jax.training import TrainState, check_finite, make_update_step, open_folder, settings
+
+_FREE = ("output", "resume")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One reward model."""
+
+    model: str = "smollm2"
+    """Trunk: a folder, a .gguf file, a hub repository, or smollm2."""
+    data: str = "tiny"
+    """tiny, a file or folder (.jsonl, .json, also .gz; .parquet), or a hub data set."""
+    split: str = "train"
+    """Split of the data set; all: every file of a folder."""
+    mode: Literal["frozen", "lora", "full"] = "frozen"
+    """What is trained beside the head: nothing, low-rank adapters, or the whole trunk."""
+    features: tuple[str, ...] = reward_model.FEATURES
+    """What the head sees of a reply."""
+    prompt_tokens: int = 384
+    """Longer prompts lose their oldest turns."""
+    reply_tokens: int = 256
+    """Longer replies are cut."""
+    folds: int = 5
+    """Of the cross-validation, by first user turn; 0 skips it."""
+    seed: int = 0
+    """Of the folds, the halves, and the order of training batches."""
+    l2: tuple[float, ...] = training.L2_GRID
+    """Penalties on the head to choose from, by cross-validation inside the training part."""
+    batch: int = 8
+    """Pairs at a time."""
+    epochs: float = 1.0
+    """Passes over the training pairs (lora and full)."""
+    learning_rate: float = 1e-4
+    """Of Adam, constant (lora and full)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters (lora)."""
+    output: Path = Path("runs/reward_model")
+    """Folder for everything the run leaves."""
+    resume: bool = False
+    """Go on with the run in `output`: features that were pooled are not pooled again."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The preferences that fit, their tokens, and an integer for each one's first turn."""
+
+    rows: list[Preference]
+    tokens: list[training.EncodedPair]
+
+    def fold(self, folds: int, seed: int) -> np.ndarray:
+        """The fold of each pair, `[N]`."""
+        return np.array([fold_of(first_turn(row), folds, seed) for row in self.rows])
+
+
+# Fits a reward model to the pairs of a mask, and returns the margins of all others and what to save.
+Fit = Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]
+
+
+def main() -> int:
+    """Parses the command line, trains, and says where everything is."""
+    return execute(tyro.cli(Run, description=__doc__), Console())
+
+
+def execute(run: Run, console: Console) -> int:
+    """Trains and reports; returns the exit code."""
+    check(run)
+    model = load_model(run.model)
+    pairs = read(run, model, console)
+    with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
+        pooled = pool(run, model, pairs, console)
+        fit = make_fit(run, model, pairs, pooled)
+        rows = cross_validate(run, pairs, fit, console) if run.folds else []
+        rows += halves(run, model, pairs, fit)
+        (run.output / "figures.json").write_text(json.dumps(rows, indent=2))
+        text = table(rows)
+        (run.output / "table.md").write_text(text + "\n")
+    console.print(f"\n{run.data}, {len(pairs.rows)} pairs, {run.mode} {run.model}", style="bold")
+    console.print(text, highlight=False, soft_wrap=True)
+    console.print(f"\nheads: {run.output}/a.safetensors, {run.output}/b.safetensors", highlight=False, soft_wrap=True)
+    return 0
+
+
+def check(run: Run) -> None:
+    """Raises ValueError that names the first bad field."""
+    for name in ("prompt_tokens", "reply_tokens", "batch"):
+        if getattr(run, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+    if run.folds < 0 or run.folds == 1:
+        raise ValueError(f"folds must be 0 or at least 2, got {run.folds}")
+    if not run.l2 or min(run.l2) <= 0:
+        raise ValueError(f"l2 must hold positive numbers, got {run.l2}")
+    if not (run.epochs > 0 and run.learning_rate > 0):
+        raise ValueError(f"epochs={run.epochs} and learning_rate={run.learning_rate} must be positive")
+    reward_model.check_features(run.features)
+
+
+def read(run: Run, model: Model, console: Console) -> Pairs:
+    """Loads, cleans and encodes the data, and says what was left out."""
+    loaded = load_preferences(run.data, split=run.split)
+    console.print(f"{run.data}: {describe(loaded)}", highlight=False, soft_wrap=True)
+    tokens = training.encode(model, loaded.rows, run.prompt_tokens, run.reply_tokens)
+    kept = [(row, pair) for row, pair in zip(loaded.rows, tokens) if pair is not None]
+    if len(kept) < len(tokens):
+        console.print(f"{len(tokens) - len(kept)} more have a last turn longer than {run.prompt_tokens} tokens")
+    if len(kept) < 10:
+        raise ValueError(f"data: {len(kept)} usable pairs in {run.data} are too few; at least 10 are needed")
+    rows, pairs = zip(*kept)
+    return Pairs(list(rows), list(pairs))
+
+
+def pool(run: Run, model: Model, pairs: Pairs, console: Console) -> np.ndarray:
+    """Features `[N, 2, F]` from the frozen trunk, kept in the run's folder."""
+    path = run.output / "features.npy"
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    started = time.monotonic()
+
+    def progress(done: int) -> None:
+        if done * 10 // len(pairs.tokens) > max(done - run.batch, 0) * 10 // len(pairs.tokens):
+            left = (time.monotonic() - started) * (len(pairs.tokens) / done - 1)
+            console.print(f"pooled {done} of {len(pairs.tokens)} pairs, {left:.0f} s left", highlight=False)
+
+    policy = Policy(model, model.params)
+    pooled = training.pair_features(policy, pairs.tokens, run.features, batch=run.batch, progress=progress)
+    np.save(path.with_suffix(".partial.npy"), pooled)
+    path.with_suffix(".partial.npy").rename(path)
+    return pooled
+
+
+def make_fit(run: Run, model: Model, pairs: Pairs, pooled: np.ndarray) -> Fit:
+    """How a reward model is fitted to some of the pairs."""
+    groups = pairs.fold(2**31, run.seed)
+
+    def fit_frozen(train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        head, l2 = training.fit_head(pooled[train], groups[train], run.features, run.l2)
+        both = (pooled[~train] @ np.asarray(head.weight)).astype(np.float64)
+        return both[:, 0] - both[:, 1], {"head": head, "l2": l2}
+
+    program = make_trunk_program(run, model)
+
+    def fit_trunk(train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        fitted = fit_frozen(train)[1]
+        tokens = [pair for pair, used in zip(pairs.tokens, train) if used]
+        trainable = train_trunk(run, model, program, tokens, fitted["head"])
+        held_out = [pair for pair, used in zip(pairs.tokens, train) if not used]
+        margins = trunk_margins(run, model, program, trainable, held_out)
+        return margins, {**fitted, **trainable}
+
+    return fit_frozen if run.mode == "frozen" else fit_trunk
+
+
+class TrunkProgram(NamedTuple):
+    """Compiled once for all folds: an update of head and trunk, and their rewards; both take the frozen parameters."""
+
+    optimizer: optax.GradientTransformation
+    update: Callable
+    rewards: Callable
+
+
+def make_trunk_program(run: Run, model: Model) -> TrunkProgram:
+    """Adam at a constant rate, gradients clipped at norm 1."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(run.learning_rate))
+
+    @jax.jit
+    def update(state, frozen, batch):
+        loss = training.make_reward_loss(model, frozen, run.lora)
+        return make_update_step(loss, optimizer, parallel=None)(state, batch)
+
+    @jax.jit
+    def rewards(trainable, frozen, batch):
+        policy = training.trunk(trainable, model, frozen, run.lora)
+        return reward_model.reward(policy, trainable["head"], *batch)
+
+    return TrunkProgram(optimizer, update, rewards)
+
+
+def train_trunk(
+    run: Run, model: Model, program: TrunkProgram, tokens: list[training.EncodedPair], head: RewardHead
+) -> dict[str, Any]:
+    """Trains head and trunk together, from the head that fits the frozen trunk."""
+    keys = jax.random.split(jax.random.key(run.seed))
+    trainable = training.init_trainable(run.mode, model, head, run.lora, keys[0])
+    state = TrainState.create(trainable, program.optimizer, keys[1])
+    state = jax.device_put(state, jax.devices()[0])  # as what updates return, or they would compile twice
+    frozen = model.params if run.mode == "lora" else None
+    for position in range(max(1, math.ceil(run.epochs * len(tokens) / run.batch))):
+        index = batch_indices(len(tokens), run.batch, position, run.seed)
+        state, _ = program.update(state, frozen, training.pad_pairs([tokens[i] for i in index]))
+        check_finite(state)
+    return state.params
+
+
+def trunk_margins(
+    run: Run, model: Model, program: TrunkProgram, trainable: Any, tokens: list[training.EncodedPair]
+) -> np.ndarray:
+    """Reward of the chosen minus that of the rejected reply, `[N]`."""
+    frozen, margins = model.params if run.mode == "lora" else None, np.zeros(len(tokens))
+    for index in training.batches_by_length(tokens, run.batch):
+        batch = training.pad_pairs([tokens[i] for i in index], run.batch)
+        both = np.asarray(program.rewards(trainable, frozen, batch))[: len(index)]
+        margins[index] = both[:, 0] - both[:, 1]
+    return margins
+
+
+def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[dict[str, Any]]:
+    """Margins of every pair from the model that did not see its fold, beside what needs no model."""
+    folds, replies = pairs.fold(run.folds, run.seed), [(row.chosen, row.rejected) for row in pairs.rows]
+    margins = {"reward model": np.zeros(len(folds)), "TF-IDF + length": np.zeros(len(folds))}
+    for fold in range(run.folds):
+        test = folds == fold
+        if not test.any() or test.all():
+            continue
+        margins["reward model"][test], fitted = fit(~test)
+        margins["TF-IDF + length"][test] = tfidf_margins(replies, test)[test]
+        score = training.accuracy(margins["reward model"][test])
+        about = f"{test.sum()} pairs, accuracy {100 * score:.1f}%, l2 {fitted['l2']:g}"
+        console.print(f"fold {fold + 1} of {run.folds}: {about}", highlight=False)
+    margins["longer reply"] = longer_margins(replies)
+    return [figures(name, values, margins["reward model"]) for name, values in margins.items()]
+
+
+def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any]]:
+    """Fits and saves one reward model on each half of the first turns; each is tested on the other half."""
+    half, rows = pairs.fold(2, run.seed), []
+    for number, name in enumerate("ab"):
+        margins, fitted = fit(half == number)
+        row = figures(f"half {name}, tested on the other", margins)
+        about = {
+            "model": run.model,
+            "data": run.data,
+            "pairs": int((half == number).sum()),
+            "accuracy": row["accuracy"],
+        }
+        save_head(fitted["head"], run.output / f"{name}.safetensors", l2=fitted["l2"], **about)
+        if "adapters" in fitted:
+            flat = {"/".join(k.key for k in path): np.asarray(x) for path, x in leaves(fitted["adapters"])}
+            save_file(flat, run.output / f"{name}-adapters.safetensors")
+        if "params" in fitted:
+            save_pretrained(model, fitted["params"], run.output / f"{name}-trunk")
+        rows.append(row)
+    return rows
+
+
+def leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
+    """The leaves of a tree with their paths."""
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+def figures(name: str, margins: np.ndarray, other: np.ndarray | None = None) -> dict[str, Any]:
+    """Accuracy with a 95% bootstrap interval over pairs, mean margin, and how far the reward model is ahead."""
+    right = (margins > 0) + (margins == 0) / 2
+    row = {"name": name, "accuracy": float(right.mean()), "interval": interval(right)}
+    row |= {"margin": float(margins.mean()), "log_loss": training.log_loss(margins)}
+    if other is not None and other is not margins:
+        ahead = (other > 0) + (other == 0) / 2 - right
+        row |= {"ahead": float(ahead.mean()), "ahead_interval": interval(ahead)}
+    return row
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95% percentile bootstrap of the mean."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    rng = np.random.default_rng(0)
+    ends = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=rng).confidence_interval
+    return float(ends.low), float(ends.high)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures in Markdown."""
+    lines = ["| | pair accuracy, % [95% interval] | mean margin | reward model ahead by, points |", "|---|---|---|---|"]
+    for row in rows:
+        model = not row["name"].startswith(("TF-IDF", "longer"))
+        margin = f"{row['margin']:.3f}" if model else "-"
+        ahead = f"{100 * row['ahead']:.1f} {bounds(row['ahead_interval'])}" if "ahead" in row else "-"
+        accuracy = f"{100 * row['accuracy']:.1f} {bounds(row['interval'])}"
+        lines.append(f"| {row['name']} | {accuracy} | {margin} | {ahead} |")
+    return "\n".join(lines)
+
+
+def bounds(ends: tuple[float, float]) -> str:
+    """An interval in percent."""
+    return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+if __name__ == "__main__":
+    run_main(main)

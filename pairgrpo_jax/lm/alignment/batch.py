@@ -1,0 +1,135 @@
+"""What an update is given: padded tokens and what is known about them. Updates never see a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pairgrpo_jax.lm.data import Message, Preference, encode_prompt, encode_reply
+from pairgrpo_jax.lm.model import Model
+
+
+class Batch(NamedTuple):
+    """B groups of K completions; only the fields that the method reads need be there.
+
+    Attributes:
+      prompts: int32 `[B,P]`, right-padded.
+      prompt_lengths: int32 `[B]`.
+      completions: int32 `[B,K,T]`, right-padded; offline, chosen then rejected.
+      lengths: int32 `[B,K]`.
+      old_logp: `[B,K,T]` under pi_old, which sampled them.
+      ref_logp: `[B,K,T]` under pi_ref.
+      advantages: `[B,K]`, or `[B,K,T]` for ppo.
+      pairs: `Pairs`, `[B,Q]`.
+      old_values: `[B,K,T]`, the critic's when the batch was collected.
+      returns: `[B,K,T]`, its targets.
+      alive: `[B]`, 0 for a group without a usable verdict.
+      delta: scalar, the mass that Hard moves.
+      multiplier: scalar, the trust region's Lagrange multiplier.
+      key: PRNG key of LoRA's dropout, or None.
+    """
+
+    prompts: Any
+    prompt_lengths: Any
+    completions: Any
+    lengths: Any
+    old_logp: Any = None
+    ref_logp: Any = None
+    advantages: Any = None
+    pairs: Any = None
+    old_values: Any = None
+    returns: Any = None
+    alive: Any = None
+    delta: Any = None
+    multiplier: Any = None
+    key: Any = None
+
+    @property
+    def tokens(self) -> tuple:
+        """The four arrays that a model is run on."""
+        return self.prompts, self.prompt_lengths, self.completions, self.lengths
+
+    @property
+    def mask(self) -> jax.Array:
+        """`[B,K,T]`, 1.0 at real tokens; from lengths, never from a pad id."""
+        steps = jnp.arange(self.completions.shape[-1])
+        return (steps < self.lengths[..., None]).astype(jnp.float32)
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as messages, for whoever judges, and as the tokens the model is given."""
+
+    messages: tuple[Message, ...]
+    ids: list[int]
+
+
+class EncodedPair(NamedTuple):
+    """Tokens of a prompt, the chosen and the rejected reply."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def encode_prompts(model: Model, prompts: Sequence[tuple[Message, ...]], limit: int) -> list[EncodedPrompt]:
+    """Prompts of at most `limit` tokens; those that cannot be made to fit are left out.
+
+    Raises:
+      ValueError: if none fits.
+    """
+    encoded = [(messages, encode_prompt(model, messages, limit)) for messages in prompts]
+    kept = [EncodedPrompt(messages, ids) for messages, ids in encoded if ids]
+    if not kept:
+        raise ValueError(f"prompt_tokens={limit}: none of {len(prompts)} prompts fits; raise it, or use other data")
+    return kept
+
+
+def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_limit: int) -> list[EncodedPair]:
+    """Pairs whose prompt fits; replies are cut at `reply_limit` tokens, and pairs that are then alike left out.
+
+    Raises:
+      ValueError: if none is left.
+    """
+    kept = []
+    for row in rows:
+        ids = encode_prompt(model, row.prompt, limit)
+        replies = [encode_reply(model, text, reply_limit) for text in (row.chosen, row.rejected)]
+        if ids and all(replies) and replies[0] != replies[1]:
+            kept.append(EncodedPair(ids, *replies))
+    if not kept:
+        raise ValueError(
+            f"prompt_tokens={limit}, completion_tokens={reply_limit}: none of {len(rows)} pairs fits; raise them"
+        )
+    return kept
+
+
+def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded int32 `[N,width]` and lengths `[N]`; rows are cut at `width`."""
+    tokens, lengths = np.zeros((len(rows), width), np.int32), np.zeros(len(rows), np.int32)
+    for i, row in enumerate(rows):
+        part = list(row)[:width]
+        tokens[i, : len(part)], lengths[i] = part, len(part)
+    return tokens, lengths
+
+
+def pair_batch(pairs: Sequence[EncodedPair], prompt_tokens: int, completion_tokens: int) -> Batch:
+    """Dataset pairs as a batch of K = 2, the chosen reply first."""
+    prompts, prompt_lengths = pad([pair.prompt for pair in pairs], prompt_tokens)
+    replies, lengths = pad([reply for pair in pairs for reply in (pair.chosen, pair.rejected)], completion_tokens)
+    return Batch(
+        prompts, prompt_lengths, replies.reshape(len(pairs), 2, -1), lengths.reshape(len(pairs), 2), alive=_ones(pairs)
+    )
+
+
+def chosen_batch(pairs: Sequence[EncodedPair], prompt_tokens: int, completion_tokens: int) -> Batch:
+    """The chosen replies alone, K = 1, for supervised fine-tuning."""
+    batch = pair_batch(pairs, prompt_tokens, completion_tokens)
+    return batch._replace(completions=batch.completions[:, :1], lengths=batch.lengths[:, :1])
+
+
+def _ones(rows: Sequence) -> np.ndarray:
+    return np.ones(len(rows), np.float32)

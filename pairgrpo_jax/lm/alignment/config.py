@@ -1,0 +1,185 @@
+"""The settings of an alignment run, and what is wrong with them before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
+from pairgrpo_jax.core.pairs import PAIR_SCHEMES
+from pairgrpo_jax.core.surrogate import AGGREGATES, LEVELS
+from pairgrpo_jax.lm.lora import LoraConfig
+from pairgrpo_jax.lm.sampling import Sampling
+
+Algorithm = Literal["grpo", "soft", "hard", "ppo", "rank", "dpo", "ipo", "orpo"]
+OFFLINE = ("dpo", "ipo", "orpo")
+PAIRED = ("soft", "hard")
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """How to sample, what to fit, and how far.
+
+    The defaults are those of Hard-Pair-GRPO online; `tuned(algo)` gives each method its own.
+    """
+
+    algo: Algorithm = "hard"
+    """grpo | soft | hard | ppo | rank sample their completions; dpo | ipo | orpo learn from a preference data set."""
+    offline: bool = False
+    """Learn from the pairs of a data set in place of samples, K = 2 (soft, hard; dpo, ipo and orpo always do)."""
+    prompts: int = 8
+    """B: prompts (offline: preference pairs) in a batch."""
+    candidates: int = 4
+    """K: completions sampled of each prompt."""
+    prompt_tokens: int = 64
+    """P: longest prompt, in tokens; older turns of a longer one are dropped, or the prompt is left out."""
+    completion_tokens: int = 32
+    """T: longest completion, in tokens."""
+    temperature: float = 1.0
+    """Of sampling; log-probabilities are those of the distribution that was sampled."""
+    top_k: int | None = None
+    """Sample from the k most likely tokens."""
+    top_p: float | None = None
+    """Sample from a nucleus of this probability."""
+    epochs: int = 2
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Updates per pass."""
+    accumulate: int = 1
+    """Micro-batches whose exact sum makes one update."""
+    learning_rate: float = 2e-3
+    """Adam's step size at the start."""
+    anneal: bool = False
+    """Decay the learning rate linearly to 0 over the run."""
+    max_grad_norm: float = 1.0
+    """Global gradient-norm clip."""
+    clip: float = 0.2
+    """PPO clip epsilon of the ratio (grpo, soft, ppo, rank)."""
+    clip_high: float | None = None
+    """Epsilon above 1, if it differs (DAPO's clip-higher)."""
+    level: Literal["token", "sequence"] = "token"
+    """Ratio per token or per sequence (GSPO) (grpo, soft, rank)."""
+    aggregate: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """How tokens are averaged (grpo, soft, rank, and the penalty of ref_beta)."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """What advantages are divided by (grpo)."""
+    scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "matched"
+    """How rewards become pairs (soft, hard)."""
+    margin: float = 0.0
+    """Reward gaps at or below it make no pair (soft, hard)."""
+    beta: float = 0.05
+    """Weight of KL(pi_theta || pi_old) (soft), radius in nats (hard), beta (dpo, ipo), or odds-ratio weight (orpo)."""
+    alpha: float = 0.5
+    """Weight of the hinge beyond the trust region; 0: no trust region (hard)."""
+    delta_0: float = 0.2
+    """Probability mass moved per pair at the start; candidates start at 1/K each (hard)."""
+    delta_gamma: float = 0.98
+    """Factor of delta per batch (hard)."""
+    fit: Literal["reverse", "forward"] = "reverse"
+    """KL(p_theta || q) or KL(q || p_theta) (hard)."""
+    trust_region: Literal["hinge", "lagrangian"] = "hinge"
+    """Fixed hinge weight, or a learned multiplier (hard)."""
+    hinge: Literal["candidates", "tokens"] = "candidates"
+    """KL of the trust region: of the candidate distribution, or the mean per token (hard)."""
+    project_target: bool = False
+    """Shrink delta in each group until KL(q || p0) <= beta (hard)."""
+    length_normalize: bool = False
+    """Mean instead of sum of a sequence's log-ratios (hard, dpo, ipo)."""
+    ref_beta: float = 0.0
+    """Weight of KL(pi_theta || pi_ref) in the loss; for ppo, of the log-ratio in each token's reward."""
+    ref_kl: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL; see `core.kl`."""
+    rescore: bool = False
+    """Take pi_old's log-probabilities from the training graph, not from the sampler."""
+    trace: float = 0.95
+    """Lambda of generalised advantage estimation (ppo)."""
+    value_weight: float = 0.5
+    """Weight of the squared value error (ppo)."""
+    reference: Literal["shared", "cached"] = "shared"
+    """Offline: score pairs under the reference with each batch, or all of them once, beforehand."""
+    sft_iterations: int = 0
+    """Batches of supervised fine-tuning on chosen replies before all else; the reference is what they give."""
+    lora_rank: int = 16
+    """Rank of the adapters that are trained; 0 trains all parameters."""
+    lora_alpha: float = 32.0
+    """Their scale, divided by the rank."""
+    lora_dropout: float = 0.0
+    """Dropout of their input while training."""
+    lora_targets: tuple[str, ...] = ("q", "k", "v", "o")
+    """Linear layers that get one."""
+
+    @property
+    def online(self) -> bool:
+        """Whether completions are sampled."""
+        return not (self.offline or self.algo in OFFLINE)
+
+    @property
+    def group_size(self) -> int:
+        """K of a batch."""
+        return self.candidates if self.online else 2
+
+    @property
+    def sampling(self) -> Sampling:
+        """The transform of the sampled distribution; offline, the model's own."""
+        return Sampling(self.temperature, self.top_k, self.top_p) if self.online else Sampling()
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters, or None for full fine-tuning."""
+        if not self.lora_rank:
+            return None
+        return LoraConfig(self.lora_rank, self.lora_alpha, self.lora_dropout, tuple(self.lora_targets))
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps on each batch."""
+        return self.epochs * self.minibatches
+
+    def replace(self, **changes) -> AlignConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def check(self) -> None:
+        """Raises ValueError that names the first bad field and says what would do."""
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
+        for field, low in _AT_LEAST.items():
+            if not getattr(self, field) >= low:
+                raise ValueError(f"{field} must be >= {low}, got {getattr(self, field)}")
+        for field in ("delta_gamma", "trace"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be > 0 to sample different completions, got {self.temperature}")
+        rows = self.prompts // self.minibatches
+        if self.prompts % self.minibatches or rows % self.accumulate:
+            raise ValueError(
+                f"minibatches={self.minibatches} x accumulate={self.accumulate} must divide prompts={self.prompts}"
+            )
+        if self.offline and self.algo not in (*PAIRED, *OFFLINE):
+            raise ValueError(f"offline goes with {', '.join((*PAIRED, *OFFLINE))}; algo={self.algo!r} needs samples")
+        if self.algo in PAIRED and self.scheme == "matched" and self.group_size % 2:
+            raise ValueError(f'candidates={self.candidates} must be even with scheme="matched"')
+        if self.trust_region == "lagrangian" and not self.beta > 0:
+            raise ValueError(f'beta must be > 0 with trust_region="lagrangian", got {self.beta}')
+        if self.reference == "cached" and self.sft_iterations:
+            raise ValueError('reference="cached" needs a reference that is known at the start: sft_iterations=0')
+
+
+_CHOICES = {
+    "algo": get_args(Algorithm),
+    "level": LEVELS,
+    "aggregate": AGGREGATES,
+    "scale": ("group", "batch", "none"),
+    "scheme": PAIR_SCHEMES,
+    "fit": FITS,
+    "trust_region": TRUST_REGIONS,
+    "hinge": ("candidates", "tokens"),
+    "ref_kl": ("k1", "k2", "k3"),
+    "reference": ("shared", "cached"),
+}
+_AT_LEAST = dict.fromkeys(("prompts", "prompt_tokens", "completion_tokens", "epochs", "minibatches", "accumulate"), 1)
+_AT_LEAST |= {"candidates": 2, "learning_rate": 0, "max_grad_norm": 0, "clip": 0, "margin": 0, "beta": 0, "alpha": 0}
+_AT_LEAST |= {"delta_0": 0, "ref_beta": 0, "value_weight": 0, "sft_iterations": 0, "lora_rank": 0}

@@ -1,0 +1,138 @@
+"""Held-out figures: replies of two policies to the same prompts, judged; and how a policy ranks labelled pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPair, EncodedPrompt, pad, pair_batch
+from pairgrpo_jax.lm.generation import generate, row_keys
+from pairgrpo_jax.lm.model import Model
+from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
+from pairgrpo_jax.lm.sampling import Sampling
+from pairgrpo_jax.lm.scoring import Policy, score
+
+
+class Replies(NamedTuple):
+    """S replies to each of N prompts.
+
+    Attributes:
+      tokens: `[N,S,T]`.
+      lengths: `[N,S]`.
+      logp: `[N,S]`, under the policy that wrote them, at the sampling transform.
+      ended: `[N,S]` bool, stopped by themselves.
+      texts: N lists of S strings, special tokens left out.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logp: np.ndarray
+    ended: np.ndarray
+    texts: list[list[str]]
+
+
+class Judged(NamedTuple):
+    """What a reward head and the reference say of replies: rewards and log-probabilities, `[N,S]`."""
+
+    rewards: np.ndarray
+    ref_logp: np.ndarray
+
+
+def write_replies(
+    policy: Policy,
+    prompts: Sequence[EncodedPrompt],
+    *,
+    completion_tokens: int,
+    key: jax.Array,
+    sampling: Sampling,
+    samples: int = 1,
+    batch: int = 16,
+) -> Replies:
+    """Samples replies to each prompt; a reply depends on its own key alone, so two policies can share keys."""
+    model, parts, batch = policy.model, [], min(batch, len(prompts))
+    keys = row_keys(key, len(prompts), samples)
+    for start in range(0, len(prompts), batch):
+        index = np.arange(start, start + batch) % len(prompts)  # one compiled shape
+        out = generate(
+            model,
+            policy.params,
+            [prompts[i].ids for i in index.tolist()],
+            max_new_tokens=completion_tokens,
+            key=keys[index],
+            num_samples=samples,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            lora=policy.lora,
+        )
+        parts.append([x[: len(prompts) - start] for x in (out.tokens, out.lengths, out.logp)])
+    tokens, lengths, logp = (np.concatenate(x) for x in zip(*parts))
+    last = np.take_along_axis(tokens, np.maximum(lengths, 1)[..., None] - 1, axis=-1)[..., 0]
+    return Replies(tokens, lengths, logp.sum(-1), np.isin(last, model.config.eos_ids), _texts(model, tokens, lengths))
+
+
+def _texts(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
+    def text(ids: list[int]) -> str:
+        return str(ids) if model.tokenizer is None else model.tokenizer.decode(ids, skip_special_tokens=True)
+
+    return [[text(row[:n].tolist()) for row, n in zip(*group)] for group in zip(tokens, lengths)]
+
+
+def judge_replies(
+    reference: Policy,
+    head: RewardHead,
+    prompts: Sequence[EncodedPrompt],
+    replies: Replies,
+    *,
+    prompt_tokens: int,
+    sampling: Sampling,
+    batch: int = 16,
+) -> Judged:
+    """Rewards and the reference's log-probabilities of replies, in one pass of the reference."""
+
+    def judge(params, head, part):
+        return _rewards_and_logp(Policy(reference.model, params, reference.lora), head, part, sampling)
+
+    run, parts, batch = jax.jit(judge), [], min(batch, len(prompts))
+    for start in range(0, len(prompts), batch):
+        index = np.arange(start, start + batch) % len(prompts)
+        tokens, lengths = pad([prompts[i].ids for i in index.tolist()], prompt_tokens)
+        part = Batch(tokens, lengths, replies.tokens[index], replies.lengths[index])
+        parts.append([np.asarray(x)[: len(prompts) - start] for x in run(reference.params, head, part)])
+    return Judged(*(np.concatenate(x) for x in zip(*parts)))
+
+
+def _rewards_and_logp(reference: Policy, head: RewardHead, batch: Batch, sampling: Sampling):
+    scores, rewards = score_and_reward(reference, head, *batch.tokens, sampling=sampling)
+    return rewards, scores.logp.sum(-1)
+
+
+def implicit_margins(
+    policy: Policy,
+    reference: Policy,
+    pairs: Sequence[EncodedPair],
+    *,
+    prompt_tokens: int,
+    completion_tokens: int,
+    batch: int = 16,
+) -> np.ndarray:
+    """`[N]`: by how much (nats) the policy's log-ratio to the reference favours the chosen reply over the rejected."""
+
+    def ratio(policy: tuple, reference: tuple, part: Batch) -> jax.Array:
+        ours, ref = (score(Policy(model, *p), *part.tokens).logp.sum(-1) for p in (policy, reference))
+        return (ours - ref)[:, 0] - (ours - ref)[:, 1]
+
+    model, run, margins = policy.model, jax.jit(ratio), []
+    for start in range(0, len(pairs), batch):
+        index = np.arange(start, start + batch) % len(pairs)
+        part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
+        margins.append(np.asarray(run(policy[1:], reference[1:], part))[: len(pairs) - start])
+    return np.concatenate(margins)
+
+
+def preference_accuracy(margins: np.ndarray) -> float:
+    """Share of pairs ranked as labelled; ties count half."""
+    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))

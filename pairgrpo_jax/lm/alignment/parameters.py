@@ -1,0 +1,94 @@
+"""What is trained and what stays: adapters on a shared frozen base, or all parameters; a critic where there is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pairgrpo_jax.lm import lora, sharding
+from pairgrpo_jax.lm.alignment.config import AlignConfig
+from pairgrpo_jax.lm.model import Model
+from pairgrpo_jax.lm.scoring import Policy
+
+
+def init_trainable(config: AlignConfig, model: Model, key: jax.Array) -> dict[str, Any]:
+    """New parameters to train: `lora` adapters or a copy of the `model`, and for ppo a `value` head that says 0."""
+    trainable: dict[str, Any] = {}
+    if config.lora is not None:
+        trainable["lora"] = lora.init(config.lora, model.config, key)
+    else:
+        trainable["model"] = jax.tree.map(jnp.copy, model.params)  # donated later, while the reference stays
+    if config.algo == "ppo":
+        trainable["value"] = {"weight": jnp.zeros(model.config.hidden_size), "bias": jnp.zeros(())}
+    return trainable
+
+
+def policy_of(config: AlignConfig, model: Model, frozen: Any, trainable: dict[str, Any]) -> Policy:
+    """The policy that `trainable` makes of the frozen base parameters (which full fine-tuning does not use)."""
+    if config.lora is None:
+        return Policy(model, trainable["model"])
+    return Policy(model, frozen, lora.variables(config.lora, trainable["lora"]))
+
+
+def merged(config: AlignConfig, model: Model, trainable: dict[str, Any]) -> Any:
+    """One parameter tree, adapters added in, for `save_pretrained`."""
+    if config.lora is None:
+        return trainable["model"]
+    return lora.merge(config.lora, model.params, trainable["lora"])
+
+
+def critic(value: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:
+    """V(s) of hidden states `[..., d]`, `[...]`: linear in them at unit norm, so one learning rate serves all."""
+    x = hidden.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+    return x @ value["weight"] + value["bias"]
+
+
+class Placement:
+    """Where arrays live: on one device, or a mesh whose first axis splits batches and, by `rules`, parameters."""
+
+    def __init__(self, mesh: Mesh | None = None, rules=sharding.RULES):
+        """Takes a mesh and which of its axes split which parameter axes; no rules: replicated, data-parallel."""
+        self.mesh, self.rules = mesh, rules
+
+    @property
+    def rows(self) -> NamedSharding | None:
+        """How a leading axis is split."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
+
+    def check(self, prompts: int) -> None:
+        """Raises ValueError if a batch cannot be split evenly."""
+        size = 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
+        if prompts % size:
+            raise ValueError(f"prompts={prompts} per micro-batch must be a multiple of the {size} devices of the mesh")
+
+    def model(self, model: Model) -> Model:
+        """The model with its parameters in place."""
+        if self.mesh is None:
+            return model
+        import dataclasses
+
+        places = sharding.shardings(jax.eval_shape(lambda: model.params), self.mesh, self.rules)
+        return dataclasses.replace(model, params=jax.device_put(model.params, places))
+
+    def batch(self, batch: Any) -> Any:
+        """A batch on the devices; leading axes split, scalars and keys everywhere."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, batch)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda x: jax.device_put(x, self.rows if jnp.ndim(x) else everywhere), batch)
+
+    def state(self, state: Any) -> Any:
+        """A state with all that is not placed yet replicated."""
+        if self.mesh is None:
+            return state
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+
+        def place(x):
+            placed = isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.mesh == self.mesh
+            return x if placed else jax.device_put(x, everywhere)
+
+        return jax.tree.map(place, state)

@@ -1,0 +1,28 @@
+"""The settings each method was tuned to, with the same effort; docs/results/alignment.md tells how."""
+
+from __future__ import annotations
+
+from pairgrpo_jax.lm.alignment.config import OFFLINE, AlignConfig
+
+_ONLINE: dict[str, dict] = {
+    "hard": {},
+    "soft": {"beta": 0.01},
+    "grpo": {},
+    "rank": {},
+    "ppo": {},
+}
+_PAIRS = {"prompts": 16, "epochs": 1, "learning_rate": 5e-4}
+_OFFLINE: dict[str, dict] = {
+    "dpo": {"beta": 0.1},
+    "ipo": {"beta": 0.1},
+    "orpo": {"beta": 0.1},
+    "soft": {"beta": 0.01, "epochs": 2},
+    "hard": {"epochs": 2},
+}
+
+
+def tuned(algo: str = "hard", offline: bool = False) -> AlignConfig:
+    """`AlignConfig` for a method; unknown names are left for the config's own check."""
+    offline = offline or algo in OFFLINE
+    changes = _PAIRS | _OFFLINE.get(algo, {}) if offline else _ONLINE.get(algo, {})
+    return AlignConfig(algo=algo, offline=offline).replace(**changes)  # type: ignore[arg-type]

@@ -1,0 +1,361 @@
+"""One iteration of every method: a batch of samples or of labelled pairs, then several updates on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pairgrpo_jax import core
+from pairgrpo_jax.lm.alignment import objectives
+from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPair, EncodedPrompt, chosen_batch, pad, pair_batch
+from pairgrpo_jax.lm.alignment.config import AlignConfig
+from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
+from pairgrpo_jax.lm.alignment.signals import learning_signal, offline_signal, verdict_metrics
+from pairgrpo_jax.lm.data import batch_indices
+from pairgrpo_jax.lm.generation import generate
+from pairgrpo_jax.lm.model import Model
+from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
+from pairgrpo_jax.lm.scoring import Policy, completion_hidden, score, score_hidden
+from pairgrpo_jax.lm.sources import Source, SourceError
+from pairgrpo_jax.training import TrainState, make_update_step
+
+
+class Trainer(NamedTuple):
+    """Functions of one run.
+
+    Attributes:
+      model: the base, its parameters in place.
+      init: `key -> TrainState`.
+      iterate: `(TrainState, iterations) -> (TrainState, metrics)`; a metric is `[iterations]`, or
+        `[iterations, updates]` where each update has its own. It takes the old state's memory.
+      policy: `TrainState -> Policy`, what is being trained.
+      reference: `TrainState -> Policy`, pi_ref.
+    """
+
+    model: Model
+    init: Callable[[jax.Array], TrainState]
+    iterate: Callable[[TrainState, int], tuple[TrainState, dict[str, np.ndarray]]]
+    policy: Callable[[TrainState], Policy]
+    reference: Callable[[TrainState], Policy]
+
+
+class Data(NamedTuple):
+    """Encoded prompts to sample from, and preference pairs (offline, and for supervised fine-tuning)."""
+
+    prompts: Sequence[EncodedPrompt] = ()
+    pairs: Sequence[EncodedPair] = ()
+
+
+def make_trainer(
+    config: AlignConfig,
+    model: Model,
+    data: Data,
+    source: Source | RewardHead | None = None,
+    *,
+    iterations: int,
+    seed: int = 0,
+    placement: Placement | None = None,
+    decode: Callable[[list[list[int]]], list[str]] | None = None,
+) -> Trainer:
+    """Builds the functions of a run.
+
+    Args:
+      config: what to do.
+      model: where to start; also the reference.
+      data: prompts for an online method, pairs for an offline one and for supervised fine-tuning.
+      source: who judges samples. A reward head is applied in the pass that gives the reference's log-probabilities.
+      iterations: length of the run, over which learning rates anneal.
+      seed: of the order of the data.
+      placement: on which devices.
+      decode: tokens of N completions to texts; by default the model's tokenizer, special tokens left out.
+
+    Raises:
+      ValueError: for settings that do not fit together, or data that is missing.
+    """
+    placement = placement or Placement()
+    _check(config, model, data, source, placement)
+    return _Run(config, placement.model(model), data, source, iterations, seed, placement, decode).trainer()
+
+
+def make_optimizer(config: AlignConfig, iterations: int) -> optax.GradientTransformation:
+    """Adam with a clipped global norm; the rate decays linearly over the run by option."""
+    updates = iterations * config.updates_per_batch
+    rate = optax.linear_schedule(config.learning_rate, 0.0, updates) if config.anneal else config.learning_rate
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+
+
+def make_loss(config: AlignConfig, model: Model, frozen: Any) -> Callable[[Any, Batch], core.Objective]:
+    """`(trainable, batch) -> Objective`; `frozen` are the base parameters that LoRA adapters go on."""
+
+    def loss(trainable, batch: Batch) -> core.Objective:
+        policy = policy_of(config, model, frozen, trainable)
+        hidden = completion_hidden(policy, *batch.tokens, dropout_key=batch.key)
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=config.sampling)
+        if batch.pairs is None and batch.advantages is None:
+            return objectives.sft_objective(batch, scores)
+        values = critic(trainable["value"], hidden) if config.algo == "ppo" else None
+        return objectives.objective(config, batch, scores, values)
+
+    return loss
+
+
+def _check(config: AlignConfig, model: Model, data: Data, source, placement: Placement) -> None:
+    config.check()
+    placement.check(config.prompts // config.minibatches // config.accumulate)
+    if config.online and not data.prompts:
+        raise ValueError(f"prompts: algo={config.algo!r} samples completions and needs prompts")
+    if config.online and source is None:
+        raise ValueError(f"reward: algo={config.algo!r} needs a reward model, a reward function or a judge")
+    if (config.sft_iterations or not config.online) and not data.pairs:
+        what = "sft_iterations" if config.sft_iterations else f"algo={config.algo!r} offline"
+        raise ValueError(f"data: {what} needs preference pairs")
+    widest = max((len(p.ids) for p in data.prompts), default=0), max((len(p.prompt) for p in data.pairs), default=0)
+    if max(widest) > config.prompt_tokens:
+        raise ValueError(f"prompt_tokens={config.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
+    longest = config.prompt_tokens + config.completion_tokens
+    if longest > model.config.max_positions:
+        raise ValueError(
+            f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {model.config.max_positions}"
+        )
+
+
+class _Run:
+    """The compiled pieces of a run and the order in which the host calls them. Holds no state of the run."""
+
+    def __init__(self, config, model, data, source, iterations, seed, placement, decode):
+        self.config, self.model, self.data, self.source = config, model, data, source
+        self.seed, self.placement = seed, placement
+        self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
+        self.optimizer = make_optimizer(config, iterations)
+        self.delta = core.delta_schedule(config.delta_0, config.delta_gamma)
+        self.update = jax.jit(self._update, donate_argnums=0)
+        self.old_scores = jax.jit(self._old_scores)
+        self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
+        self.judge_tokens = jax.jit(self._judge_tokens)
+        self.signal = jax.jit(lambda batch, rewards, pairs, key: learning_signal(config, batch, rewards, pairs, key))
+        self.cache = self._reference_cache() if config.reference == "cached" and not config.online else None
+
+    def trainer(self) -> Trainer:
+        return Trainer(self.model, self.init, self.iterate, self.policy, self.reference)
+
+    def init(self, key: jax.Array) -> TrainState:
+        key, param_key = jax.random.split(key)
+        trainable = init_trainable(self.config, self.model, param_key)
+        extra: dict[str, Any] = {"position": jnp.zeros((), jnp.int32)}
+        if self.config.sft_iterations:
+            extra["reference"] = jax.tree.map(jnp.copy, trainable)
+        return self.placement.state(TrainState.create(trainable, self.optimizer, key, extra=extra))
+
+    def policy(self, state: TrainState) -> Policy:
+        return policy_of(self.config, self.model, self.model.params, state.params)
+
+    def reference(self, state: TrainState) -> Policy:
+        if "reference" in state.extra:
+            return policy_of(self.config, self.model, self.model.params, state.extra["reference"])
+        return Policy(self.model, self.model.params)
+
+    def iterate(self, state: TrainState, count: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        rows = []
+        for _ in range(count):
+            state, metrics = self.iteration(state)
+            rows.append(jax.device_get(metrics))
+        return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        position = int(state.extra["position"])
+        if position < self.config.sft_iterations:
+            return self.fine_tune(state, position)
+        key, sample_key, pair_key, *update_keys = jax.random.split(state.key, 5)
+        if self.config.online:
+            batch, metrics = self.collect(state, position, sample_key, pair_key)
+        else:
+            batch, metrics = self.pairs(state, position)
+        # A copy: updates take the state's memory, and the batch outlives the first of them.
+        scalars = {"multiplier": jnp.copy(state.multiplier), "delta": self.delta(state.delta_step)}
+        batch = self.placement.batch(batch._replace(**scalars))
+        if np.any(np.asarray(batch.alive)):
+            state, measured = self.fit(state, batch, *update_keys)
+            metrics = metrics | measured
+        if self.config.algo == "hard":
+            metrics["delta"] = batch.delta
+        state = self.renewed(state, key, metrics)
+        return state, metrics
+
+    def renewed(self, state: TrainState, key: jax.Array, metrics) -> TrainState:
+        """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
+        multiplier = state.multiplier
+        if self.config.algo == "hard" and self.config.trust_region == "lagrangian" and "kl" in metrics:
+            multiplier = core.update_multiplier(multiplier, metrics["kl"][-1], self.config.beta)
+        extra = state.extra | {"position": state.extra["position"] + 1}
+        state = state.replace(key=key, delta_step=state.delta_step + 1, multiplier=multiplier, extra=extra)
+        return self.placement.state(state)
+
+    def fit(self, state: TrainState, batch: Batch, shuffle_key, dropout_key) -> tuple[TrainState, dict[str, Any]]:
+        """All updates of a batch; metrics `[updates]`, and how far sampler and trainer are apart."""
+        config, rows = self.config, []
+        for epoch in range(config.epochs):
+            order = np.arange(config.prompts)
+            if config.minibatches > 1:
+                order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), config.prompts))
+            for i, part in enumerate(np.split(order, config.minibatches)):
+                piece = batch
+                if config.minibatches > 1:
+                    piece = self.placement.batch(jax.tree.map(lambda x, p=part: x[p] if jnp.ndim(x) else x, batch))
+                if config.lora_dropout:
+                    piece = piece._replace(key=jax.random.fold_in(dropout_key, epoch * config.minibatches + i))
+                state, metrics = self.update(state, self.frozen, piece)
+                rows.append(metrics)
+        measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+        change = measured.pop("logp_change", None)
+        if change is not None and config.online and not config.rescore:
+            measured["sampler_gap"] = change[0]
+        return state, measured
+
+    @property
+    def frozen(self) -> Any:
+        """What updates and old scores take beside the trained parameters."""
+        return None if self.config.lora is None else self.model.params
+
+    def _update(self, state: TrainState, frozen: Any, batch: Batch):
+        loss = make_loss(self.config, self.model, frozen)
+        return make_update_step(loss, self.optimizer, accumulate=self.config.accumulate, parallel=None)(state, batch)
+
+    def _score(self, policy: Policy, batch: Batch) -> jax.Array:
+        return score(policy, *batch.tokens, sampling=self.config.sampling).logp
+
+    def _old_scores(self, trainable, frozen, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """pi_old's log-probabilities and the critic's values `[B,K,T]`, from the training graph."""
+        policy = policy_of(self.config, self.model, frozen, trainable)
+        hidden = completion_hidden(policy, *batch.tokens)
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.sampling)
+        return scores.logp, critic(trainable["value"], hidden) if self.config.algo == "ppo" else None
+
+    def _judge_tokens(self, params, head: RewardHead, batch: Batch):
+        scores, rewards = score_and_reward(
+            Policy(self.model, params), head, *batch.tokens, sampling=self.config.sampling
+        )
+        return scores.logp, rewards
+
+    def collect(self, state: TrainState, position: int, sample_key, pair_key) -> tuple[Batch, dict[str, Any]]:
+        """Samples, has them judged, and adds the learning signal."""
+        config = self.config
+        indices = batch_indices(len(self.data.prompts), config.prompts, position, self.seed)
+        prompts = [self.data.prompts[i] for i in indices]
+        batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
+        ended = np.isin(_last_tokens(batch), self.model.config.eos_ids).astype(np.float32)
+        sampled_logp, gap = batch.old_logp, {}
+        batch = self.placement.batch(batch)
+        if config.rescore or config.algo == "ppo":
+            logp, values = self.old_scores(state.params, self.frozen, batch)
+            gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
+            batch = batch._replace(old_logp=logp if config.rescore else batch.old_logp, old_values=values)
+        batch, rewards, pairs = self.judge(state, prompts, batch, position)
+        batch = self.signal(batch, rewards, pairs, pair_key)
+        return batch, verdict_metrics(batch, rewards, jnp.asarray(ended)) | gap
+
+    def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
+        """K completions of each prompt, with the log-probabilities they were drawn with."""
+        config = self.config
+        out = generate(
+            self.model,
+            policy.params,
+            prompts,
+            max_new_tokens=config.completion_tokens,
+            key=key,
+            num_samples=config.candidates,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            lora=policy.lora,
+            rows=self.placement.rows,
+        )
+        tokens, lengths = pad(prompts, config.prompt_tokens)
+        alive = np.ones(len(prompts), np.float32)
+        return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
+
+    def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int):
+        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, and pairs or None."""
+        reference = self.reference(state)
+        if isinstance(self.source, RewardHead):
+            logp, rewards = self.judge_tokens(self.model.params, self.source, batch)
+            if "reference" in state.extra:
+                logp = self.ref_logp(reference.params, reference.lora, batch)
+            return batch._replace(ref_logp=logp), rewards, None
+        batch = batch._replace(ref_logp=self.ref_logp(reference.params, reference.lora, batch))
+        judgement = self.ask(prompts, batch, position)
+        alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
+        rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
+        return batch._replace(alive=alive), rewards, pairs
+
+    def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> Any:
+        """The source's verdict on the texts, checked; failed groups get rewards of 0."""
+        b, k = batch.lengths.shape
+        lengths = np.asarray(batch.lengths).reshape(-1)
+        rows = [row[:n].tolist() for row, n in zip(np.asarray(batch.completions).reshape(b * k, -1), lengths)]
+        texts = self.decode(rows)
+        groups = [texts[i : i + k] for i in range(0, b * k, k)]
+        try:
+            judgement = self.source([prompt.messages for prompt in prompts], groups)  # type: ignore[operator]
+        except SourceError as error:
+            raise SourceError(f"batch {position}: {error}") from error
+        rewards, failed = judgement.rewards, np.asarray(judgement.failed, bool)
+        if rewards is None:
+            return judgement
+        rewards = np.asarray(rewards, np.float32)
+        if rewards.shape != (b, k) or not np.all(np.isfinite(rewards[~failed])):
+            raise ValueError(f"reward: batch {position}: expected {b} x {k} finite numbers, got shape {rewards.shape}")
+        return judgement._replace(rewards=np.where(failed[:, None], 0, rewards))
+
+    def pairs(self, state: TrainState, position: int) -> tuple[Batch, dict[str, Any]]:
+        """A batch of the data set's pairs, scored as its method needs."""
+        config = self.config
+        indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
+        batch = self.placement.batch(self.padded([self.data.pairs[i] for i in indices]))
+        batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
+        if config.algo in ("soft", "hard"):
+            batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
+        batch = offline_signal(config, batch)
+        ended = np.isin(_last_tokens(batch), self.model.config.eos_ids).astype(np.float32)
+        return batch, verdict_metrics(batch, None, jnp.asarray(ended))
+
+    def padded(self, pairs: Sequence[EncodedPair]) -> Batch:
+        return pair_batch(pairs, self.config.prompt_tokens, self.config.completion_tokens)
+
+    def offline_reference(self, state: TrainState, batch: Batch, indices: np.ndarray) -> Any:
+        if self.cache is not None:
+            return self.placement.batch(self.cache[indices])
+        reference = self.reference(state)
+        return self.ref_logp(reference.params, reference.lora, batch)
+
+    def _reference_cache(self) -> np.ndarray:
+        """`[N,2,T]` log-probabilities of all pairs, in data set order so that a resumed run finds the same."""
+        pairs, size = list(self.data.pairs), self.config.prompts
+        rows = []
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
+            batch = self.placement.batch(self.padded(part + part[:1] * (size - len(part))))
+            rows.append(np.asarray(self.ref_logp(self.model.params, None, batch))[: len(part)])
+        return np.concatenate(rows)
+
+    def fine_tune(self, state: TrainState, position: int) -> tuple[TrainState, dict[str, Any]]:
+        """One supervised update; after the last one the reference is what has been reached, and Adam starts anew."""
+        config = self.config
+        indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
+        batch = chosen_batch([self.data.pairs[i] for i in indices], config.prompt_tokens, config.completion_tokens)
+        state, metrics = self.update(state, self.frozen, self.placement.batch(batch))
+        extra = state.extra | {"position": state.extra["position"] + 1}
+        if position + 1 == config.sft_iterations:
+            extra["reference"] = jax.tree.map(jnp.copy, state.params)
+            state = state.replace(opt_state=self.optimizer.init(state.params))
+        return self.placement.state(state.replace(extra=extra)), metrics
+
+
+def _last_tokens(batch: Batch) -> np.ndarray:
+    """`[B,K]`, the token each completion ends with."""
+    lengths = np.maximum(np.asarray(batch.lengths), 1)
+    return np.take_along_axis(np.asarray(batch.completions), lengths[..., None] - 1, axis=-1)[..., 0]

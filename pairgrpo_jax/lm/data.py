@@ -1,0 +1,328 @@
+"""Preference data: read in any common layout, cleaned with a count per reason, split, shuffled and encoded."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pairgrpo_jax.lm.model import Model
+from pairgrpo_jax.lm.readers import read_rows
+from pairgrpo_jax.lm.tokenizer import encode_chat
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+Prompt = tuple[Message, ...]
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+
+
+class Preference(NamedTuple):
+    """Two replies to one prompt, the first preferred.
+
+    Attributes:
+      prompt: messages, the last of them a user's.
+      chosen: the preferred reply.
+      rejected: the other.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+class Loaded(NamedTuple):
+    """Clean rows, and how many were dropped for which reason."""
+
+    rows: list[Preference]
+    dropped: dict[str, int]
+
+
+class _Drop(Exception):
+    """A row that holds no usable preference; the message is the reason that is counted."""
+
+
+def load_preferences(source: str, *, split: str = "train") -> Loaded:
+    """Reads a preference data set.
+
+    Layouts, told apart by their columns: Anthropic's transcripts (`chosen`, `rejected` with "\\n\\nHuman:" turns); the
+    Hugging Face conventions, plain or conversational, with the prompt in a column or as what both replies begin with;
+    `text` and `score` lists of two. Where scores of the two replies are given, equal ones are a tie.
+
+    Args:
+      source: "tiny" (ships with the package; "tiny-helpful" and "tiny-harmless" are its halves), a file or folder of
+        .jsonl, .json (each also .gz) or .parquet, or a hub id, with a subset if need be
+        ("Anthropic/hh-rlhf:harmless-base").
+      split: of a hub data set; in a folder, the files with this word in their name, or all with "all".
+
+    Raises:
+      ValueError: for a source that cannot be read, columns of no layout above, or no usable row.
+    """
+    rows, dropped = [], Counter()
+    for where, row in read_rows(source, split):
+        try:
+            rows.append(_preference(row, where))
+        except _Drop as reason:
+            dropped[str(reason)] += 1
+    if not rows:
+        raise ValueError(f"{source}: no usable preference ({_listed(dropped) or 'no row at all'})")
+    return Loaded(rows, dict(dropped))
+
+
+def load_prompts(source: str, *, split: str = "train") -> list[Prompt]:
+    """Reads prompts for online training, each once: a `prompt` or `messages` column, or those of preferences.
+
+    Replies at the end of `messages` are left out. For `source` and `split` see `load_preferences`.
+
+    Raises:
+      ValueError: for a source that cannot be read, or without a usable prompt.
+    """
+    prompts: dict[str, Prompt] = {}
+    for where, row in read_rows(source, split):
+        try:
+            prompt = _only_prompt(row, where)
+        except _Drop:
+            continue
+        prompts.setdefault(repr(prompt), prompt)
+    if not prompts:
+        raise ValueError(f"{source}: no usable prompt")
+    return list(prompts.values())
+
+
+def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
+    if "chosen" in row or "text" in row:
+        return _preference(row, where).prompt
+    content = row.get("prompt", row.get("messages"))
+    if content is None:
+        raise ValueError(
+            f"{where}: expected a column 'prompt' or 'messages', or those of preferences; got {sorted(row)}"
+        )
+    messages = _messages(content, where)
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return _checked_prompt(messages)
+
+
+def _preference(row: dict[str, Any], where: str) -> Preference:
+    """Returns the preference of a row of any layout, or raises `_Drop`."""
+    chosen, rejected, scores = _sides(row, where)
+    if not chosen or not rejected:
+        raise _Drop("empty reply")
+    prompt, good, bad = _prompt_and_replies(row.get("prompt"), chosen, rejected, where)
+    good, bad = good.strip(), bad.strip()
+    if not good or not bad:
+        raise _Drop("empty reply")
+    if good == bad:
+        raise _Drop("identical replies")
+    if scores is not None and scores[0] == scores[1]:
+        raise _Drop("tie")
+    if scores is not None and scores[0] < scores[1]:
+        raise _Drop("scores contradict the labels")
+    return Preference(_checked_prompt(prompt), good, bad)
+
+
+def _sides(row: dict[str, Any], where: str) -> tuple[Any, Any, tuple[float, float] | None]:
+    """Returns the chosen and the rejected side as they stand, and their scores where there are any."""
+    if "chosen" in row and "rejected" in row:
+        scored = {**row, **row["metadata"]} if isinstance(row.get("metadata"), dict) else row
+        scores = (scored.get("score_chosen"), scored.get("score_rejected"))
+        return row["chosen"], row["rejected"], None if None in scores else (float(scores[0]), float(scores[1]))  # type: ignore
+    if "text" in row and "score" in row:
+        texts, scores = row["text"], row["score"]
+        if not len(texts) == len(scores) == 2:
+            raise ValueError(f"{where}: 'text' and 'score' must hold two entries each")
+        best = int(scores[1] > scores[0])
+        return texts[best], texts[1 - best], (float(scores[best]), float(scores[1 - best]))
+    raise ValueError(
+        f"{where}: expected columns 'chosen' and 'rejected' (and perhaps 'prompt'), or 'text' and 'score'; "
+        f"got {sorted(row)}"
+    )
+
+
+def _prompt_and_replies(prompt: Any, chosen: Any, rejected: Any, where: str) -> tuple[Prompt, str, str]:
+    """Returns the prompt's messages and the two reply texts."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise ValueError(f"{where}: 'chosen' and 'rejected' must both be texts or both be lists of messages")
+    spoken = isinstance(chosen, str) and _TURN.match(chosen) and _TURN.match(str(rejected))
+    if isinstance(chosen, str) and not spoken:
+        if prompt is not None:
+            return _messages(prompt, where), chosen, rejected
+        return _common_text(chosen, rejected)
+    sides = [_messages(side, where) for side in (chosen, rejected)]
+    given = _messages(prompt, where) if prompt is not None else ()
+    sides = [side if _starts_with(side, given) else (*given, *side) for side in sides]
+    if any(not side or side[-1]["role"] != "assistant" for side in sides):
+        raise _Drop("no reply at the end")
+    if sides[0][:-1] != sides[1][:-1]:
+        raise _Drop("prompts differ")
+    return sides[0][:-1], sides[0][-1]["content"], sides[1][-1]["content"]
+
+
+def _starts_with(messages: Prompt, start: Prompt) -> bool:
+    return messages[: len(start)] == start
+
+
+def _common_text(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
+    """Splits two plain texts after the words that both begin with: the prompt, if no column holds it."""
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+    cut = max((i for i in range(same) if chosen[i].isspace()), default=-1) + 1
+    return ({"role": "user", "content": chosen[:cut].strip()},), chosen[cut:], rejected[cut:]
+
+
+def _messages(content: Any, where: str) -> Prompt:
+    """Returns messages from a list of them, a transcript with Human and Assistant turns, or one plain text."""
+    if isinstance(content, str):
+        return parse_transcript(content) if _TURN.match(content) else ({"role": "user", "content": content.strip()},)
+    try:
+        messages = tuple({"role": m["role"], "content": m["content"].strip()} for m in content)
+    except (TypeError, KeyError, AttributeError) as e:
+        raise ValueError(f"{where}: messages must be a list of {{'role': ..., 'content': text}}") from e
+    unknown = {m["role"] for m in messages} - {"system", "user", "assistant"}
+    if unknown:
+        raise ValueError(f"{where}: unknown roles {sorted(map(str, unknown))}; use system, user and assistant")
+    return messages
+
+
+def parse_transcript(text: str) -> Prompt:
+    """Parses turns marked "\\n\\nHuman:" and "\\n\\nAssistant:" into messages; a last empty Assistant turn stays."""
+    parts = _TURN.split(text)
+    return tuple({"role": _ROLES[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2]))
+
+
+def _checked_prompt(prompt: Prompt) -> Prompt:
+    if prompt and prompt[-1]["role"] == "assistant" and not prompt[-1]["content"]:
+        prompt = prompt[:-1]  # "\n\nAssistant:" that asks for the reply
+    if not any(m["role"] == "user" and m["content"] for m in prompt):
+        raise _Drop("empty prompt")
+    if prompt[-1]["role"] != "user":
+        raise _Drop("prompt without a last user turn")
+    return prompt
+
+
+def _listed(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+
+
+def describe(loaded: Loaded) -> str:
+    """Returns one line: how many rows are left, and how many were dropped for which reason."""
+    lost = sum(loaded.dropped.values())
+    return f"{len(loaded.rows)} preferences; dropped {lost}" + (f": {_listed(loaded.dropped)}" if lost else "")
+
+
+def first_turn(row: Any) -> str:
+    """Returns the first user turn of a preference or a prompt."""
+    prompt: Prompt = row.prompt if isinstance(row, Preference) else row
+    return next(m["content"] for m in prompt if m["role"] == "user")
+
+
+def split_by_first_turn(rows: Sequence, *, folds: int = 5, fold: int = 0, seed: int = 0) -> tuple[list, list]:
+    """Splits preferences or prompts so that no first user turn is on both sides.
+
+    A turn's fold is a hash of its text and the seed: it does not depend on the other rows or their order.
+
+    Returns:
+      All rows of other folds, and the rows of this fold.
+
+    Raises:
+      ValueError: unless folds >= 2 and 0 <= fold < folds.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise ValueError(f"folds={folds} must be >= 2 and fold={fold} in [0, {folds})")
+    inside = [fold_of(first_turn(row), folds, seed) == fold for row in rows]
+    return [r for r, x in zip(rows, inside) if not x], [r for r, x in zip(rows, inside) if x]
+
+
+def fold_of(text: str, folds: int, seed: int) -> int:
+    """Returns the fold of a text, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % folds
+
+
+def batch_indices(count: int, batch: int, position: int, seed: int) -> np.ndarray:
+    """Returns the indices `[batch]` of batch number `position` of an endless stream, reshuffled every epoch.
+
+    A pure function: the position, one integer, is all that a checkpoint must hold.
+
+    Raises:
+      ValueError: for count or batch < 1, or position < 0.
+    """
+    if count < 1 or batch < 1 or position < 0:
+        raise ValueError(f"count={count} and batch={batch} must be positive, position={position} not negative")
+    places = position * batch + np.arange(batch)
+    epochs = places // count
+    orders = {e: np.random.default_rng([seed, e]).permutation(count) for e in np.unique(epochs).tolist()}
+    return np.array([orders[e][i] for e, i in zip(epochs.tolist(), places % count)])
+
+
+def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
+    """Returns the ids that ask for the next reply, of at most `limit` tokens.
+
+    Oldest turns are dropped, up to the next user turn, until the rest fits; None if the last turn alone does not.
+    A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
+
+    Raises:
+      ValueError: if the model has no tokenizer, or its template refuses the messages.
+    """
+    system = tuple(m for m in prompt[:1] if m["role"] == "system")
+    turns = prompt[len(system) :]
+    starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
+    for start in [0, *(i for i in starts if i > 0)]:
+        ids = _encode(model, (*system, *turns[start:]))
+        if len(ids) <= limit:
+            return ids
+    return None
+
+
+def _encode(model: Model, messages: Prompt) -> list[int]:
+    tokenizer = _tokenizer(model)
+    if tokenizer.chat_template:
+        return encode_chat(tokenizer, list(messages))
+    turns = [
+        f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
+    ]
+    ids = tokenizer("".join(turns) + "\n\nAssistant:", add_special_tokens=False)["input_ids"]
+    bos = (
+        []
+        if tokenizer.bos_token_id is None or not getattr(tokenizer, "add_bos_token", False)
+        else [tokenizer.bos_token_id]
+    )
+    return [*bos, *ids]
+
+
+def encode_reply(model: Model, text: str, limit: int) -> list[int]:
+    """Returns the ids of a reply and its end-of-turn id, or the first `limit` ids, without it, of a longer one.
+
+    Raises:
+      ValueError: if the model has no tokenizer or no end-of-sequence id.
+    """
+    tokenizer = _tokenizer(model)
+    text = text if tokenizer.chat_template else f" {text}"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*ids, end_of_turn(model)][:limit]
+
+
+def end_of_turn(model: Model) -> int:
+    """Returns the id that ends a reply: the one that the chat template writes, out of the model's end ids.
+
+    Raises:
+      ValueError: if the model has no tokenizer or no end-of-sequence id.
+    """
+    tokenizer, ends = _tokenizer(model), list(model.config.eos_ids)
+    if not ends:
+        raise ValueError("the model's config has no eos_token_id, so a reply cannot end")
+    if tokenizer.chat_template and len(ends) > 1:
+        question = {"role": "user", "content": "a"}
+        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+        said = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "b"}], tokenize=False)
+        ids = tokenizer(said[len(asked) :], add_special_tokens=False)["input_ids"]
+        return next((i for i in ids if i in ends), ends[0])
+    return ends[0]
+
+
+def _tokenizer(model: Model) -> Any:
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer, so no text can be encoded")
+    return model.tokenizer

@@ -1,0 +1,168 @@
+"""Reward models: a linear head on what a causal LM's layers hold of a reply."""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from pairgrpo_jax.lm.sampling import Sampling
+from pairgrpo_jax.lm.scoring import Policy, Scores, completion_hidden, score_hidden
+
+SHIPPED = tuple(f"{domain}-{half}" for domain in ("helpful", "harmless", "ultrafeedback") for half in "ab")
+FEATURES = ("mean", "last", "length")
+
+
+class RewardHead(flax.struct.PyTreeNode):
+    """A linear reward, `weight . features + bias`; differences are logits of the Bradley-Terry model.
+
+    Attributes:
+      weight: float32 `[F]`.
+      bias: float32 scalar; puts the mean reward of the training replies at 0.
+      features: what F is made of, see `features`; static under jit.
+    """
+
+    weight: jax.Array
+    bias: jax.Array
+    features: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+
+def features(hidden: jax.Array, lengths: jax.Array, names: tuple[str, ...] = FEATURES) -> jax.Array:
+    """Pools the hidden states of replies.
+
+    The states are those that predict a reply's tokens, as `completion_hidden` returns them: the first belongs to the
+    last token of the prompt, the last to the reply's last token but one, which is all of its text if it has ended.
+
+    Args:
+      hidden: `[B, K, T, d]`.
+      lengths: `[B, K]`, at least 1 each.
+      names: out of "mean" and "last" (d numbers each) and "length" (log of the number of tokens).
+
+    Returns:
+      float32 `[B, K, F]`.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    check_features(names)
+    hidden, count = hidden.astype(jnp.float32), jnp.maximum(lengths, 1)[..., None]
+    real = (jnp.arange(hidden.shape[2]) < count)[..., None]
+    pooled = {
+        "mean": lambda: jnp.where(real, hidden, 0).sum(2) / count,
+        "last": lambda: jnp.take_along_axis(hidden, count[..., None] - 1, axis=2)[:, :, 0],
+        "length": lambda: jnp.log(count.astype(jnp.float32)),
+    }
+    return jnp.concatenate([pooled[name]() for name in names], axis=-1)
+
+
+def check_features(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that `features` does not know, or for none."""
+    unknown = set(names) - set(FEATURES)
+    if unknown or not names:
+        raise ValueError(f"features: unknown {sorted(unknown)}; choose from {', '.join(FEATURES)}")
+
+
+def feature_count(names: Sequence[str], width: int) -> int:
+    """Returns F for a model of hidden size `width`."""
+    return sum(1 if name == "length" else width for name in names)
+
+
+def init_head(width: int, names: tuple[str, ...] = FEATURES) -> RewardHead:
+    """Returns a head of zeros for a model of hidden size `width`."""
+    return RewardHead(jnp.zeros(feature_count(names, width)), jnp.zeros(()), names)
+
+
+def rewards(head: RewardHead, features: jax.Array) -> jax.Array:
+    """Returns rewards `[B, K]` of features `[B, K, F]`.
+
+    Raises:
+      ValueError: if the head was made for features of another size, as those of another model are.
+    """
+    if features.shape[-1] != head.weight.shape[0]:
+        raise ValueError(f"head: made for {head.weight.shape[0]} features, this model gives {features.shape[-1]}")
+    return features @ head.weight + head.bias
+
+
+def score_and_reward(
+    reference: Policy,
+    head: RewardHead,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    completions: jax.Array,
+    lengths: jax.Array,
+    *,
+    sampling: Sampling | None = None,
+    chunk: int = 256,
+) -> tuple[Scores, jax.Array]:
+    """Reference log-probabilities and rewards out of one forward pass of the shared base.
+
+    Args:
+      reference: the base that the head was trained on.
+      head: the reward head.
+      prompts: as the next three, see `scoring.score`.
+      prompt_lengths: `[B]`.
+      completions: `[B, K, T]`.
+      lengths: `[B, K]`.
+      sampling: see `scoring.score`; the rewards do not depend on it.
+      chunk: positions projected to the vocabulary at a time.
+
+    Returns:
+      `Scores` `[B, K, T]` and rewards `[B, K]`.
+    """
+    hidden = completion_hidden(reference, prompts, prompt_lengths, completions, lengths)
+    scores = score_hidden(reference, hidden, completions, lengths, sampling=sampling, chunk=chunk)
+    return scores, rewards(head, features(hidden, lengths, head.features))
+
+
+def reward(policy: Policy, head: RewardHead, prompts, prompt_lengths, completions, lengths) -> jax.Array:
+    """Rewards `[B, K]` alone; arguments as those of `score_and_reward`. Differentiable in the policy and the head."""
+    hidden = completion_hidden(policy, prompts, prompt_lengths, completions, lengths)
+    return rewards(head, features(hidden, lengths, head.features))
+
+
+def save_head(head: RewardHead, path: Path | str, **about: Any) -> None:
+    """Writes a head as safetensors.
+
+    Args:
+      head: what to write.
+      path: a file that ends in .safetensors.
+      **about: JSON-able facts to keep beside it: the model, the data, the accuracy.
+    """
+    tensors = {"weight": np.asarray(head.weight, np.float32), "bias": np.asarray(head.bias, np.float32).reshape(1)}
+    metadata = {"features": json.dumps(head.features)} | {k: json.dumps(v) for k, v in about.items()}
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_head(name_or_path: Path | str) -> RewardHead:
+    """Loads a shipped head for SmolLM2-135M-Instruct, or a file of `save_head`.
+
+    "helpful-a", "harmless-a" and "ultrafeedback-a" were trained on one half of their data, by first turn, "-b" on the
+    other: one to train a policy on, the other to judge it.
+
+    Raises:
+      ValueError: if there is no such head, or the file does not hold one.
+    """
+    name = str(name_or_path)
+    path = Path(name)
+    if name in SHIPPED:
+        path = Path(str(resources.files("pairgrpo_jax.lm").joinpath(f"assets/{name}.safetensors")))
+    elif not path.is_file():
+        raise ValueError(f"{name}: no such file, and not one of {', '.join(SHIPPED)}")
+    try:
+        with safe_open(path, "numpy") as file:
+            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            names = tuple(json.loads((file.metadata() or {})["features"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
+        raise ValueError(f"{name}: not a reward head: {e}") from e
+    if weight.ndim != 1 or bias.shape != (1,) or not set(names) <= set(FEATURES) or not names:
+        raise ValueError(f"{name}: not a reward head: weight {weight.shape}, bias {bias.shape}, features {names}")
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ValueError(f"{name}: the weights are not finite")
+    return RewardHead(jnp.asarray(weight, jnp.float32), jnp.asarray(bias[0], jnp.float32), names)

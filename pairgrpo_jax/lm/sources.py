@@ -1,0 +1,301 @@
+"""Where preferences come from: one interface, prompts and completions in, rewards or pairs out."""
+
+import asyncio
+import dataclasses
+import inspect
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
+from pairgrpo_jax.lm.data import Prompt
+
+_log = logging.getLogger("pairgrpo_jax.lm")
+
+
+class Judgement(NamedTuple):
+    """What a source says of K completions of each of B prompts: rewards or pairs.
+
+    Attributes:
+      rewards: `[B, K]`, or None; all 0 in a failed group, so that it makes no pair.
+      pairs: `Pairs` `[B, P]`, or None; of weight 0 in a failed group.
+      failed: `[B]` bool, groups without a usable verdict.
+    """
+
+    rewards: np.ndarray | None
+    pairs: Pairs | None
+    failed: np.ndarray
+
+
+class Source(Protocol):
+    """Anything that judges completions."""
+
+    def __call__(self, prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+        """Judges K completions of each of B prompts."""
+        ...
+
+
+class SourceError(RuntimeError):
+    """A user's function failed, after all retries, and the policy is to raise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What to do about a user's function that fails.
+
+    Attributes:
+      timeout: seconds that one call may take; None waits for ever. A call that overruns is abandoned: its thread
+        lives on, as Python cannot end it.
+      retries: more tries after a failure.
+      on_error: "raise" SourceError, or "skip" the groups concerned and count them.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    on_error: str = "raise"
+
+    def __post_init__(self):
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout must be positive or None, got {self.timeout}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be >= 0, got {self.retries}")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error={self.on_error!r} is unknown; choose "raise" or "skip"')
+
+
+def reward_function(
+    functions: Callable | Sequence[Callable],
+    weights: Sequence[float] | None = None,
+    *,
+    timeout: float | None = None,
+    retries: int = 0,
+    on_error: str = "raise",
+) -> Source:
+    """Makes a source of one or several user functions, whose rewards are summed with weights.
+
+    A function takes `(prompts, completions)`, a list of B prompts (tuples of messages) and B lists of K texts, and
+    returns B lists of K numbers, or one flat list of B K. It may be async. A function that raises, overruns, or
+    returns another number of values fails for the batch; nan, infinity or None fails for the group that has it.
+
+    Args:
+      functions: one or several.
+      weights: one for each function; 1 by default.
+      timeout: see `Policy`, as the next two.
+      retries: more tries after a failure.
+      on_error: "raise" or "skip".
+
+    Raises:
+      ValueError: for no function, or weights that do not fit.
+    """
+    functions = [functions] if callable(functions) else list(functions)
+    weights = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
+    if not functions or not all(map(callable, functions)):
+        raise ValueError("functions: expected a callable, or a list of at least one")
+    if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
+        raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
+    policy = Policy(timeout, retries, on_error)
+
+    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+        shape = _group_shape(prompts, completions)
+        total, failed = np.zeros(shape), np.zeros(shape[0], bool)
+        for function, weight in zip(functions, weights):
+            rewards = _rewards_of(function, prompts, completions, shape, policy)
+            failed |= ~np.isfinite(rewards).all(-1)
+            total += weight * rewards
+        return Judgement(np.where(failed[:, None], 0.0, total).astype(np.float32), None, failed)
+
+    return source
+
+
+def _rewards_of(function, prompts, completions, shape, policy: Policy) -> np.ndarray:
+    """Returns float64 `[B, K]`, nan where the function has failed and the policy is to skip."""
+    rewards, problem, cause = np.full(shape, np.nan), "", None
+    for _ in range(policy.retries + 1):
+        try:
+            rewards = _as_rewards(_call(function, (prompts, completions), policy.timeout), shape)
+        except Exception as e:  # anything that a user's function raises
+            problem, cause = f"{type(e).__name__}: {e}", e
+            continue
+        bad = np.flatnonzero(~np.isfinite(rewards).all(-1)).tolist()
+        if not bad:
+            return rewards
+        problem, cause = f"a reward that is not a finite number in groups {bad[:8]} of {shape[0]}", None
+    _give_up(function, problem, cause, policy)
+    return rewards
+
+
+def _as_rewards(values: Any, shape: tuple[int, int]) -> np.ndarray:
+    rows = [list(row) if isinstance(row, Sequence | np.ndarray) else row for row in values]
+    array = np.array(rows, dtype=object)
+    if array.shape not in (shape, (shape[0] * shape[1],)):
+        raise ValueError(
+            f"expected {shape[0]} lists of {shape[1]} rewards or {shape[0] * shape[1]} in one, got {array.shape}"
+        )
+    return np.array([math.nan if x is None else float(x) for x in array.ravel()]).reshape(shape)
+
+
+def judge(
+    function: Callable,
+    *,
+    compare: str = "disjoint",
+    both_orders: bool = False,
+    timeout: float | None = None,
+    retries: int = 0,
+    on_error: str = "raise",
+) -> Source:
+    """Makes a source of a pairwise judge, `function(prompt, a, b)` -> 0 (a is better), 1 (b), or None (a tie).
+
+    The judge may be async; a batch's comparisons then run at once. One that fails in a comparison, or gives another
+    answer, fails for the group.
+
+    Args:
+      function: the judge.
+      compare: "disjoint" compares completions 0 and 1, 2 and 3, ... (even K; samples of one prompt come in no order);
+        "all" compares every two, with weight 1/(K-1).
+      both_orders: ask about (a, b) and (b, a); where the two answers disagree it is a tie.
+      timeout: see `Policy`, per comparison, as the next two.
+      retries: more tries after a failure.
+      on_error: "raise" or "skip".
+
+    Raises:
+      ValueError: for an unknown `compare`; on a call, for odd K with "disjoint".
+    """
+    if compare not in ("disjoint", "all"):
+        raise ValueError(f'compare={compare!r} is unknown; choose "disjoint" or "all"')
+    policy = Policy(timeout, retries, on_error)
+
+    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+        groups, size = _group_shape(prompts, completions)
+        left, right = _compared(size, compare)
+        questions = [(p, c[i], c[j]) for p, c in zip(prompts, completions) for i, j in zip(left, right)]
+        if both_orders:
+            questions += [(p, b, a) for p, a, b in questions]
+        verdicts = np.array(_ask(function, questions, policy)).reshape(-1, groups, len(left))
+        failed = np.asarray(np.isnan(verdicts).any((0, 2)))
+        forth, back = verdicts[0], 1 - verdicts[-1] if both_orders else verdicts[0]
+        kept, swapped = (forth == 0) & (back == 0), (forth == 1) & (back == 1)
+        weight = (swapped | kept) & ~failed[:, None]
+        full = 1.0 if compare == "disjoint" else 1.0 / (size - 1)
+        first, second = np.where(swapped, right, left), np.where(swapped, left, right)
+        pairs = (jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32), jnp.asarray(weight * full, jnp.float32))
+        return Judgement(None, Pairs(*pairs), failed)
+
+    return source
+
+
+_TIE = 0.5
+
+
+def _compared(size: int, compare: str) -> tuple[np.ndarray, np.ndarray]:
+    if compare == "all":
+        return np.triu_indices(size, k=1)
+    if size % 2:
+        raise ValueError(f'compare="disjoint" needs an even number of completions, got {size}; use "all" or another K')
+    return np.arange(0, size, 2), np.arange(1, size, 2)
+
+
+def _ask(function: Callable, questions: list[tuple], policy: Policy) -> list[float]:
+    """Returns 0, 1, 0.5 for a tie, or nan, for each question."""
+    if inspect.iscoroutinefunction(function):
+
+        async def together():
+            bounded = [asyncio.wait_for(function(*q), policy.timeout) for q in questions]
+            return await asyncio.gather(*bounded, return_exceptions=True)
+
+        answers = _call(together, (), None)
+    else:
+        answers = [_caught(function, q, policy.timeout) for q in questions]
+    return [_verdict(function, q, answer, policy) for q, answer in zip(questions, answers)]
+
+
+def _verdict(function: Callable, question: tuple, answer: Any, policy: Policy) -> float:
+    """Checks an answer; asks again where it is none and the policy allows it."""
+    for tries_left in range(policy.retries, -1, -1):
+        if answer is None:
+            return _TIE
+        if not isinstance(answer, Exception) and answer in (0, 1):
+            return float(answer)
+        if tries_left:
+            answer = _caught(function, question, policy.timeout)
+    failed = isinstance(answer, Exception)
+    problem = f"{type(answer).__name__}: {answer}" if failed else f"expected 0, 1 or None, got {answer!r}"
+    _give_up(function, problem, answer if failed else None, policy)
+    return math.nan
+
+
+def dataset_labels(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+    """The source of a preference data set's own labels: completion 0 is the chosen reply, 1 the rejected one.
+
+    Raises:
+      ValueError: unless each prompt has two completions.
+    """
+    groups, size = _group_shape(prompts, completions)
+    if size != 2:
+        raise ValueError(f"completions: a data set's labels are of two replies, got K = {size}")
+    return Judgement(None, chosen_rejected_pairs(groups), np.zeros(groups, bool))
+
+
+def _group_shape(prompts: list, completions: list[list[str]]) -> tuple[int, int]:
+    sizes = {len(group) for group in completions}
+    if not prompts or len(prompts) != len(completions) or len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"completions: expected K >= 1 texts for each of {len(prompts)} prompts, got {sorted(sizes)}")
+    return len(prompts), sizes.pop()
+
+
+def _give_up(function: Callable, problem: str, cause: Exception | None, policy: Policy) -> None:
+    name = getattr(function, "__name__", type(function).__name__)
+    message = f"{name} failed ({policy.retries + 1} tries): {problem}"
+    if policy.on_error == "raise":
+        raise SourceError(f'{message}; on_error="skip" goes on without the groups concerned') from cause
+    _log.warning("%s; skipped", message)
+
+
+def _caught(function: Callable, arguments: tuple, timeout: float | None) -> Any:
+    try:
+        return _call(function, arguments, timeout)
+    except Exception as e:  # anything that a user's function raises
+        return e
+
+
+def _call(function: Callable, arguments: tuple, timeout: float | None) -> Any:
+    """Calls a sync or async function, under a time limit; in a thread where it needs a loop or a clock of its own."""
+    if timeout is None and not inspect.iscoroutinefunction(function):
+        result = function(*arguments)
+        if not inspect.isawaitable(result):
+            return result
+        return _in_thread(lambda: asyncio.run(_awaited(result)), None)
+
+    def run():
+        result = function(*arguments)
+        return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+
+    return _in_thread(run, timeout)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _in_thread(run: Callable, timeout: float | None) -> Any:
+    """A daemon thread, so that one which hangs does not keep the program from ending."""
+    outcome: dict[str, Any] = {}
+
+    def target():
+        try:
+            outcome["value"] = run()
+        except BaseException as e:
+            outcome["error"] = e
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {timeout} s")
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]

@@ -1,0 +1,176 @@
+"""The alignment command lines as a user meets them, on a tiny model with a tokenizer of bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import paper_tables
+from experiments.benchmarks.resume import result
+from experiments.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.training import read_metrics
+
+SMALL = (
+    "--prompts 2 --candidates 2 --prompt-tokens 64 --completion-tokens 6 --lora-rank 2 --iterations 6 --save-every 2"
+)
+SMALL += " --evaluation-prompts 2 --evaluation-samples 1 --shown 2 --judge="
+TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}\n{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}a{% endif %}"
+
+
+def write_model(folder):
+    """A Llama of one layer over the 256 bytes, and its tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from pairgrpo_jax.lm import save_pretrained
+    from pairgrpo_jax.lm.model import Model, read_config
+    from pairgrpo_jax.lm.weights import init_params
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*letters, "<end>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE)
+    fields = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "intermediate_size": 16}
+    fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 256, "max_position_embeddings": 128}
+    config = read_config(fields, "config.json")
+    save_pretrained(Model(config, None, fast, fields), init_params(config, jax.random.key(0)), folder)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a model, data and reward functions."""
+    folder = tmp_path_factory.mktemp("align")
+    write_model(folder / "model")
+    rows = [{"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "rewards.py").write_text(
+        "def vowels(prompts, completions):\n"
+        "    return [[float(sum(x in 'aeiou' for x in text)) for text in group] for group in completions]\n"
+        "def broken(prompts, completions):\n"
+        "    raise KeyError('nothing')\n"
+    )
+    return folder
+
+
+def command(workplace, *words):
+    base = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:vowels", *SMALL.split()]
+    return [sys.executable, "-m", "experiments.align", *base, *map(str, words)]
+
+
+def environment():
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return os.environ | {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
+
+
+def run(workplace, *words):
+    words = command(workplace, *words)
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, cwd=workplace, env=environment())
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    done = run(workplace, "--output", "whole")
+    assert done.returncode == 0, done.stderr
+    return workplace / "whole", done.stdout
+
+
+@pytest.mark.slow
+def test_leaves_what_it_says(finished):
+    output, words = finished
+    rows = read_metrics(output)
+    assert len(rows) == 6 and len(rows[0]["grad_norm"]) == 2 and "score" in rows[-1]
+    names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "replies.md", "model", "done"}
+    assert names <= {path.name for path in output.iterdir()}
+    page = (output / "replies.md").read_text()
+    assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
+    assert "tokens/s" in words and "held out" in words
+    from pairgrpo_jax.lm import load_model
+
+    models = [
+        load_model(folder / "model").params["layers"]["attn"]["q"]["kernel"] for folder in (output.parent, output)
+    ]
+    assert np.abs(models[0] - models[1]).max() > 0
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_identical(workplace, finished):
+    output = workplace / "killed"
+    process = subprocess.Popen(command(workplace, "--output", output), cwd=workplace, env=environment())
+    while len(read_metrics(output)) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run(workplace, "--output", output, "--resume").returncode == 0
+    assert result(output) == result(finished[0])
+
+
+@pytest.mark.slow
+def test_a_failing_reward_saves_and_names_the_batch(workplace):
+    done = run(workplace, "--reward", "rewards:broken", "--output", "broken")
+    assert done.returncode == 1 and "batch 0: broken failed (1 tries): KeyError: 'nothing'" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(workplace, "--reward", "rewards:broken", "--reward-on-error", "skip", "--output", "skipped")
+    assert done.returncode == 0, done.stderr
+    assert all(row["failed_groups"] == 2 for row in read_metrics(workplace / "skipped"))
+
+
+BAD = [
+    (["--algo", "grpo", "--offline"], "offline goes with"),
+    (["--candidates", "3"], "candidates=3 must be even"),
+    (["--iterations", "0"], "iterations must be at least 1"),
+    (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--reward", "rewards:missing"], "reward: cannot import 'rewards:missing'"),
+    (["--reward", "judge:rewards:vowels", "--algo", "grpo"], "a judge gives pairs"),
+    (["--prompt-tokens", "3"], "prompt_tokens=3: none of"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_input_is_one_line_and_writes_nothing(workplace, words, message):
+    done = run(workplace, *words, "--output", "bad")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
+    assert not (workplace / "bad").exists()
+
+
+def test_intervals_and_length_control():
+    rng = np.random.default_rng(0)
+    wins = (rng.random(400) < 0.6).astype(float)
+    low, high = mean_interval(wins)
+    assert low < wins.mean() < high and high - low < 0.12
+    longer = rng.normal(size=4000)
+    wins = (rng.random(4000) < 1 / (1 + np.exp(-3 * np.tanh(longer) - 0.0))).astype(float)
+    assert abs(length_controlled_rate(wins, longer + 1) - 0.5) > 0.1  # the longer side of an even match
+    assert length_controlled_rate(wins, longer) == pytest.approx(0.5, abs=0.04)
+    assert length_controlled_rate(np.array([1, 1, 0.5]), np.zeros(3)) > 0.6
+
+
+def test_tables_from_finished_runs(tmp_path, capsys):
+    from rich.console import Console
+
+    from pairgrpo_jax.training import settings
+
+    args = paper_tables.Tables(methods=("grpo", "hard", "dpo"), seeds=2, output=tmp_path)
+    assert len(paper_tables.cells(args)) == 2 * (9 + 5)
+    for i, cell in enumerate(paper_tables.cells(args)):
+        of = paper_tables.run_of(args, cell)
+        of.output.mkdir(parents=True)
+        (of.output / "config.json").write_text(json.dumps(settings(of)))
+        row = {"grad_norm": [1.0, 2.0], "kl_ref": [0.1, 0.2 + i], "seconds": 60.0, "wins": [1, 1, 0, 0.5]}
+        row |= {"implicit_margins": [1.0, -1.0]} if cell.label == "dpo" else {}
+        row |= {"win_rate_length_controlled": 0.6}
+        rows = [{"iteration": i, "steps": i, **row} for i in (1, 2)]
+        (of.output / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (of.output / "done").touch()
+    paper_tables.report(args, Console(width=500))
+    text = (tmp_path / "tables.md").read_text()
+    assert text.count("###") == 4 and "Only orderings compare" in text and "**62.5** [" in text and "85.7" in text
+    assert (tmp_path / "tables.png").stat().st_size > 10_000

@@ -1,0 +1,96 @@
+"""The reward-model command on a tiny random model and a small file."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import train_reward_model as program
+from experiments.text_baseline import longer_margins, tfidf_margins
+from experiments.train_reward_model import Run
+from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.reward_model import load_head
+from pairgrpo_jax.training import RunFolderError
+
+GOOD, BAD = ("sun", "warm", "light", "day"), ("mud", "cold", "dark", "night")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder with a word-level tokenizer, and 40 pairs told apart by their words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.lm.conftest import tiny_model
+
+    path = tmp_path_factory.mktemp("reward")
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "Human", "Assistant", ":", "tell", *GOOD, *BAD, *map(str, range(40))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = tiny_model()
+    save_pretrained(model, model.params, path / "model")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<bos>", pad_token="<pad>")
+    fast.save_pretrained(path / "model")
+    rng = np.random.default_rng(0)
+
+    def reply(words):
+        return " ".join(rng.choice(words, rng.integers(2, 6)))
+
+    rows = [{"prompt": f"tell {i}", "chosen": reply(GOOD), "rejected": reply(BAD)} for i in range(40)]
+    (path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def run(folder, output, **changed) -> Run:
+    settings = {"folds": 2, "l2": (0.1,), "prompt_tokens": 32, "reply_tokens": 16} | changed
+    return Run(model=str(folder / "model"), data=str(folder / "data.jsonl"), output=output, **settings)
+
+
+@pytest.mark.parametrize("mode", ["frozen", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lora", "full"))])
+def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
+    changed = {"mode": mode, "learning_rate": 1e-3} | ({} if mode == "frozen" else {"folds": 0})
+    args = run(folder, tmp_path / "out", **changed)
+    console = Console(record=True, width=200)
+    assert program.execute(args, console) == 0
+    text = console.export_text()
+    assert "40 preferences; dropped 0" in text and "reward model ahead by" in text
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "figures.json").read_text())}
+    halves = [rows[f"half {x}, tested on the other"] for x in "ab"]
+    assert all(row["accuracy"] > 0.8 and row["margin"] > 0 for row in halves)
+    if mode == "frozen":
+        assert rows["reward model"]["accuracy"] > 0.9 and rows["reward model"]["margin"] > 0
+        low, high = rows["longer reply"]["interval"]
+        assert low < rows["longer reply"]["accuracy"] < high
+    assert all(load_head(tmp_path / "out" / f"{half}.safetensors").weight.shape == (129,) for half in "ab")
+    assert (tmp_path / "out" / "a-adapters.safetensors").exists() == (mode == "lora")
+    if mode == "full":
+        assert load_model(tmp_path / "out" / "a-trunk").config.hidden_size == 64
+    with pytest.raises(RunFolderError, match="--resume"):
+        program.execute(args, Console(quiet=True))
+    again = run(folder, tmp_path / "out", resume=True, **changed)
+    np.save(tmp_path / "out" / "features.npy", 0 * np.load(tmp_path / "out" / "features.npy"))
+    if mode == "frozen":  # the kept features are used
+        program.execute(again, Console(quiet=True))
+        assert json.loads((tmp_path / "out" / "figures.json").read_text())[0]["accuracy"] == 0.5
+
+
+def test_bad_settings(folder, tmp_path):
+    for bad in ({"folds": 1}, {"l2": ()}, {"batch": 0}, {"features": ("max",)}, {"epochs": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            program.check(run(folder, tmp_path, **bad))
+    (tmp_path / "few.jsonl").write_text((folder / "data.jsonl").read_text().splitlines()[0])
+    few = Run(model=str(folder / "model"), data=str(tmp_path / "few.jsonl"), output=tmp_path / "x")
+    with pytest.raises(ValueError, match="1 usable pairs"):
+        program.execute(few, Console(quiet=True))
+
+
+def test_text_baseline():
+    rng = np.random.default_rng(1)
+    replies = [(f"the {rng.choice(GOOD)} one", f"a {rng.choice(BAD)} one") for _ in range(60)]
+    test = np.arange(60) < 30
+    assert (tfidf_margins(replies, test)[test] > 0).all()
+    assert longer_margins([("abc", "a"), ("", "xy")]).tolist() == [2, -2]
+    # Words seen in the test part alone cannot help.
+    unseen = [(f"u{i} v{i}", f"x{i} y{i}") for i in range(60)]
+    assert not tfidf_margins(unseen, test)[test].any()

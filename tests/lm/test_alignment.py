@@ -1,0 +1,364 @@
+"""Alignment on a tiny model: every method learns, and nothing depends on how the work is cut up."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pairgrpo_jax.core import evaluate
+from pairgrpo_jax.lm import Policy, Sampling, score
+from pairgrpo_jax.lm.alignment import (
+    AlignConfig,
+    Batch,
+    Data,
+    EncodedPair,
+    EncodedPrompt,
+    Placement,
+    encode_prompts,
+    make_optimizer,
+    make_trainer,
+    merged,
+    objective,
+    pair_batch,
+    policy_of,
+)
+from pairgrpo_jax.lm.alignment.parameters import init_trainable
+from pairgrpo_jax.lm.alignment.signals import learning_signal
+from pairgrpo_jax.lm.data import load_prompts
+from pairgrpo_jax.lm.reward_model import init_head
+from pairgrpo_jax.lm.sources import judge, reward_function
+from pairgrpo_jax.training import Checkpoints
+
+BASE = AlignConfig(prompts=4, candidates=4, prompt_tokens=8, completion_tokens=6, learning_rate=1e-2, lora_rank=4)
+ONLINE, OFFLINE = ("grpo", "soft", "hard", "ppo", "rank"), ("dpo", "ipo", "orpo", "soft", "hard")
+
+
+def decode(rows):
+    return [" ".join(map(str, row)) for row in rows]
+
+
+def share_of_low_ids(prompts, completions):
+    """Rewards tokens below 40; deterministic in its inputs."""
+    return [[np.mean([int(x) < 40 for x in text.split()]) for text in group] for group in completions]
+
+
+def make_data(count=12):
+    rng = np.random.default_rng(0)
+    ids = lambda low, high, n: rng.integers(low, high, n).tolist()  # noqa: E731
+    prompts = [EncodedPrompt(({"role": "user", "content": str(i)},), ids(3, 97, 3 + i % 5)) for i in range(count)]
+    pairs = [EncodedPair(p.ids, [*ids(3, 40, 4), 2], [*ids(60, 97, 3 + i % 2), 2]) for i, p in enumerate(prompts)]
+    return Data(prompts, pairs)
+
+
+def trainer_of(tiny, config, source=None, **options):
+    source = source or reward_function(share_of_low_ids)
+    return make_trainer(config, tiny, make_data(), source, iterations=10, decode=decode, **options)
+
+
+def run(trainer, iterations, state=None):
+    state, rows = trainer.init(jax.random.key(0)) if state is None else state, []
+    for _ in range(iterations):
+        state, metrics = trainer.iterate(state, 1)
+        rows.append({name: value[0] for name, value in metrics.items()})
+    return state, rows
+
+
+def digest(state):
+    leaves = jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == state.key.dtype else x, state)
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(leaves)]
+
+
+def margins(trainer, state):
+    """Implicit rewards of the data's pairs, chosen minus rejected."""
+    batch = pair_batch(make_data().pairs, 8, 6)
+    ours, ref = (score(p, *batch.tokens).logp.sum(-1) for p in (trainer.policy(state), trainer.reference(state)))
+    return np.asarray((ours - ref)[:, 0] - (ours - ref)[:, 1])
+
+
+def some_slow(algos, quick):
+    """One of them in every run of the tests, the others with the slow ones: each compiles for some ten seconds."""
+    return [a if a == quick else pytest.param(a, marks=pytest.mark.slow) for a in algos]
+
+
+@pytest.mark.parametrize("algo", some_slow(ONLINE, "hard"))
+def test_an_online_method_raises_the_reward(tiny, algo):
+    everywhere = ("q", "k", "v", "o", "gate", "up", "down")
+    config = BASE.replace(algo=algo, completion_tokens=4, learning_rate=5e-2, prompts=8, lora_targets=everywhere)
+    _, rows = run(trainer_of(tiny, config), 10)
+    rewards = [row["reward"] for row in rows]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
+    assert {"entropy", "kl_old", "kl_ref", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"} <= set(
+        rows[0]
+    )
+    assert max(row["sampler_gap"] for row in rows) < 1e-4
+    assert rows[0]["kl_old"].shape == (config.updates_per_batch,) and rows[0]["kl_old"][0] < 1e-6 < rows[0]["kl_old"][1]
+
+
+@pytest.mark.parametrize("algo", some_slow(OFFLINE, "dpo"))
+def test_an_offline_method_learns_the_pairs(tiny, algo):
+    config = BASE.replace(algo=algo, offline=True)
+    trainer = trainer_of(tiny, config)
+    state, _ = run(trainer, 8)
+    assert np.mean(margins(trainer, state) > 0) >= 0.9 and margins(trainer, state).mean() > 1
+
+
+def test_a_reward_head_is_scored_in_the_reference_pass(tiny):
+    head = init_head(tiny.config.hidden_size)
+    head = head.replace(weight=jax.random.normal(jax.random.key(0), head.weight.shape))
+    _, rows = run(trainer_of(tiny, BASE, head), 1)
+    assert rows[0]["reward_std"] > 0 and rows[0]["kl_ref"][0] < 1e-6 and 0 < rows[0]["rank_correlation"] <= 1
+
+
+def test_a_judge_can_be_the_source(tiny):
+    def shorter_ids(prompt, a, b):
+        return int(share_of_low_ids([prompt], [[a, b]])[0][0] < share_of_low_ids([prompt], [[a, b]])[0][1])
+
+    _, rows = run(trainer_of(tiny, BASE.replace(algo="soft"), judge(shorter_ids)), 2)
+    assert rows[0]["pairs"] == 8 and "reward" not in rows[0]
+    with pytest.raises(ValueError, match=r"algo='grpo' needs rewards"):
+        run(trainer_of(tiny, BASE.replace(algo="grpo"), judge(shorter_ids)), 1)
+
+
+@pytest.fixture(scope="module")
+def fixed(tiny):
+    """Tokens of unequal lengths with scores of a policy off the old one, for groups of 4 and of 2."""
+    rng = np.random.default_rng(3)
+    other = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), tiny.params)
+    scored = jax.jit(lambda params, batch: score(Policy(tiny, params), *batch.tokens))
+    out = {}
+    for k in (2, 4):
+        batch = Batch(
+            jnp.asarray(rng.integers(3, 97, (4, 8))),
+            jnp.array([8, 5, 3, 7]),
+            jnp.asarray(rng.integers(3, 97, (4, k, 6))),
+            jnp.asarray(rng.integers(1, 7, (4, k))),
+            alive=jnp.ones(4),
+        )
+        logp = scored(tiny.params, batch).logp
+        batch = batch._replace(old_logp=logp, ref_logp=1.1 * logp, old_values=0.1 * jnp.ones_like(logp))
+        rewards = jnp.asarray(rng.normal(size=(4, k)), jnp.float32)
+        out[k] = batch, scored(other, batch), rewards
+    return out
+
+
+def terms_of(config, fixed):
+    """The method's terms on the fixed batch, whole and of its two halves."""
+    batch, scores, rewards = fixed[config.group_size]
+    batch = batch._replace(delta=jnp.float32(config.delta_0), multiplier=jnp.float32(1))
+    signal = config if config.online else config.replace(algo="hard")
+    batch = learning_signal(signal, batch, rewards, None, jax.random.key(0))
+
+    def terms(rows):
+        part = jax.tree.map(lambda x: x[rows] if x.ndim else x, (batch, scores, 0.3 * batch.old_logp))
+        return objective(config, *part)
+
+    return terms(slice(None)), [terms(slice(0, 2)), terms(slice(2, 4))]
+
+
+@pytest.mark.parametrize("algo", [*ONLINE, "dpo", "ipo", "orpo"])
+def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, algo):
+    whole, halves = terms_of(BASE.replace(algo=algo, ref_beta=0.1, beta=1e-4), fixed)
+    sums = {
+        name: term._replace(total=sum(h[name].total for h in halves), count=sum(h[name].count for h in halves))
+        for name, term in whole.items()
+    }
+    (loss, metrics), (added, more) = evaluate(whole), evaluate(sums)
+    np.testing.assert_allclose(loss, added, rtol=1e-6, atol=1e-6)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], more[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_an_accumulated_update_equals_one_batch(tiny):
+    ends = []
+    for accumulate in (1, 2):
+        config = BASE.replace(epochs=1, accumulate=accumulate, learning_rate=1e-2)
+        state, rows = run(trainer_of(tiny, config), 1)
+        ends.append((jax.tree.leaves(state.opt_state), rows[0]["grad_norm"]))
+    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-5)
+    for x, y in zip(ends[0][0], ends[1][0]):  # float32 through three layers of large weights
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+CHANGES = [
+    ("grpo", {"clip": 0.01}),
+    ("grpo", {"clip_high": 0.0}),
+    ("grpo", {"level": "sequence"}),
+    ("grpo", {"aggregate": "token_mean"}),
+    ("grpo", {"scale": "none"}),
+    ("grpo", {"ref_beta": 0.1}),
+    ("grpo", {"algo": "rank"}),
+    ("soft", {"beta": 1.0}),
+    ("soft", {"scheme": "all"}),
+    ("soft", {"margin": 2.0}),
+    ("soft", {"ref_beta": 0.2, "ref_kl": "k1"}),
+    ("hard", {"alpha": 5.0, "beta": 0.0}),
+    ("hard", {"delta_0": 0.1}),
+    ("hard", {"fit": "forward"}),
+    ("hard", {"trust_region": "lagrangian"}),
+    ("hard", {"hinge": "tokens", "beta": 0.0}),
+    ("hard", {"project_target": True}),
+    ("hard", {"length_normalize": True}),
+    ("ppo", {"trace": 0.5}),
+    ("ppo", {"value_weight": 2.0}),
+    ("ppo", {"ref_beta": 0.2}),
+    ("dpo", {"length_normalize": True}),
+    ("ipo", {"beta": 0.5}),
+    ("orpo", {"beta": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("algo", "change"), CHANGES, ids=[f"{a}-{'-'.join(c)}" for a, c in CHANGES])
+def test_a_field_changes_the_loss(fixed, algo, change):
+    base = BASE.replace(algo=algo)
+    losses = [float(evaluate(terms_of(config, fixed)[0])[0]) for config in (base, base.replace(**change))]
+    assert abs(losses[0] - losses[1]) > 1e-7
+
+
+def test_sampling_fields_change_the_distribution():
+    assert BASE.replace(temperature=0.5, top_k=3, top_p=0.9).sampling == Sampling(0.5, 3, 0.9)
+    assert BASE.replace(temperature=0.5, offline=True).sampling == Sampling()
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}])
+def test_a_field_changes_the_optimizer(change):
+    def steps(config):
+        optimizer, params, moved = make_optimizer(config, 3), jnp.ones(3), []
+        state = optimizer.init(params)
+        for scale in (0.01, 5.0):
+            update, state = optimizer.update(scale * jnp.arange(3.0), state, params)
+            moved.append(update)
+        return np.stack(moved)
+
+    assert np.abs(steps(BASE) - steps(BASE.replace(**change))).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lora_rank": 2}, {"lora_rank": 0}, {"lora_alpha": 1.0}, {"lora_dropout": 0.5}, {"lora_targets": ("up",)}],
+    ids=lambda change: "-".join(change),
+)
+def test_a_field_changes_the_adapters(tiny, change):
+    def policy(config):
+        trainable = init_trainable(config, tiny, jax.random.key(0))
+        return policy_of(config, tiny, tiny.params, jax.tree.map(lambda x: x + 1, trainable))
+
+    one, other = (jax.tree.leaves_with_path(policy(config)[1:]) for config in (BASE, BASE.replace(**change)))
+    assert len(one) != len(other) or any(
+        p != q or x.shape != y.shape or (x != y).any() for (p, x), (q, y) in zip(one, other)
+    )
+
+
+def test_counts_and_lengths_are_those_asked_for(tiny):
+    config = BASE.replace(prompts=2, candidates=2, completion_tokens=5, epochs=3, minibatches=2)
+    state, rows = run(trainer_of(tiny, config.replace(delta_gamma=0.5)), 2)
+    assert int(state.step) == 12 and rows[0]["grad_norm"].shape == (6,)
+    assert rows[0]["pairs"] + rows[0]["ties"] == 2 and rows[0]["length"] <= 5
+    assert [float(row["delta"]) for row in rows] == pytest.approx([0.2, 0.1])
+
+
+def test_cached_and_shared_references_agree(tiny):
+    config = BASE.replace(algo="dpo")
+    ends = [run(trainer_of(tiny, config.replace(reference=how)), 4)[0].params for how in ("shared", "cached")]
+    for x, y in zip(*map(jax.tree.leaves, ends)):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("algo", some_slow(["hard", "ppo"], "hard"))
+def test_resumed_is_bit_for_bit_the_same(tiny, tmp_path, algo):
+    config = BASE.replace(algo=algo, sft_iterations=1, minibatches=2, lora_dropout=0.1, scheme="bradley_terry")
+    trainer = trainer_of(tiny, config)
+    through, rows = run(trainer, 4)
+    half, _ = run(trainer_of(tiny, config), 2)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, half)
+    _, restored = checkpoints.restore(trainer.init(jax.random.key(7)))
+    again, more = run(trainer_of(tiny, config), 2, restored)
+    assert digest(again) == digest(through)
+    assert all(np.array_equal(x[name], y[name]) for x, y in zip(rows[2:], more) for name in x)
+
+
+def test_lora_leaves_the_base_alone_and_merges_into_it(tiny):
+    before = [np.asarray(x).tobytes() for x in jax.tree.leaves(tiny.params)]
+    trainer = trainer_of(tiny, BASE)
+    state, _ = run(trainer, 2)
+    assert [np.asarray(x).tobytes() for x in jax.tree.leaves(tiny.params)] == before
+    assert trainer.reference(state).params is trainer.model.params  # no second copy
+    batch = pair_batch(make_data().pairs, 8, 6)
+    adapted = score(trainer.policy(state), *batch.tokens).logp
+    whole = trainer.policy(state)._replace(params=merged(BASE, tiny, state.params), lora=None)
+    np.testing.assert_allclose(adapted, score(whole, *batch.tokens).logp, atol=2e-4)
+
+
+def test_bfloat16_compute_keeps_float32_parameters(tiny):
+    model = dataclasses.replace(tiny, dtype=jnp.bfloat16)
+    state, rows = run(trainer_of(model, BASE.replace(lora_rank=0, rescore=True)), 2)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+    assert np.isfinite(rows[-1]["loss"]).all() and 0 < rows[0]["sampler_gap"] < 0.2
+
+
+def test_supervised_start_moves_the_reference(tiny):
+    trainer = trainer_of(tiny, BASE.replace(sft_iterations=3))
+    state, rows = run(trainer, 3)
+    assert rows[2]["surrogate"] < rows[0]["surrogate"]
+    batch = pair_batch(make_data().pairs, 8, 6)
+    ours, ref = (score(p, *batch.tokens).logp for p in (trainer.policy(state), trainer.reference(state)))
+    np.testing.assert_array_equal(ours, ref)
+    state, rows = run(trainer, 1, state)
+    assert rows[0]["kl_ref"][0] < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "replicated"), [(4, True), (0, False)])
+def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
+    config = BASE.replace(lora_rank=rank, prompts=8, learning_rate=1e-3)
+    one, rows = run(trainer_of(tiny, config), 2)
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    placement = Placement(mesh, {}) if replicated else Placement(mesh)
+    two, more = run(trainer_of(tiny, config, placement=placement), 2)
+    np.testing.assert_allclose(more[-1]["loss"], rows[-1]["loss"], atol=1e-4)
+    for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
+        np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+def test_failed_groups_are_counted_and_take_no_part(tiny):
+    def half_broken(prompts, completions):
+        rewards = share_of_low_ids(prompts, completions)
+        return [row if i % 2 else [float("nan")] * len(row) for i, row in enumerate(rewards)]
+
+    state, rows = run(trainer_of(tiny, BASE, reward_function(half_broken, on_error="skip")), 1)
+    assert rows[0]["failed_groups"] == 2 and np.isfinite(rows[0]["loss"]).all() and rows[0]["pairs"] == 4
+    nothing = reward_function(lambda p, c: [[float("nan")] * 4 for _ in p], on_error="skip")
+    state, rows = run(trainer_of(tiny, BASE, nothing), 1)
+    assert rows[0]["failed_groups"] == 4 and int(state.step) == 0 and int(state.extra["position"]) == 1
+
+
+BAD = [
+    ({"algo": "sarsa"}, "algo='sarsa' is unknown"),
+    ({"candidates": 3}, "candidates=3 must be even"),
+    ({"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
+    ({"algo": "grpo", "offline": True}, "offline goes with"),
+    ({"temperature": 0.0}, "temperature must be > 0"),
+    ({"prompt_tokens": 6}, "prompt_tokens=6: a prompt has 7"),
+    ({"completion_tokens": 127}, "exceed the model's context of 128"),
+    ({"reference": "cached", "sft_iterations": 1}, "sft_iterations=0"),
+    ({"lora_targets": ("nose",)}, "targets"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:20] for _, message in BAD])
+def test_bad_settings_are_named(tiny, change, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tiny, BASE.replace(**change)).init(jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_one_real_update_of_smollm2(smollm2):
+    config = AlignConfig(prompts=2, candidates=2, completion_tokens=8, epochs=2)
+    data = Data(encode_prompts(smollm2, load_prompts("tiny")[:4], config.prompt_tokens))
+    longer = reward_function(lambda prompts, completions: [[float(len(x)) for x in group] for group in completions])
+    trainer = make_trainer(config, smollm2, data, longer, iterations=1)
+    state, rows = run(trainer, 1)
+    assert rows[0]["sampler_gap"] < 1e-3 and rows[0]["kl_old"][0] < 1e-5 < rows[0]["kl_old"][1]
+    assert np.isfinite(rows[0]["loss"]).all() and int(state.step) == 2 and rows[0]["tokens"] > 0

@@ -1,0 +1,265 @@
+"""Preference data: every layout, cleaning, splits, batches, encoding."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from pairgrpo_jax.lm import data
+from pairgrpo_jax.lm.data import Preference, batch_indices, load_preferences, load_prompts, split_by_first_turn
+
+USER = {"role": "user", "content": "Hi there"}
+WANT = Preference((USER,), "Good day", "Go away")
+
+
+def said(text, role="assistant"):
+    return {"role": role, "content": text}
+
+
+LAYOUTS = {
+    "plain": {"prompt": "Hi there", "chosen": "Good day", "rejected": "Go away"},
+    "plain, implicit prompt": {"chosen": "Hi there Good day", "rejected": "Hi there Go away"},
+    "conversational": {"prompt": [USER], "chosen": [said("Good day")], "rejected": [said("Go away")]},
+    "conversational, implicit prompt": {"chosen": [USER, said("Good day")], "rejected": [USER, said("Go away")]},
+    "ultrafeedback_binarized": {
+        "prompt": "Hi there",
+        "chosen": [USER, said("Good day")],
+        "rejected": [USER, said("Go away")],
+        "score_chosen": 8.0,
+        "score_rejected": 2.5,
+    },
+    "transcripts": {
+        "chosen": "\n\nHuman: Hi there\n\nAssistant: Good day",
+        "rejected": "\n\nHuman: Hi there\n\nAssistant: Go away",
+    },
+    "transcript prompt": {
+        "prompt": "\n\nHuman: Hi there\n\nAssistant:",
+        "chosen": " Good day",
+        "rejected": " Go away",
+    },
+    "texts and scores": {
+        "text": ["\n\nHuman: Hi there\n\nAssistant: Go away", "\n\nHuman: Hi there\n\nAssistant: Good day"],
+        "score": [0.0, 1.0],
+    },
+    "scores in metadata": {
+        "prompt": "Hi there",
+        "chosen": "Good day",
+        "rejected": "Go away",
+        "metadata": {"score_chosen": 9, "score_rejected": 3},
+    },
+}
+
+
+def write(path, rows):
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(map(json.dumps, rows)) if ".jsonl" in path.name else json.dumps(rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_give_the_same_preference(tmp_path, name):
+    loaded = load_preferences(write(tmp_path / "x.jsonl", [LAYOUTS[name]]))
+    assert loaded == ([WANT], {})
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.json.gz", "x.jsonl.gz", "x.parquet"])
+def test_file_formats(tmp_path, name):
+    rows = [LAYOUTS["plain"], {"prompt": "two\nlines", "chosen": "é", "rejected": "b"}]
+    if name.endswith("parquet"):
+        import datasets
+
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / name)
+    else:
+        write(tmp_path / name, rows)
+    want = [WANT, Preference((said("two\nlines", "user"),), "é", "b")]
+    assert load_preferences(str(tmp_path / name)).rows == want
+    assert load_preferences(str(tmp_path)).rows == want
+
+
+def test_folder_takes_the_files_of_a_split(tmp_path):
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}_clean.jsonl", [{"prompt": name, "chosen": "a", "rejected": "b"}])
+    first = {s: [data.first_turn(r) for r in load_preferences(str(tmp_path), split=s).rows] for s in ("test", "all")}
+    assert first == {"test": ["test"], "all": ["test", "train"]}
+    with pytest.raises(ValueError, match=r"no file for split 'validation'.*train_clean\.jsonl"):
+        load_preferences(str(tmp_path), split="validation")
+
+
+def test_transcript_turns():
+    text = "\n\nHuman: one\n\nAssistant: two\n\nstill two\n\nHuman: three\n\nAssistant:"
+    roles = ["user", "assistant", "user", "assistant"]
+    texts = ["one", "two\n\nstill two", "three", ""]
+    assert data.parse_transcript(text) == tuple(said(t, r) for t, r in zip(texts, roles))
+
+
+DIRT = {
+    "empty reply": {"prompt": "p", "chosen": " ", "rejected": "b"},
+    "identical replies": {"prompt": "p", "chosen": "a ", "rejected": "a"},
+    "tie": {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1},
+    "scores contradict the labels": LAYOUTS["plain"] | {"score_chosen": 1, "score_rejected": 2},
+    "empty prompt": {"prompt": " ", "chosen": "a", "rejected": "b"},
+    "prompts differ": {"chosen": [USER, said("a")], "rejected": [said("Hello", "user"), said("b")]},
+    "no reply at the end": {"chosen": [USER, said("a"), USER], "rejected": [USER, said("b")]},
+    "prompt without a last user turn": {"prompt": [USER, said("x")], "chosen": [said("a")], "rejected": [said("b")]},
+}  # fmt: skip
+
+
+def test_dirt_is_dropped_and_counted(tmp_path):
+    one_sided = {"prompt": "p", "chosen": "a", "rejected": None}
+    source = write(tmp_path / "x.jsonl", [*DIRT.values(), one_sided, LAYOUTS["plain"]])
+    loaded = load_preferences(source)
+    assert loaded.rows == [WANT]
+    assert loaded.dropped == dict.fromkeys(DIRT, 1) | {"empty reply": 2}
+    assert "1 preferences; dropped 9" in data.describe(loaded) and "1 tie" in data.describe(loaded)
+    with pytest.raises(ValueError, match=r"no usable preference \(1 tie"):
+        load_preferences(write(tmp_path / "y.jsonl", [DIRT["tie"]]))
+
+
+BAD_FILES = {
+    "columns": ('{"prompt": "a", "answer": "b"}', r"x\.jsonl:1: expected columns 'chosen'.*'answer'"),
+    "json": ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{oops', r"x\.jsonl:2: not JSON"),
+    "not an object": ("[1, 2]", r"x\.jsonl:1: expected an object"),
+    "mixed": ('{"chosen": "a", "rejected": [1]}', "both be texts or both be lists"),
+    "role": ('{"chosen": [{"role": "bot", "content": "x"}], "rejected": [{"role": "bot", "content": "y"}]}', "bot"),
+    "message": ('{"chosen": [{"text": "x"}], "rejected": [{"text": "y"}]}', "messages must be a list"),
+    "empty": ("", "no row at all"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file(tmp_path, name):
+    text, message = BAD_FILES[name]
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_preferences(str(tmp_path / "x.jsonl"))
+
+
+def test_bad_sources(tmp_path):
+    for name in ("nowhere.jsonl", "nowhere", "a/b/c"):
+        with pytest.raises(ValueError, match="no such file or folder"):
+            load_preferences(name)
+    (tmp_path / "x.jsonl.gz").write_bytes(b"plain")
+    (tmp_path / "x.parquet").write_bytes(b"plain")
+    (tmp_path / "x.txt").write_text("plain")
+    for name, message in (("x.jsonl.gz", "gzip"), ("x.parquet", "parquet"), ("x.txt", "ends in")):
+        with pytest.raises(ValueError, match=message):
+            load_preferences(str(tmp_path / name))
+
+
+class Hub:
+    """Stands in for `datasets`: two sets, one with a folder."""
+
+    def __init__(self, monkeypatch):
+        import datasets
+
+        monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["default"])
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+
+    def load(self, name, **where):
+        if name == "no/where":
+            raise ConnectionError("the hub is down")
+        self.where = where
+        import datasets
+
+        return datasets.DatasetDict({"train_prefs": datasets.Dataset.from_list([LAYOUTS["ultrafeedback_binarized"]])})
+
+
+def test_hub(monkeypatch):
+    hub = Hub(monkeypatch)
+    assert load_preferences("owner/name:harmless-base").rows == [WANT]
+    assert hub.where == {"data_dir": "harmless-base"}
+    with pytest.raises(ValueError, match="no split 'test'; it has train_prefs"):
+        load_preferences("owner/name", split="test")
+    with pytest.raises(ValueError, match="the hub does not give it: the hub is down"):
+        load_preferences("no/where")
+
+
+def test_prompts(tmp_path):
+    rows = [{"prompt": "Hi there"}, {"messages": [USER, said("x")]}, {"prompt": ""}, {"prompt": [said("q", "user")]}]
+    assert load_prompts(write(tmp_path / "x.jsonl", rows)) == [(USER,), (said("q", "user"),)]
+    assert load_prompts(write(tmp_path / "y.jsonl", [LAYOUTS["transcripts"]])) == [(USER,)]
+    with pytest.raises(ValueError, match="column 'prompt' or 'messages'"):
+        load_prompts(write(tmp_path / "z.jsonl", [{"question": "q"}]))
+
+
+def test_tiny_set():
+    both, helpful, harmless = (load_preferences(f"tiny{x}") for x in ("", "-helpful", "-harmless"))
+    assert both.rows == helpful.rows + harmless.rows and len(both.rows) == 150 and not both.dropped
+    longer = np.mean([len(r.chosen) > len(r.rejected) for r in both.rows])
+    assert 0.4 < longer < 0.8  # length does not give the label away
+
+
+def test_real_files(data_folder):
+    """The counts of the specification; 2 of the 136 ties are identical pairs too, and counted as such."""
+    files = ["hh-rlhf-harmless-base", "hh-rlhf-helpful-base", "ultrafeedback-binarized-1200"]
+    loaded = [load_preferences(str(data_folder / name), split="all") for name in files]
+    assert [x.dropped for x in loaded] == [
+        {"prompts differ": 5, "empty reply": 4},
+        {"prompts differ": 9, "empty reply": 4},
+        {"tie": 134, "identical replies": 5, "empty reply": 2},
+    ]
+    assert [len(x.rows) for x in loaded] == [2303, 2339, 1059]
+    rows = loaded[0].rows
+    kept, held_out = split_by_first_turn(rows, fold=2)
+    assert len(kept) + len(held_out) == len(rows)
+    assert not {data.first_turn(r) for r in kept} & {data.first_turn(r) for r in held_out}
+
+
+def test_split_by_first_turn():
+    rows = [Preference((said(f"q{i // 2}", "user"), said("a"), said(f"{i}", "user")), "x", "y") for i in range(400)]
+    folds = [split_by_first_turn(rows, fold=f, seed=3)[1] for f in range(5)]
+    assert sum(map(len, folds)) == len(rows) and all(50 < len(f) < 110 for f in folds)
+    assert all(sum(row in f for f in folds) == 1 for row in rows)
+    for held_out in folds:
+        assert all(sum(data.first_turn(r) == data.first_turn(x) for x in held_out) == 2 for r in held_out)
+    assert split_by_first_turn(rows[::-1], fold=0, seed=3)[1] == folds[0][::-1]  # order does not matter
+    assert split_by_first_turn(rows, fold=0, seed=4)[1] != folds[0]
+    with pytest.raises(ValueError, match="fold=5"):
+        split_by_first_turn(rows, fold=5)
+
+
+def test_batches_cover_every_epoch_and_depend_on_the_position_alone():
+    batches = [batch_indices(10, 4, i, seed=1) for i in range(10)]
+    flat = np.concatenate(batches)
+    epochs = flat.reshape(4, 10)
+    assert all(sorted(e) == list(range(10)) for e in epochs.tolist())
+    assert len({tuple(e) for e in epochs.tolist()}) == 4
+    np.testing.assert_array_equal(batch_indices(10, 4, 7, seed=1), batches[7])
+    assert any(batch_indices(10, 4, i, seed=2).tolist() != batches[i].tolist() for i in range(3))
+    assert len(batch_indices(3, 8, 0, seed=0)) == 8
+    with pytest.raises(ValueError, match="position=-1"):
+        batch_indices(3, 1, -1, 0)
+
+
+def test_encoding_with_the_chat_template(smollm2):
+    turns = (said("You are terse.", "system"), USER, said("Hello."), said("Name a colour, please.", "user"))
+    ids = data.encode_prompt(smollm2, turns, 1000)
+    text = smollm2.tokenizer.decode(ids)
+    assert text.startswith("<|im_start|>system\nYou are terse.") and text.endswith("<|im_start|>assistant\n")
+    short = data.encode_prompt(smollm2, turns, len(ids) - 1)
+    text = smollm2.tokenizer.decode(short)
+    assert "You are terse." in text and "Name a colour" in text and "Hi there" not in text and "Hello." not in text
+    assert data.encode_prompt(smollm2, turns, 8) is None
+    reply = data.encode_reply(smollm2, "Red.", 10)
+    assert smollm2.tokenizer.decode(reply) == "Red.<|im_end|>"
+    assert data.encode_reply(smollm2, "Red.", 2) == reply[:2]
+
+
+def test_encoding_without_tokenizer(tiny):
+    for call in (lambda: data.encode_prompt(tiny, (USER,), 10), lambda: data.encode_reply(tiny, "x", 10)):
+        with pytest.raises(ValueError, match="no tokenizer"):
+            call()
+
+
+def test_encoding_without_template_and_with_several_ends(smollm2):
+    import dataclasses
+
+    plain = dataclasses.replace(
+        smollm2, tokenizer=type(smollm2.tokenizer)(tokenizer_object=smollm2.tokenizer._tokenizer)
+    )
+    assert plain.tokenizer.decode(data.encode_prompt(plain, (USER,), 99)) == "\n\nHuman: Hi there\n\nAssistant:"
+    assert plain.tokenizer.decode(data.encode_reply(plain, "Red.", 99)) == " Red.<|im_end|>"
+    config = dataclasses.replace(smollm2.config, eos_ids=(0, 2))
+    assert data.end_of_turn(dataclasses.replace(smollm2, config=config)) == 2

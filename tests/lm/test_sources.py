@@ -1,0 +1,204 @@
+"""Preference sources: every way in which a user's function can fail, and what comes of it."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from pairgrpo_jax.lm.sources import SourceError, dataset_labels, judge, reward_function
+
+PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
+COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "x", "xx", "y"], ["", "pp", "p", "ppp"]]
+LENGTHS = np.array([[1, 2, 3, 4], [1, 1, 2, 1], [0, 2, 1, 3]], np.float32)
+
+
+def length(prompts, completions):
+    return [[len(text) for text in group] for group in completions]
+
+
+async def slow_length(prompts, completions):
+    await asyncio.sleep(0.001)
+    return length(prompts, completions)
+
+
+def raises(prompts, completions):
+    raise KeyError("model server")
+
+
+def hangs(prompts, completions):
+    time.sleep(5)
+
+
+async def hangs_async(prompts, completions):
+    await asyncio.sleep(5)
+
+
+def returns(value):
+    return lambda prompts, completions: value
+
+
+@pytest.mark.parametrize("function", [length, slow_length, lambda p, c: np.concatenate(length(p, c))])
+def test_rewards(function):
+    rewards, pairs, failed = reward_function(function)(PROMPTS, COMPLETIONS)
+    np.testing.assert_array_equal(rewards, LENGTHS)
+    assert rewards.dtype == np.float32 and pairs is None and not failed.any()
+
+
+def test_weighted_sum():
+    source = reward_function([length, slow_length, returns(np.ones((3, 4)))], weights=[1.0, -0.5, 10.0])
+    np.testing.assert_allclose(source(PROMPTS, COMPLETIONS).rewards, LENGTHS / 2 + 10)
+
+
+def test_async_function_inside_a_running_loop():
+    async def notebook():
+        return reward_function(slow_length)(PROMPTS, COMPLETIONS)
+
+    np.testing.assert_array_equal(asyncio.run(notebook()).rewards, LENGTHS)
+
+
+FAILURES = {
+    "raises": (raises, "raises failed .1 tries.: KeyError: 'model server'"),
+    "too few groups": (returns([[1.0] * 4] * 2), r"3 lists of 4 rewards or 12 in one, got \(2, 4\)"),
+    "ragged": (returns([[1.0] * 4, [1.0] * 3, [1.0] * 4]), "3 lists of 4"),
+    "flat, wrong length": (returns([1.0] * 11), "got .11"),
+    "not a list": (returns(3.0), "TypeError"),
+    "text": (returns([["good"] * 4] * 3), "could not convert"),
+    "hangs": (hangs, "TimeoutError: no answer within 0.05 s"),
+    "hangs async": (hangs_async, "no answer within 0.05 s"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failure_of_a_batch(name):
+    function, message = FAILURES[name]
+    start = time.monotonic()
+    with pytest.raises(SourceError, match=message):
+        reward_function(function, timeout=0.05)(PROMPTS, COMPLETIONS)
+    rewards, _, failed = reward_function([length, function], timeout=0.05, on_error="skip")(PROMPTS, COMPLETIONS)
+    assert failed.all() and not rewards.any()
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_a_bad_reward_fails_its_group_alone(bad):
+    values = [[1.0, 2.0, 3.0, 4.0], [1.0, bad, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]
+    with pytest.raises(SourceError, match=r"groups \[1\] of 3"):
+        reward_function(returns(values))(PROMPTS, COMPLETIONS)
+    rewards, _, failed = reward_function(returns(values), on_error="skip")(PROMPTS, COMPLETIONS)
+    assert failed.tolist() == [False, True, False]
+    np.testing.assert_array_equal(rewards, [values[0], [0.0] * 4, values[2]])
+
+
+def test_retries():
+    calls = []
+
+    def flaky(prompts, completions):
+        calls.append(1)
+        return raises(prompts, completions) if len(calls) < 3 else length(prompts, completions)
+
+    with pytest.raises(SourceError, match="2 tries"):
+        reward_function(flaky, retries=1)(PROMPTS, COMPLETIONS)
+    calls.clear()
+    np.testing.assert_array_equal(reward_function(flaky, retries=2)(PROMPTS, COMPLETIONS).rewards, LENGTHS)
+    assert len(calls) == 3
+
+
+def longer(prompt, a, b):
+    return None if len(a) == len(b) else int(len(b) > len(a))
+
+
+async def longer_async(prompt, a, b):
+    await asyncio.sleep(0.02)
+    return longer(prompt, a, b)
+
+
+@pytest.mark.parametrize("function", [longer, longer_async])
+def test_judge(function):
+    start = time.monotonic()
+    rewards, pairs, failed = judge(function)(PROMPTS, COMPLETIONS)
+    assert rewards is None and not failed.any() and time.monotonic() - start < 5
+    np.testing.assert_array_equal(pairs.preferred, [[1, 3], [0, 2], [1, 3]])
+    np.testing.assert_array_equal(pairs.rejected, [[0, 2], [1, 3], [0, 2]])
+    np.testing.assert_array_equal(pairs.weight, [[1, 1], [0, 1], [1, 1]])
+
+
+def test_judge_compares_all():
+    _, pairs, _ = judge(longer, compare="all")(PROMPTS, COMPLETIONS)
+    assert pairs.weight.shape == (3, 6)
+    np.testing.assert_allclose(pairs.weight.sum(-1), [2, 1, 2])
+    lengths = np.take_along_axis(LENGTHS, np.asarray(pairs.preferred), 1) - np.take_along_axis(
+        LENGTHS, np.asarray(pairs.rejected), 1
+    )
+    assert (lengths[np.asarray(pairs.weight) > 0] > 0).all()
+
+
+def test_both_orders_turn_a_position_bias_into_ties():
+    _, pairs, failed = judge(lambda prompt, a, b: 0, both_orders=True)(PROMPTS, COMPLETIONS)
+    assert not pairs.weight.any() and not failed.any()
+    _, pairs, _ = judge(longer, both_orders=True)(PROMPTS, COMPLETIONS)
+    np.testing.assert_array_equal(pairs.weight, judge(longer)(PROMPTS, COMPLETIONS).pairs.weight)
+
+
+def broken(prompt, a, b):
+    if prompt[0]["content"] == "1":
+        raise OSError("no line")
+    return longer(prompt, a, b)
+
+
+async def broken_async(prompt, a, b):
+    return broken(prompt, a, b)
+
+
+def odd(prompt, a, b):
+    return "a" if prompt[0]["content"] == "1" else longer(prompt, a, b)
+
+
+def stuck(prompt, a, b):
+    if prompt[0]["content"] == "1":
+        time.sleep(5)
+    return longer(prompt, a, b)
+
+
+@pytest.mark.parametrize("function", [broken, broken_async, odd, stuck])
+def test_judge_failures(function):
+    with pytest.raises(SourceError, match=r"no line|expected 0, 1 or None|no answer"):
+        judge(function, timeout=0.1)(PROMPTS, COMPLETIONS)
+    _, pairs, failed = judge(function, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
+    assert failed.tolist() == [False, True, False]
+    np.testing.assert_array_equal(pairs.weight.sum(-1), [2, 0, 2])
+
+
+def test_judge_retries():
+    calls = []
+
+    def flaky(prompt, a, b):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("no line")
+        return longer(prompt, a, b)
+
+    assert not judge(flaky, retries=1)(PROMPTS, COMPLETIONS).failed.any() and len(calls) == 7
+
+
+def test_dataset_labels():
+    _, pairs, failed = dataset_labels(PROMPTS, [c[:2] for c in COMPLETIONS])
+    np.testing.assert_array_equal(pairs.preferred, [[0]] * 3)
+    np.testing.assert_array_equal(pairs.rejected, [[1]] * 3)
+    assert not failed.any()
+    with pytest.raises(ValueError, match="K = 4"):
+        dataset_labels(PROMPTS, COMPLETIONS)
+
+
+def test_bad_arguments():
+    for bad in ({"timeout": 0.0}, {"retries": -1}, {"on_error": "ignore"}, {"weights": [1.0, 2.0]}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            reward_function(length, **bad)
+    with pytest.raises(ValueError, match="functions"):
+        reward_function([])
+    with pytest.raises(ValueError, match="compare"):
+        judge(longer, compare="some")
+    with pytest.raises(ValueError, match="even number"):
+        judge(longer)(PROMPTS, [c[:3] for c in COMPLETIONS])
+    with pytest.raises(ValueError, match="K >= 1 texts for each of 3 prompts"):
+        reward_function(length)(PROMPTS, COMPLETIONS[:2])
