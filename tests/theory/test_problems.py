@@ -1,12 +1,18 @@
 """The exact problems against facts about them that were derived elsewhere."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
+from pairgrpo_jax import evaluate, group_advantages, grpo_loss
+from pairgrpo_jax.theory import improvement
 from pairgrpo_jax.theory import mdp as tabular
 from pairgrpo_jax.theory.equivalence import exact_problems
+from pairgrpo_jax.theory.noise import gradient_moments
 from pairgrpo_jax.theory.objectives import grpo, labelled_pairs, soft
 from pairgrpo_jax.theory.problems import enumerate_groups, expected_gradients, gaussian_quadratic, softmax_bandit
 
@@ -24,6 +30,8 @@ def test_groups_are_counted_with_their_orders():
     index, orders = enumerate_groups(4, 3)
     assert len(index) == 20 and orders.sum() == 4**3
     assert orders[(index == [0, 1, 2]).all(axis=1)] == 6 and orders[(index == [1, 1, 2]).all(axis=1)] == 3
+    index, orders = enumerate_groups(3, 4)
+    assert orders.sum() == 3**4 and orders[(index == [0, 0, 2, 2]).all(axis=1)] == 6
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -78,3 +86,54 @@ def test_mdp_is_solved():
 
     exact = jax.grad(lambda x: tabular.solve(mdp, jnp.exp(tabular.log_policy(mdp, x))).value)(theta)
     np.testing.assert_allclose(jax.grad(gain)(theta), exact, atol=1e-10)  # the policy gradient theorem
+
+
+def test_all_groups_of_an_mdp_give_its_policy_gradient():
+    mdp = tabular.random_mdp(KEY)
+    theta = jax.random.normal(KEY, (6,))
+    old_logp = tabular.log_policy(mdp, theta)
+    batch = improvement.Batch(tabular.solve(mdp, jnp.exp(old_logp)), old_logp)
+
+    def unscaled(logp, old, rewards):
+        return grpo_loss.objective(logp, old, group_advantages(rewards, scale="none"))
+
+    def loss(x):
+        return evaluate(improvement._all_groups(unscaled, tabular.log_policy(mdp, x), batch))[0]
+
+    exact = jax.grad(lambda x: tabular.solve(mdp, jnp.exp(tabular.log_policy(mdp, x))).value)(theta)
+    size = improvement.GROUP
+    np.testing.assert_allclose(-10 * jax.grad(loss)(theta), exact * (size - 1) / size, atol=1e-10)
+
+
+def test_distances_of_policies():
+    rng = np.random.default_rng(0)
+    p, q = (rng.dirichlet(np.ones(3), 4) for _ in range(2))
+    np.testing.assert_allclose(tabular.state_kl(jnp.log(p), jnp.log(q)), [entropy(*rows) for rows in zip(p, q)])
+    largest = max(np.maximum(a - b, 0).sum() for a, b in zip(p, q))
+    np.testing.assert_allclose(tabular.largest_total_variation(p, q), largest)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 0.5])
+def test_moments_of_one_groups_gradient(outlier):
+    """Against a plain sum over every ordered pair of draws and every pattern of noise."""
+    problem, noise = softmax_bandit(KEY, arms=3, features=2), 0.7
+    shocks = noise * np.array(list(itertools.product((-1, 1), repeat=2)))
+    if outlier:
+        shocks = outlier * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
+    rewards, scores, rows = np.asarray(problem.rewards), np.asarray(problem.scores), []
+    for draw in itertools.product(range(3), repeat=2):
+        for shock in shocks:
+            noisy = rewards[list(draw)] + shock
+            weights, clean = noisy - noisy.mean(), rewards[list(draw)] - rewards[list(draw)].mean()
+            g, plain = weights @ scores[list(draw)] / 2, clean @ scores[list(draw)]
+            some = np.linalg.norm(plain) > 1e-12
+            aligned = g @ plain / (np.linalg.norm(g) * np.linalg.norm(plain)) if some and g.any() else 0.0
+            rows.append((np.prod(problem.probs[np.array(draw)]) / len(shocks), g, some, aligned))
+    probs, g, some, aligned = (np.array(x) for x in zip(*rows))
+    mean = probs @ g
+    variance = probs @ np.square(g - mean).sum(axis=1)
+    found = gradient_moments(problem, 2, noise, outlier=outlier)["dr_grpo"]
+    np.testing.assert_allclose(found.mean, mean, atol=1e-12)
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-12)
+    np.testing.assert_allclose(found.relative, variance / (mean @ mean), rtol=1e-10)
+    np.testing.assert_allclose(found.aligned, probs @ (some * aligned) / (probs @ some), atol=1e-12)

@@ -1,10 +1,12 @@
 """Each statement of the theory comes out as stated, with the tolerance that its `bound` and `checks` carry."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pairgrpo_jax import theory
-from pairgrpo_jax.theory.statement import Statement
+from pairgrpo_jax.theory.statement import Statement, angle, cosine, slope
 
 VERDICTS = {
     "two_candidates": "holds",
@@ -55,6 +57,20 @@ def test_a_statement_is_not_confirmed_by_a_wrong_number_a_nan_or_a_failed_check(
     failed = Statement("0", "one is one", "holds", measured=1.0, predicted=1.0, bound=1e-12, checks={"a": False})
     assert right.confirmed and not (wrong.confirmed or nan.confirmed or failed.confirmed)
     assert failed.failures == ["a"] and len(wrong.failures) == len(nan.failures) == 1
+
+
+def test_angle_cosine_and_slope():
+    a, b = jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])
+    for x, y, expected in (
+        (a, b, np.pi / 4),
+        (a, -3 * a, np.pi),
+        (a, 2 * a, 0.0),
+        (b, jnp.array([-1.0, 1.0]), np.pi / 2),
+    ):
+        np.testing.assert_allclose(angle(x, y), expected, atol=1e-15)
+        np.testing.assert_allclose(cosine(5 * x, y), np.cos(expected), atol=1e-15)
+    assert angle(a, jnp.array([1.0, 1e-12])) == 1e-12 and cosine(a, 0 * a) == 0
+    np.testing.assert_allclose(slope([1.0, 2.0, 4.0], [3.0, 24.0, 192.0]), 3.0)
 
 
 def test_cosine_table_knows_where_pairs_lose_nothing():
