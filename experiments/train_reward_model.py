@@ -50,8 +50,8 @@ class Run:
     """Split of the data set; all: every file of a folder."""
     mode: Literal["frozen", "lora", "full"] = "frozen"
     """What is trained beside the head: nothing, low-rank adapters, or the whole trunk."""
-    features: tuple[str, ...] = reward_model.FEATURES
-    """What the head sees of a reply."""
+    features: tuple[str, ...] = reward_model.DEFAULT
+    """What the head sees of a reply: mean, last (hidden states), length."""
     prompt_tokens: int = 384
     """Longer prompts lose their oldest turns."""
     reply_tokens: int = 256

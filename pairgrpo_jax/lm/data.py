@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pairgrpo_jax.lm.generation import bucket
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.readers import read_rows
 from pairgrpo_jax.lm.tokenizer import encode_chat
@@ -302,6 +303,15 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
     text = text if tokenizer.chat_template else f" {text}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [*ids, end_of_turn(model)][:limit]
+
+
+def pad_texts(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns right-padded tokens `[N, T]`, T rounded up so that few shapes compile, and lengths `[N]`."""
+    lengths = np.array([len(text) for text in texts], np.int32)
+    tokens = np.zeros((len(texts), bucket(int(lengths.max()), 32)), np.int32)
+    for row, text in zip(tokens, texts):
+        row[: len(text)] = text
+    return tokens, lengths
 
 
 def end_of_turn(model: Model) -> int:

@@ -18,6 +18,7 @@ from pairgrpo_jax.lm.scoring import Policy, Scores, completion_hidden, score_hid
 
 SHIPPED = tuple(f"{domain}-{half}" for domain in ("helpful", "harmless", "ultrafeedback") for half in "ab")
 FEATURES = ("mean", "last", "length")
+DEFAULT = ("mean", "last")  # as the shipped heads
 
 
 class RewardHead(flax.struct.PyTreeNode):
@@ -34,7 +35,7 @@ class RewardHead(flax.struct.PyTreeNode):
     features: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
 
-def features(hidden: jax.Array, lengths: jax.Array, names: tuple[str, ...] = FEATURES) -> jax.Array:
+def features(hidden: jax.Array, lengths: jax.Array, names: tuple[str, ...] = DEFAULT) -> jax.Array:
     """Pools the hidden states of replies.
 
     The states are those that predict a reply's tokens, as `completion_hidden` returns them: the first belongs to the
@@ -74,7 +75,7 @@ def feature_count(names: Sequence[str], width: int) -> int:
     return sum(1 if name == "length" else width for name in names)
 
 
-def init_head(width: int, names: tuple[str, ...] = FEATURES) -> RewardHead:
+def init_head(width: int, names: tuple[str, ...] = DEFAULT) -> RewardHead:
     """Returns a head of zeros for a model of hidden size `width`."""
     return RewardHead(jnp.zeros(feature_count(names, width)), jnp.zeros(()), names)
 

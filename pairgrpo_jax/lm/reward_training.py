@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from pairgrpo_jax.core.terms import Objective, mean_term
 from pairgrpo_jax.lm import lora as lora_lib
-from pairgrpo_jax.lm.data import Preference, encode_prompt, encode_reply
+from pairgrpo_jax.lm.data import Preference, encode_prompt, encode_reply, pad_texts
 from pairgrpo_jax.lm.generation import bucket
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.reward_model import RewardHead, features, reward
@@ -58,17 +58,9 @@ def pad_pairs(pairs: Sequence[EncodedPair], rows: int | None = None) -> PairToke
     """Pads pairs to common lengths, rounded up so that few shapes compile; and to `rows` rows, repeating them."""
     pairs = [pairs[i % len(pairs)] for i in range(rows or len(pairs))]
     replies = [reply for pair in pairs for reply in pair.replies]
-    prompts, prompt_lengths = _pad([pair.prompt for pair in pairs])
-    completions, lengths = _pad(replies)
+    prompts, prompt_lengths = pad_texts([pair.prompt for pair in pairs])
+    completions, lengths = pad_texts(replies)
     return PairTokens(prompts, prompt_lengths, completions.reshape(len(pairs), 2, -1), lengths.reshape(-1, 2))
-
-
-def _pad(texts: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.array([len(text) for text in texts], np.int32)
-    tokens = np.zeros((len(texts), bucket(int(lengths.max()), 32)), np.int32)
-    for row, text in zip(tokens, texts):
-        row[: len(text)] = text
-    return tokens, lengths
 
 
 def batches_by_length(pairs: Sequence[EncodedPair], batch: int) -> Iterator[np.ndarray]:

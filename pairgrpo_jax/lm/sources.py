@@ -9,11 +9,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
-from pairgrpo_jax.lm.data import Prompt
+from pairgrpo_jax.lm.data import Prompt, encode_prompt, encode_reply, pad_texts
+from pairgrpo_jax.lm.reward_model import RewardHead, reward
+from pairgrpo_jax.lm.scoring import Policy as LanguageModel
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -45,7 +48,7 @@ class SourceError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class ErrorPolicy:
     """What to do about a user's function that fails.
 
     Attributes:
@@ -85,7 +88,7 @@ def reward_function(
     Args:
       functions: one or several.
       weights: one for each function; 1 by default.
-      timeout: see `Policy`, as the next two.
+      timeout: see `ErrorPolicy`, as the next two.
       retries: more tries after a failure.
       on_error: "raise" or "skip".
 
@@ -98,7 +101,7 @@ def reward_function(
         raise ValueError("functions: expected a callable, or a list of at least one")
     if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
-    policy = Policy(timeout, retries, on_error)
+    policy = ErrorPolicy(timeout, retries, on_error)
 
     def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
         shape = _group_shape(prompts, completions)
@@ -112,7 +115,7 @@ def reward_function(
     return source
 
 
-def _rewards_of(function, prompts, completions, shape, policy: Policy) -> np.ndarray:
+def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> np.ndarray:
     """Returns float64 `[B, K]`, nan where the function has failed and the policy is to skip."""
     rewards, problem, cause = np.full(shape, np.nan), "", None
     for _ in range(policy.retries + 1):
@@ -158,7 +161,7 @@ def judge(
       compare: "disjoint" compares completions 0 and 1, 2 and 3, ... (even K; samples of one prompt come in no order);
         "all" compares every two, with weight 1/(K-1).
       both_orders: ask about (a, b) and (b, a); where the two answers disagree it is a tie.
-      timeout: see `Policy`, per comparison, as the next two.
+      timeout: see `ErrorPolicy`, per comparison, as the next two.
       retries: more tries after a failure.
       on_error: "raise" or "skip".
 
@@ -167,7 +170,7 @@ def judge(
     """
     if compare not in ("disjoint", "all"):
         raise ValueError(f'compare={compare!r} is unknown; choose "disjoint" or "all"')
-    policy = Policy(timeout, retries, on_error)
+    policy = ErrorPolicy(timeout, retries, on_error)
 
     def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
         groups, size = _group_shape(prompts, completions)
@@ -199,7 +202,7 @@ def _compared(size: int, compare: str) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(0, size, 2), np.arange(1, size, 2)
 
 
-def _ask(function: Callable, questions: list[tuple], policy: Policy) -> list[float]:
+def _ask(function: Callable, questions: list[tuple], policy: ErrorPolicy) -> list[float]:
     """Returns 0, 1, 0.5 for a tie, or nan, for each question."""
     if inspect.iscoroutinefunction(function):
 
@@ -213,7 +216,7 @@ def _ask(function: Callable, questions: list[tuple], policy: Policy) -> list[flo
     return [_verdict(function, q, answer, policy) for q, answer in zip(questions, answers)]
 
 
-def _verdict(function: Callable, question: tuple, answer: Any, policy: Policy) -> float:
+def _verdict(function: Callable, question: tuple, answer: Any, policy: ErrorPolicy) -> float:
     """Checks an answer; asks again where it is none and the policy allows it."""
     for tries_left in range(policy.retries, -1, -1):
         if answer is None:
@@ -226,6 +229,40 @@ def _verdict(function: Callable, question: tuple, answer: Any, policy: Policy) -
     problem = f"{type(answer).__name__}: {answer}" if failed else f"expected 0, 1 or None, got {answer!r}"
     _give_up(function, problem, answer if failed else None, policy)
     return math.nan
+
+
+def head_source(
+    policy: LanguageModel, head: RewardHead, *, prompt_tokens: int = 384, reply_tokens: int = 256
+) -> Source:
+    """Makes a source of a reward model, for texts; with tokens at hand, `reward_model.score_and_reward` is shorter.
+
+    A prompt whose last turn alone is longer than `prompt_tokens` fails its group; longer replies are cut.
+
+    Args:
+      policy: the trunk that the head was trained on, frozen or with adapters.
+      head: the reward head.
+      prompt_tokens: longer prompts lose their oldest turns.
+      reply_tokens: longer replies lose their end.
+    """
+
+    @jax.jit
+    def run(params, lora, tokens):
+        return reward(LanguageModel(policy.model, params, lora), head, *tokens)
+
+    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+        groups, size = _group_shape(prompts, completions)
+        ids = [encode_prompt(policy.model, prompt, prompt_tokens) for prompt in prompts]
+        failed = np.array([x is None for x in ids])
+        if failed.all():
+            return Judgement(np.zeros((groups, size), np.float32), None, failed)
+        filler = next(x for x in ids if x is not None)
+        replies = [encode_reply(policy.model, text, reply_tokens) for group in completions for text in group]
+        tokens, lengths = pad_texts(replies)
+        shaped = (tokens.reshape(groups, size, -1), lengths.reshape(groups, size))
+        values = np.asarray(run(policy.params, policy.lora, (*pad_texts([x or filler for x in ids]), *shaped)))
+        return Judgement(np.where(failed[:, None], 0.0, values).astype(np.float32), None, failed)
+
+    return source
 
 
 def dataset_labels(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
@@ -247,7 +284,7 @@ def _group_shape(prompts: list, completions: list[list[str]]) -> tuple[int, int]
     return len(prompts), sizes.pop()
 
 
-def _give_up(function: Callable, problem: str, cause: Exception | None, policy: Policy) -> None:
+def _give_up(function: Callable, problem: str, cause: Exception | None, policy: ErrorPolicy) -> None:
     name = getattr(function, "__name__", type(function).__name__)
     message = f"{name} failed ({policy.retries + 1} tries): {problem}"
     if policy.on_error == "raise":

@@ -62,7 +62,7 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
         assert rows["reward model"]["accuracy"] > 0.9 and rows["reward model"]["margin"] > 0
         low, high = rows["longer reply"]["interval"]
         assert low < rows["longer reply"]["accuracy"] < high
-    assert all(load_head(tmp_path / "out" / f"{half}.safetensors").weight.shape == (129,) for half in "ab")
+    assert all(load_head(tmp_path / "out" / f"{half}.safetensors").weight.shape == (128,) for half in "ab")
     assert (tmp_path / "out" / "a-adapters.safetensors").exists() == (mode == "lora")
     if mode == "full":
         assert load_model(tmp_path / "out" / "a-trunk").config.hidden_size == 64

@@ -152,7 +152,7 @@ def test_training_of_the_trunk_learns_and_agrees_when_accumulated(tiny, mode):
     config = lora.LoraConfig(rank=2, targets=("q", "v"))
     tokens = pad_pairs(pairs())
     optimizer = optax.adam(3e-3)
-    start = reward_model.init_head(64)
+    start = reward_model.init_head(64, NAMES)
 
     def trained(accumulate, steps):
         trainable = reward_training.init_trainable(mode, tiny, start, config, jax.random.key(0))
@@ -181,3 +181,24 @@ def test_encoding_keeps_the_order_and_marks_what_does_not_fit(smollm2):
     assert all(len(pair.prompt) <= 48 and max(map(len, pair.replies)) <= 8 for pair in encoded if pair)
     with pytest.raises(ValueError, match="prompt_tokens=4"):
         reward_training.encode(smollm2, rows, 4, 8)
+
+
+@pytest.mark.parametrize("domain", ["helpful", "harmless", "ultrafeedback"])
+def test_shipped_heads_are_two(domain):
+    a, b = load_head(f"{domain}-a"), load_head(f"{domain}-b")
+    assert a.features == b.features and len(a.weight) == reward_model.feature_count(a.features, 576)
+    assert 0.1 < np.corrcoef(a.weight, b.weight)[0, 1] < 0.95  # of the same kind, not the same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["harmless-a", "helpful-b"])
+def test_shipped_head_on_the_real_model_prefers_our_good_replies(smollm2, head):
+    """The tiny set shares no text with the heads' training data: a test of transfer."""
+    rows = load_preferences(f"tiny-{head.split('-')[0]}").rows[:40]
+    policy = Policy(smollm2, smollm2.params)
+    pairs = reward_training.encode(smollm2, rows, 128, 128)
+    loaded = load_head(head)
+    pooled = reward_training.pair_features(policy, pairs, loaded.features, batch=20)
+    both = np.asarray(rewards(loaded, jnp.asarray(pooled)))
+    print(f"\n{head}: {accuracy(both[:, 0] - both[:, 1]):.2f} of our pairs")
+    assert accuracy(both[:, 0] - both[:, 1]) > 0.6

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from pairgrpo_jax.lm.sources import SourceError, dataset_labels, judge, reward_function
+from pairgrpo_jax.lm.sources import SourceError, dataset_labels, head_source, judge, reward_function
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
 COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "x", "xx", "y"], ["", "pp", "p", "ppp"]]
@@ -188,6 +188,22 @@ def test_dataset_labels():
     assert not failed.any()
     with pytest.raises(ValueError, match="K = 4"):
         dataset_labels(PROMPTS, COMPLETIONS)
+
+
+def test_head_source_gives_the_rewards_of_the_tokens(smollm2):
+    from pairgrpo_jax.lm import Policy
+    from pairgrpo_jax.lm.data import encode_prompt, encode_reply, pad_texts
+    from pairgrpo_jax.lm.reward_model import load_head, score_and_reward
+
+    policy, head = Policy(smollm2, smollm2.params), load_head("helpful-a")
+    long = ({"role": "user", "content": "why " * 60},)
+    rewards, pairs, failed = head_source(policy, head, prompt_tokens=48)([PROMPTS[0], long], COMPLETIONS[:2])
+    assert pairs is None and failed.tolist() == [False, True] and not rewards[1].any()
+    completions, lengths = pad_texts([encode_reply(smollm2, text, 32) for text in COMPLETIONS[0]])
+    prompt = pad_texts([encode_prompt(smollm2, PROMPTS[0], 48)])
+    _, want = score_and_reward(policy, head, *prompt, completions[None], lengths[None])
+    np.testing.assert_allclose(rewards[0], want[0], atol=1e-3)
+    assert head_source(policy, head, prompt_tokens=2)(PROMPTS, COMPLETIONS).failed.all()
 
 
 def test_bad_arguments():
