@@ -31,7 +31,9 @@ from pairgrpo_jax.lm.reward_model import init_head
 from pairgrpo_jax.lm.sources import judge, reward_function
 from pairgrpo_jax.training import Checkpoints
 
-BASE = AlignConfig(prompts=4, candidates=4, prompt_tokens=8, completion_tokens=6, learning_rate=1e-2, lora_rank=4)
+BASE = AlignConfig(
+    prompts=4, candidates=4, prompt_tokens=8, completion_tokens=6, learning_rate=1e-2, lora_rank=4, warmup=0
+)
 ONLINE, OFFLINE = ("grpo", "soft", "hard", "ppo", "rank"), ("dpo", "ipo", "orpo", "soft", "hard")
 
 
@@ -221,7 +223,7 @@ def test_sampling_fields_change_the_distribution():
     assert BASE.replace(temperature=0.5, offline=True).sampling == Sampling()
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}])
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}, {"warmup": 5}])
 def test_a_field_changes_the_optimizer(change):
     def steps(config):
         optimizer, params, moved = make_optimizer(config, 3), jnp.ones(3), []

@@ -50,6 +50,8 @@ class AlignConfig:
     """Micro-batches whose exact sum makes one update."""
     learning_rate: float = 2e-3
     """Adam's step size at the start."""
+    warmup: int = 8
+    """Updates over which the learning rate rises to it; Adam's first steps are its longest."""
     anneal: bool = False
     """Decay the learning rate linearly to 0 over the run."""
     max_grad_norm: float = 1.0
@@ -182,4 +184,4 @@ _CHOICES = {
 }
 _AT_LEAST = dict.fromkeys(("prompts", "prompt_tokens", "completion_tokens", "epochs", "minibatches", "accumulate"), 1)
 _AT_LEAST |= {"candidates": 2, "learning_rate": 0, "max_grad_norm": 0, "clip": 0, "margin": 0, "beta": 0, "alpha": 0}
-_AT_LEAST |= {"delta_0": 0, "ref_beta": 0, "value_weight": 0, "sft_iterations": 0, "lora_rank": 0}
+_AT_LEAST |= {"delta_0": 0, "ref_beta": 0, "value_weight": 0, "warmup": 0, "sft_iterations": 0, "lora_rank": 0}

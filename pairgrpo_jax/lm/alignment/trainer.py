@@ -83,9 +83,13 @@ def make_trainer(
 
 
 def make_optimizer(config: AlignConfig, iterations: int) -> optax.GradientTransformation:
-    """Adam with a clipped global norm; the rate decays linearly over the run by option."""
+    """Adam with a clipped global norm; the rate rises at first, and decays linearly over the run by option."""
     updates = iterations * config.updates_per_batch
-    rate = optax.linear_schedule(config.learning_rate, 0.0, updates) if config.anneal else config.learning_rate
+
+    def rate(count):
+        left = 1 - count / updates if config.anneal else 1.0
+        return config.learning_rate * jnp.minimum((count + 1) / max(config.warmup, 1), 1.0) * left
+
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
 
 
