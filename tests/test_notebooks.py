@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ("01_quickstart", "02_gradient_equivalence")
+NOTEBOOKS = ("01_quickstart", "02_gradient_equivalence", "03_halfcheetah")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
