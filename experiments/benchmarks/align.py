@@ -29,7 +29,10 @@ GROUPS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 2, 4, 64, 64
 # Name -> what differs from plain GRPO, in our words and in TRL's.
 SETTINGS = {
     "grpo": {"ours": {}, "trl": {"loss_type": "grpo", "beta": 0.0}},
-    "grpo_kl": {"ours": {"ref_beta": 0.04}, "trl": {"loss_type": "grpo", "beta": 0.04}},
+    "grpo_kl": {
+        "ours": {"ref_beta": 0.04},
+        "trl": {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
+    },
     "dapo": {
         "ours": {"aggregate": "token_mean", "clip_high": 0.28},
         "trl": {"loss_type": "dapo", "beta": 0.0, "epsilon_high": 0.28},
