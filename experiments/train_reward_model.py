@@ -263,7 +263,7 @@ def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any
         row = figures(f"half {name}, tested on the other", margins)
         about = {
             "model": run.model,
-            "data": run.data,
+            "data": Path(run.data).name if Path(run.data).exists() else run.data,
             "pairs": int((half == number).sum()),
             "accuracy": row["accuracy"],
         }
