@@ -8,7 +8,6 @@ minutes. Leaves metrics, a page of replies before and after, checkpoints, and th
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from experiments.cli import peek, run_main
 from experiments.evaluate import Judges, dialogues, figures
+from experiments.runs import DONE, print_files, require_at_least_one, stopped_code, train_in_folder
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
@@ -38,18 +38,8 @@ from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, preference_ac
 from pairgrpo_jax.lm.data import describe, load_preferences, load_prompts, split_by_first_turn
 from pairgrpo_jax.lm.reward_model import load_head
 from pairgrpo_jax.lm.sources import SourceError, judge, reward_function
-from pairgrpo_jax.training import (
-    Checkpoints,
-    MetricLog,
-    Schedule,
-    TrainState,
-    open_folder,
-    read_metrics,
-    settings,
-    train,
-)
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
-DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what the state means.
 _FREE = ("output", "resume", "keep", "export", "shown", "reward_timeout", "reward_retries")
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
@@ -123,11 +113,17 @@ def execute(run: Run, console: Console) -> int:
     held_out, trainer = prepare(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
         judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
-        state, done, stopped = train_run(run, trainer, judges, held_out, console)
+        state, done, stopped = train_in_folder(
+            run,
+            trainer.iterate,
+            trainer.init(jax.random.key(run.seed)),
+            make_schedule(run),
+            evaluate=make_evaluation(run, trainer, judges, held_out),
+            shown=_WATCHED,
+            console=console,
+        )
         if stopped is not None:
-            name = signal.Signals(stopped).name
-            console.print(f"stopped by {name} after {done} iterations and saved; go on with --resume")
-            return 128 + stopped
+            return stopped_code(stopped, done, console)
         report(run, trainer, state, judges, console)
         (run.output / DONE).touch()
     return 0
@@ -135,9 +131,8 @@ def execute(run: Run, console: Console) -> int:
 
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
-    for name in ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "save_every", "keep"):
-        if not getattr(run, name) >= 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+    names = ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "save_every", "keep")
+    require_at_least_one(run, names)
     if run.evaluations > run.iterations:
         raise ValueError(f"evaluations={run.evaluations} must be at most iterations={run.iterations}")
     run.config.check()
@@ -226,34 +221,6 @@ def make_schedule(run: Run) -> Schedule:
     return Schedule(run.iterations, 1, every, run.save_every, tokens)
 
 
-def train_run(run: Run, trainer: Trainer, judges: Judges, held_out: Data, console: Console):
-    """Trains from the start or the last checkpoint; returns the state, the iterations done, and a stopping signal."""
-    state = trainer.init(jax.random.key(run.seed))
-    checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
-    start = 0
-    if run.resume and checkpoints.steps():
-        start, state = checkpoints.restore(state)
-        console.print(f"resuming {run.output} after {start} of {run.iterations} iterations")
-    log = MetricLog(run.output, after=start)
-    try:
-        return train(
-            trainer.iterate,
-            state,
-            make_schedule(run),
-            start=start,
-            checkpoints=checkpoints,
-            log=log,
-            evaluate=make_evaluation(run, trainer, judges, held_out),
-            shown=_WATCHED,
-            console=console,
-        )
-    except (ValueError, OSError) as error:  # not bad input any more: show where
-        raise RuntimeError("training failed") from error
-    finally:
-        log.close()
-        checkpoints.close()
-
-
 def make_evaluation(run: Run, trainer: Trainer, judges: Judges, held_out: Data):
     """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
 
@@ -284,7 +251,7 @@ def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges, consol
     files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files["checkpoints"] = "checkpoints/"
     few = make_judges(run, trainer.model, judges.prompts[: run.shown], 1)
-    replies = dialogues(few, before=few.reference, after=trainer.policy(state))
+    replies = dialogues(few.prompts, before=few.hear(few.reference), after=few.hear(trainer.policy(state)))
     (run.output / "replies.md").write_text(page(run, last, replies))
     files["replies"] = "replies.md"
     if run.export:
@@ -294,8 +261,7 @@ def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges, consol
     console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
     for line in summary(last):
         console.print(line, highlight=False)
-    for name, where in files.items():
-        console.print(f"  {name:12} {', '.join(str(run.output / part) for part in where.split(', '))}", highlight=False)
+    print_files(run.output, files, console)
 
 
 def title(run: Run) -> str:

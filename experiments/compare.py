@@ -1,13 +1,11 @@
 """Compares methods on HalfCheetah over several seeds: `python -m experiments.compare --help`.
 
 Each (method, seed) is one run of `experiments.halfcheetah` in a folder of its own; finished ones are not made
-again, so a
-long comparison can be made in pieces. Prints a Markdown table and draws the curves.
+again, so a long comparison can be made in pieces. Prints a Markdown table and draws the curves.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -19,10 +17,12 @@ from rich.console import Console
 from experiments import halfcheetah
 from experiments.cli import run_main
 from experiments.plots import comparison
+from experiments.runs import is_finished
 from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
-from pairgrpo_jax.control import tuned
+from pairgrpo_jax.control import ControlConfig, tuned
 from pairgrpo_jax.control.config import Advantage, Algorithm
-from pairgrpo_jax.training import read_metrics, settings
+from pairgrpo_jax.core.pairs import PAIR_SCHEMES
+from pairgrpo_jax.training import read_metrics
 
 _RADIUS = tuned("hard", "value").beta  # of Hard's trust region, in nats; shown for all methods alike
 
@@ -32,7 +32,7 @@ class Comparison:
     """What to compare."""
 
     methods: tuple[str, ...] = ("ppo:value", "grpo:value", "rank:value", "soft:value", "hard:value")
-    """Methods as algorithm:advantage, each with its tuned settings. The first is the baseline."""
+    """Methods as algorithm:advantage[:scheme], each with its tuned settings. The first is the baseline."""
     env: str = "mujoco"
     """Simulator, as in experiments.halfcheetah."""
     steps: float = 3e6
@@ -61,12 +61,15 @@ def main() -> int | None:
     return None
 
 
-def parse(method: str) -> tuple[str, str]:
-    """`"hard:value"` -> algorithm and advantage; ValueError for anything else."""
-    algo, _, advantage = method.partition(":")
-    if algo not in get_args(Algorithm) or advantage not in get_args(Advantage):
-        raise ValueError(f"methods: {method!r} is unknown; write algorithm:advantage, such as hard:value")
-    return algo, advantage
+def parse(method: str) -> ControlConfig:
+    """`"hard:value"`, or `"soft:value:margin_weighted"` -> tuned settings; ValueError for anything else."""
+    algo, _, rest = method.partition(":")
+    advantage, _, scheme = rest.partition(":")
+    known = algo in get_args(Algorithm) and advantage in get_args(Advantage) and scheme in ("", *PAIR_SCHEMES)
+    if not known or (scheme and algo not in ("soft", "hard")):
+        raise ValueError(f"methods: {method!r} is unknown; write algorithm:advantage[:scheme], such as hard:value")
+    config = tuned(algo, advantage)
+    return config.replace(scheme=scheme) if scheme else config
 
 
 def folder(args: Comparison, method: str, seed: int) -> Path:
@@ -77,8 +80,6 @@ def folder(args: Comparison, method: str, seed: int) -> Path:
 def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
     """One run, resumed if it was begun; its exit code."""
     path = folder(args, method, seed)
-    if is_finished(path, method):
-        return 0
     run = halfcheetah.Run(
         env=args.env,
         steps=args.steps,
@@ -86,25 +87,18 @@ def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
         output=path,
         resume=path.exists(),
         video_steps=0,
-        config=tuned(*parse(method)),
+        config=parse(method),
     )
+    if is_finished(path, run.config):
+        return 0
     console.print(f"[bold]{method}, seed {seed}[/bold]")
     return halfcheetah.execute(run, console)
-
-
-def is_finished(path: Path, method: str) -> bool:
-    """Whether a run is complete; ValueError if it was made with settings that are not the method's tuned ones."""
-    if not (path / halfcheetah.DONE).exists():
-        return False
-    if json.loads((path / "config.json").read_text())["config"] != settings(tuned(*parse(method))):
-        raise ValueError(f"output: {path} was made with other settings; move it away or choose another --output")
-    return True
 
 
 def finished(args: Comparison, method: str) -> list[list[dict]]:
     """The metrics of every finished run of a method."""
     paths = (folder(args, method, seed) for seed in range(args.seeds))
-    return [read_metrics(path) for path in paths if is_finished(path, method)]
+    return [read_metrics(path) for path in paths if is_finished(path, parse(method))]
 
 
 def report(args: Comparison, console: Console) -> None:

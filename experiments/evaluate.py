@@ -7,6 +7,7 @@ reply is better. This is a *held-out proxy-RM win rate*, not a human judgement.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.console import Console
 from experiments.cli import run_main
 from experiments.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, Sampling, load_model
-from pairgrpo_jax.lm.alignment import encode_pairs, encode_prompts
+from pairgrpo_jax.lm.alignment import EncodedPrompt, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
     Judged,
     Replies,
@@ -28,7 +29,7 @@ from pairgrpo_jax.lm.alignment.evaluation import (
     preference_accuracy,
     write_replies,
 )
-from pairgrpo_jax.lm.data import load_preferences, load_prompts, split_by_first_turn
+from pairgrpo_jax.lm.data import load_preferences, load_prompts, ranked_right, split_by_first_turn
 from pairgrpo_jax.lm.reward_model import load_head
 
 
@@ -64,6 +65,9 @@ class Evaluation:
     """A .json file for the figures and both sides' replies."""
 
 
+Heard = tuple[Replies, Judged | None]  # what a policy said, and the verdict, if there is a head
+
+
 class Judges:
     """Prompts, the reference and a head, and what they say of a policy's replies."""
 
@@ -73,14 +77,12 @@ class Judges:
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
         self.key = jax.random.key(seed)
 
-    def write(self, policy: Policy) -> Replies:
-        """The policy's replies."""
+    def hear(self, policy: Policy) -> Heard:
+        """The policy's replies and the head's verdict on them, None without a head."""
         limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
-        return write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, **limits)
-
-    def hear(self, policy: Policy) -> tuple[Replies, Judged]:
-        """The policy's replies and the head's verdict on them."""
-        replies = self.write(policy)
+        replies = write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, **limits)
+        if self.head is None:
+            return replies, None
         judged = judge_replies(
             self.reference,
             self.head,
@@ -97,32 +99,34 @@ def wins(a: Judged, b: Judged) -> np.ndarray:
     return np.where(a.rewards == b.rewards, 0.5, (a.rewards > b.rewards).astype(float))
 
 
-def figures(a: tuple[Replies, Judged], b: tuple[Replies, Judged]) -> dict[str, Any]:
+def figures(a: Heard, b: Heard) -> dict[str, Any]:
     """Win rate of a over b with its 95% interval, at any and at equal length; lengths (tokens), rewards, KL (nats).
 
     `wins` are those of each prompt, to pool over runs.
     """
-    won = wins(a[1], b[1])
+    (said, judged), (rival_said, rival_judged) = a, b
+    if judged is None or rival_judged is None:
+        raise ValueError("judge: a win rate needs a reward head")
+    won = wins(judged, rival_judged)
     low, high = mean_interval(won.mean(-1))
     return {
         "wins": won.mean(-1).tolist(),
         "win_rate": float(won.mean()),
         "win_rate_low": low,
         "win_rate_high": high,
-        "win_rate_length_controlled": length_controlled_rate(won.ravel(), (a[0].lengths - b[0].lengths).ravel()),
-        "reward_held_out": float(a[1].rewards.mean()),
-        "reward_held_out_rival": float(b[1].rewards.mean()),
-        "reply_tokens": float(a[0].lengths.mean()),
-        "reply_tokens_rival": float(b[0].lengths.mean()),
-        "reply_truncated": float(1 - a[0].ended.mean()),
-        "kl_reference": float(np.mean(a[0].logp - a[1].ref_logp)),
+        "win_rate_length_controlled": length_controlled_rate(won.ravel(), (said.lengths - rival_said.lengths).ravel()),
+        "reward_held_out": float(judged.rewards.mean()),
+        "reward_held_out_rival": float(rival_judged.rewards.mean()),
+        "reply_tokens": float(said.lengths.mean()),
+        "reply_tokens_rival": float(rival_said.lengths.mean()),
+        "reply_truncated": float(1 - said.ended.mean()),
+        "kl_reference": float(np.mean(said.logp - judged.ref_logp)),
     }
 
 
-def held_out(data: str, fold: int) -> list:
-    """The prompts of one fold (all of them for fold -1)."""
-    prompts = load_prompts(data)
-    return prompts if fold < 0 else split_by_first_turn(prompts, fold=fold)[1]
+def fold_of_rows(rows: list, fold: int) -> list:
+    """The rows of one fold by first turn; all of them for fold -1."""
+    return rows if fold < 0 else split_by_first_turn(rows, fold=fold)[1]
 
 
 def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
@@ -131,11 +135,10 @@ def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[s
         rows = load_preferences(args.data).rows
     except ValueError:
         return {}
-    rows = rows if args.fold < 0 else split_by_first_turn(rows, fold=args.fold)[1]
     limits = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
-    pairs = encode_pairs(policy.model, rows, *limits.values())[: args.prompts]
+    pairs = encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits.values())[: args.prompts]
     margins = implicit_margins(policy, reference, pairs, **limits)
-    low, high = mean_interval((margins > 0) + 0.5 * (margins == 0))
+    low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
     return {"implicit_accuracy": accuracy, "implicit_accuracy_low": low, "implicit_accuracy_high": high}
 
@@ -153,13 +156,12 @@ def as_policy(name: str) -> Policy:
     return Policy(model, model.params)
 
 
-def dialogues(judges: Judges, **sides: Policy) -> list[dict]:
-    """Each prompt's messages, and each side's first reply with its reward (None without a head)."""
-    heard = {name: (judges.write(p), None) if judges.head is None else judges.hear(p) for name, p in sides.items()}
+def dialogues(prompts: Sequence[EncodedPrompt], **sides: Heard) -> list[dict]:
+    """Each prompt's messages, and each side's first reply with its reward (None without a verdict)."""
     return [
         {"prompt": prompt.messages}
-        | {name: (said.texts[i][0], None if j is None else float(j.rewards[i, 0])) for name, (said, j) in heard.items()}
-        for i, prompt in enumerate(judges.prompts)
+        | {name: (said.texts[i][0], None if j is None else float(j.rewards[i, 0])) for name, (said, j) in sides.items()}
+        for i, prompt in enumerate(prompts)
     ]
 
 
@@ -171,11 +173,11 @@ def main() -> None:
     sizes = {p.model.config.vocab_size for p in (a, b, reference)}
     if len(sizes) > 1:
         raise ValueError(f"a, b and reference must share a vocabulary, got sizes {sorted(sizes)}")
-    prompts = encode_prompts(reference.model, held_out(args.data, args.fold), args.prompt_tokens)[: args.prompts]
+    prompts = encode_prompts(reference.model, fold_of_rows(load_prompts(args.data), args.fold), args.prompt_tokens)
     judges = Judges(
         reference,
         head,
-        prompts,
+        prompts[: args.prompts],
         prompt_tokens=args.prompt_tokens,
         completion_tokens=args.completion_tokens,
         sampling=Sampling(args.temperature),
@@ -187,7 +189,7 @@ def main() -> None:
     Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        replies = dialogues(judges, a=a, b=b)
+        replies = dialogues(judges.prompts, a=heard[0], b=heard[1])
         args.output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))
 
 

@@ -6,7 +6,6 @@ Writes metrics, pictures, a video of the trained cheetah and checkpoints; `--res
 from __future__ import annotations
 
 import math
-import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -19,20 +18,11 @@ from rich.console import Console
 
 from experiments.cli import peek, run_main
 from experiments.plots import learning_curves
+from experiments.runs import DONE, print_files, require_at_least_one, stopped_code, train_in_folder
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
-from pairgrpo_jax.training import (
-    Checkpoints,
-    MetricLog,
-    Schedule,
-    TrainState,
-    open_folder,
-    read_metrics,
-    settings,
-    train,
-)
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
-DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what the state means.
 _FREE = ("output", "resume", "keep", "video_steps")
 
@@ -79,12 +69,20 @@ def execute(run: Run, console: Console) -> int:
     env = make_env(run.env)
     schedule = make_schedule(run, env)
     trainer = make_trainer(run.config, env, schedule.iterations)
+    # Metrics come out as [iterations, seeds].
+    program = jax.jit(jax.vmap(trainer.iterate, (0, None), (0, 1)), static_argnums=1, donate_argnums=0)
     with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
-        state, done, stopped = train_run(run, trainer, schedule, console)
+        state, done, stopped = train_in_folder(
+            run,
+            program,
+            initial_state(run, trainer),
+            schedule,
+            evaluate=make_evaluation(trainer, run.episodes),
+            shown=("return", "realised_kl", "delta"),
+            console=console,
+        )
     if stopped is not None:
-        name = signal.Signals(stopped).name
-        console.print(f"stopped by {name} after {done} iterations and saved; go on with --resume")
-        return 128 + stopped
+        return stopped_code(stopped, done, console)
     report(run, env, trainer, state, console)
     (run.output / DONE).touch()
     return 0
@@ -92,9 +90,7 @@ def execute(run: Run, console: Console) -> int:
 
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
-    for name in ("steps", "seeds", "evaluations", "episodes", "save_every", "keep"):
-        if not getattr(run, name) >= 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+    require_at_least_one(run, ("steps", "seeds", "evaluations", "episodes", "save_every", "keep"))
     if not math.isfinite(run.steps):
         raise ValueError(f"steps must be finite, got {run.steps}")
     if run.video_steps < 0:
@@ -109,37 +105,6 @@ def make_schedule(run: Run, env: Env) -> Schedule:
     chunk = 1 if env.name == "mujoco" else evaluate_every
     save_every = math.ceil(run.save_every / chunk) * chunk
     return Schedule(iterations, chunk, evaluate_every, save_every, per_iteration, run.seeds)
-
-
-def train_run(run: Run, trainer: Trainer, schedule: Schedule, console: Console):
-    """Trains from the start or the last checkpoint; returns the state, the iterations done, and a stopping signal."""
-    # Metrics come out as [iterations, seeds].
-    program = jax.jit(jax.vmap(trainer.iterate, (0, None), (0, 1)), static_argnums=1, donate_argnums=0)
-    evaluate = make_evaluation(trainer, run.episodes)
-    state = initial_state(run, trainer)
-    checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
-    start = 0
-    if run.resume and checkpoints.steps():
-        start, state = checkpoints.restore(state)
-        console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
-    log = MetricLog(run.output, after=start)
-    try:
-        return train(
-            program,
-            state,
-            schedule,
-            start=start,
-            checkpoints=checkpoints,
-            log=log,
-            evaluate=evaluate,
-            shown=("return", "realised_kl", "delta"),
-            console=console,
-        )
-    except (ValueError, OSError) as error:  # not bad input any more: show where
-        raise RuntimeError("training failed") from error
-    finally:
-        log.close()
-        checkpoints.close()
 
 
 def initial_state(run: Run, trainer: Trainer) -> TrainState:
@@ -180,8 +145,7 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
     console.print(
         f"return {np.mean(last['score']):.0f} deterministic, {np.mean(last['stochastic_score']):.0f} stochastic"
     )
-    for name, where in files.items():
-        console.print(f"  {name:12} {', '.join(str(run.output / part) for part in where.split(', '))}", highlight=False)
+    print_files(run.output, files, console)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ and interrupted ones resumed, so a long table can be made in pieces. Prints Mark
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,11 @@ from rich.console import Console
 
 from experiments import align
 from experiments.cli import run_main
+from experiments.runs import is_finished
 from experiments.statistics import mean_interval
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
-from pairgrpo_jax.training import read_metrics, settings
+from pairgrpo_jax.lm.data import ranked_right
+from pairgrpo_jax.training import read_metrics
 
 METHODS = ("grpo", "rank", "ppo", "soft", "hard", "dpo", "ipo", "orpo", "soft-offline", "hard-offline")
 DOMAINS = ("helpful", "harmless", "ultrafeedback")
@@ -61,18 +62,7 @@ ABLATIONS = {
 class Tables:
     """What to run, and on which budget."""
 
-    methods: tuple[str, ...] = (
-        "grpo",
-        "rank",
-        "ppo",
-        "soft",
-        "hard",
-        "dpo",
-        "ipo",
-        "orpo",
-        "soft-offline",
-        "hard-offline",
-    )
+    methods: tuple[str, ...] = METHODS
     """Methods of the main table, each with its tuned settings; "-offline" learns from dataset pairs."""
     domains: tuple[str, ...] = DOMAINS
     """helpful, harmless, ultrafeedback: each has two reward heads, one to train on and one to judge."""
@@ -165,25 +155,16 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
 def make_run(args: Tables, cell: Cell, console: Console) -> int:
     """One run, resumed if it was begun; its exit code."""
     run = run_of(args, cell)
-    if is_finished(run):
+    if is_finished(run.output, run.config):
         return 0
     console.print(f"[bold]{cell.domain}, {cell.label}, seed {cell.seed}[/bold]")
     return align.execute(run, console)
 
 
-def is_finished(run: align.Run) -> bool:
-    """Whether a run is complete; ValueError if it was made with other settings."""
-    if not (run.output / align.DONE).exists():
-        return False
-    if json.loads((run.output / "config.json").read_text())["config"] != settings(run)["config"]:
-        raise ValueError(f"output: {run.output} was made with other settings; move it away or choose another --output")
-    return True
-
-
 def finished(args: Tables, domain: str, label: str) -> list[list[dict]]:
     """Metrics of every finished seed of a cell."""
     runs = (run_of(args, Cell(domain, label, seed)) for seed in range(args.seeds))
-    return [read_metrics(run.output) for run in runs if is_finished(run)]
+    return [read_metrics(run.output) for run in runs if is_finished(run.output, run.config)]
 
 
 def report(args: Tables, console: Console) -> None:
@@ -292,7 +273,7 @@ def accuracy_table(args: Tables, runs: dict) -> str:
         cells = []
         for domain in args.domains:
             margins = pooled(runs.get((domain, method), []), "implicit_margins")
-            cells.append(rate(None if margins is None else (margins > 0) + 0.5 * (margins == 0)))
+            cells.append(rate(None if margins is None else ranked_right(margins)))
         if any(cell != "-" for cell in cells):
             rows.append([method, *cells])
     return table(["method", *args.domains], rows, "Implicit-reward accuracy on held-out pairs, %")

@@ -11,15 +11,23 @@ def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     return stats.trim_mean(scores, 0.25, axis=axis)
 
 
-def bootstrap_interval(scores: np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0):
-    """Percentile-bootstrap interval of the interquartile mean of one task's runs `[N]`; `(low, high)`."""
-    if len(scores) < 2:
+def bootstrap_interval(
+    scores: np.ndarray,
+    statistic=interquartile_mean,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile-bootstrap interval of a statistic, by default of one task's runs `[N]`; `(low, high)`."""
+    scores = np.asarray(scores, float)
+    if np.ptp(scores) == 0:
         return float(scores[0]), float(scores[0])
     result = stats.bootstrap(
-        (np.asarray(scores),),
-        interquartile_mean,
+        (scores,),
+        statistic,
         confidence_level=confidence,
         n_resamples=resamples,
+        batch=500,  # of resamples held at once
         method="percentile",
         rng=np.random.default_rng(seed),
     )
@@ -32,13 +40,9 @@ def probability_of_improvement(scores: np.ndarray, other: np.ndarray) -> float:
     return float(statistic) / (len(scores) * len(other))
 
 
-def mean_interval(values: np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0):
-    """Percentile-bootstrap interval of a mean over prompts `[N]`; `(low, high)`."""
-    values = np.asarray(values, float)
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(values[draws].mean(axis=1), [tail, 100 - tail])
-    return float(low), float(high)
+def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile-bootstrap interval of a mean over prompts or pairs `[N]`; `(low, high)`."""
+    return bootstrap_interval(values, np.mean, confidence, seed=seed)
 
 
 def length_controlled_rate(wins: np.ndarray, difference: np.ndarray) -> float:

@@ -22,15 +22,25 @@ import jax
 import numpy as np
 import optax
 import tyro
+from flax.traverse_util import flatten_dict
 from rich.console import Console
 from safetensors.numpy import save_file
-from scipy import stats
 
 from experiments.cli import run_main
+from experiments.statistics import mean_interval
 from experiments.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import Model, Policy, load_model, reward_model, save_pretrained
 from pairgrpo_jax.lm import reward_training as training
-from pairgrpo_jax.lm.data import Preference, batch_indices, describe, first_turn, fold_of, load_preferences
+from pairgrpo_jax.lm.data import (
+    EncodedPair,
+    Preference,
+    batch_indices,
+    describe,
+    first_turn,
+    fold_of,
+    load_preferences,
+    ranked_right,
+)
 from pairgrpo_jax.lm.lora import LoraConfig
 from pairgrpo_jax.lm.reward_model import RewardHead, save_head
 from pairgrpo_jax.training import TrainState, check_finite, make_update_step, open_folder, settings
@@ -81,7 +91,7 @@ class Pairs:
     """The preferences that fit, their tokens, and an integer for each one's first turn."""
 
     rows: list[Preference]
-    tokens: list[training.EncodedPair]
+    tokens: list[EncodedPair]
 
     def fold(self, folds: int, seed: int) -> np.ndarray:
         """The fold of each pair, `[N]`."""
@@ -211,7 +221,7 @@ def make_trunk_program(run: Run, model: Model) -> TrunkProgram:
 
 
 def train_trunk(
-    run: Run, model: Model, program: TrunkProgram, tokens: list[training.EncodedPair], head: RewardHead
+    run: Run, model: Model, program: TrunkProgram, tokens: list[EncodedPair], head: RewardHead
 ) -> dict[str, Any]:
     """Trains head and trunk together, from the head that fits the frozen trunk."""
     keys = jax.random.split(jax.random.key(run.seed))
@@ -227,7 +237,7 @@ def train_trunk(
 
 
 def trunk_margins(
-    run: Run, model: Model, program: TrunkProgram, trainable: Any, tokens: list[training.EncodedPair]
+    run: Run, model: Model, program: TrunkProgram, trainable: Any, tokens: list[EncodedPair]
 ) -> np.ndarray:
     """Reward of the chosen minus that of the rejected reply, `[N]`."""
     frozen, margins = model.params if run.mode == "lora" else None, np.zeros(len(tokens))
@@ -269,7 +279,7 @@ def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any
         }
         save_head(fitted["head"], run.output / f"{name}.safetensors", l2=fitted["l2"], **about)
         if "adapters" in fitted:
-            flat = {"/".join(k.key for k in path): np.asarray(x) for path, x in leaves(fitted["adapters"])}
+            flat: dict[str, Any] = flatten_dict(jax.device_get(fitted["adapters"]), sep="/")
             save_file(flat, run.output / f"{name}-adapters.safetensors")
         if "params" in fitted:
             save_pretrained(model, fitted["params"], run.output / f"{name}-trunk")
@@ -277,29 +287,15 @@ def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any
     return rows
 
 
-def leaves(tree: Any) -> list[tuple[Any, jax.Array]]:
-    """The leaves of a tree with their paths."""
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
 def figures(name: str, margins: np.ndarray, other: np.ndarray | None = None) -> dict[str, Any]:
     """Accuracy with a 95% bootstrap interval over pairs, mean margin, and how far the reward model is ahead."""
-    right = (margins > 0) + (margins == 0) / 2
-    row = {"name": name, "accuracy": float(right.mean()), "interval": interval(right)}
+    right = ranked_right(margins)
+    row = {"name": name, "accuracy": float(right.mean()), "interval": mean_interval(right)}
     row |= {"margin": float(margins.mean()), "log_loss": training.log_loss(margins)}
     if other is not None and other is not margins:
-        ahead = (other > 0) + (other == 0) / 2 - right
-        row |= {"ahead": float(ahead.mean()), "ahead_interval": interval(ahead)}
+        ahead = ranked_right(other) - right
+        row |= {"ahead": float(ahead.mean()), "ahead_interval": mean_interval(ahead)}
     return row
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap of the mean."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    rng = np.random.default_rng(0)
-    ends = stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=rng).confidence_interval
-    return float(ends.low), float(ends.high)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -115,9 +115,9 @@ def to_batch(given: dict):
     import jax.numpy as jnp
 
     from pairgrpo_jax.lm.alignment import Batch
-    from pairgrpo_jax.lm.alignment.batch import pad
+    from pairgrpo_jax.lm.data import pad_texts
 
-    prompts, lengths = pad(given["prompts"], PROMPT_TOKENS)
+    prompts, lengths = pad_texts(given["prompts"], PROMPT_TOKENS)
     groups = {
         name: jnp.asarray(np.asarray(given[name]).reshape(GROUPS, SAMPLES, *np.shape(given[name])[1:]), dtype)
         for name, dtype in (("completions", "int32"), ("lengths", "int32"), ("advantages", "float32"))

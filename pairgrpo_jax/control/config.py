@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
+from pairgrpo_jax.core.terms import require_choice
 
 Algorithm = Literal["ppo", "grpo", "soft", "hard", "rank"]
 Advantage = Literal["segment", "reward_to_go", "value"]
@@ -85,8 +86,7 @@ class ControlConfig:
 
     def __post_init__(self):
         for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
+            require_choice(field, getattr(self, field), choices)
 
     @property
     def steps_per_iteration(self) -> int:

@@ -100,7 +100,9 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
     kl = realised_kl(networks, fitted.params, batch, log_std)
     multiplier, delta = state.multiplier, None
     if config.algo == "hard":
-        delta = metrics["delta"] = core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step)
+        delta = metrics["delta"] = jnp.asarray(
+            core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step)
+        )
         if config.trust_region == "lagrangian":
             multiplier = core.update_multiplier(multiplier, kl, config.beta)
     pairs = batch.signal if isinstance(batch.signal, core.Pairs) else None

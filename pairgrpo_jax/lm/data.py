@@ -35,6 +35,19 @@ class Preference(NamedTuple):
     rejected: str
 
 
+class EncodedPair(NamedTuple):
+    """Tokens of a prompt, of the chosen and of the rejected reply."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def replies(self) -> tuple[list[int], list[int]]:
+        """Both replies, the chosen one first."""
+        return self.chosen, self.rejected
+
+
 class Loaded(NamedTuple):
     """Clean rows, and how many were dropped for which reason."""
 
@@ -305,13 +318,29 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
     return [*ids, end_of_turn(model)][:limit]
 
 
-def pad_texts(texts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns right-padded tokens `[N, T]`, T rounded up so that few shapes compile, and lengths `[N]`."""
-    lengths = np.array([len(text) for text in texts], np.int32)
-    tokens = np.zeros((len(texts), bucket(int(lengths.max()), 32)), np.int32)
-    for row, text in zip(tokens, texts):
-        row[: len(text)] = text
+def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
+    """Returns the tokens of a preference, or None if its prompt does not fit; see `encode_prompt`, `encode_reply`."""
+    prompt = encode_prompt(model, row.prompt, prompt_tokens)
+    chosen, rejected = (encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected))
+    return None if prompt is None else EncodedPair(prompt, chosen, rejected)
+
+
+def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns right-padded int32 tokens `[N, T]` and lengths `[N]`.
+
+    T is `width`, at which texts are cut; or the longest text's length, rounded up so that few shapes compile.
+    """
+    width = bucket(max(map(len, texts)), 32) if width is None else width
+    lengths = np.array([min(len(text), width) for text in texts], np.int32)
+    tokens = np.zeros((len(texts), width), np.int32)
+    for row, text, length in zip(tokens, texts, lengths):
+        row[:length] = text[:length]
     return tokens, lengths
+
+
+def ranked_right(margins: Any) -> Any:
+    """Returns 1 where a pair is ranked as labelled (a positive margin), 0.5 at a tie, 0 elsewhere; any shape."""
+    return (margins > 0) + (margins == 0) / 2
 
 
 def end_of_turn(model: Model) -> int:

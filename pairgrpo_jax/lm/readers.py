@@ -115,7 +115,7 @@ def _hub(source: str, split: str) -> Iterator[Row]:
     name, _, subset = source.partition(":")
     try:
         configs = datasets.get_dataset_config_names(name) if subset else []
-        where = {"name": subset} if subset in configs else {"data_dir": subset} if subset else {}
+        where: dict[str, Any] = {"name": subset} if subset in configs else {"data_dir": subset} if subset else {}
         found: Any = datasets.load_dataset(name, **where)
     except Exception as e:  # network, permission and validation errors of the client
         raise ValueError(f"{source}: no such path, and the hub does not give it: {e}") from e

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from pairgrpo_jax.core.terms import Objective, mean_term
 from pairgrpo_jax.lm import lora as lora_lib
-from pairgrpo_jax.lm.data import Preference, encode_prompt, encode_reply, pad_texts
+from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_pair, pad_texts, ranked_right
 from pairgrpo_jax.lm.generation import bucket
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.reward_model import RewardHead, features, reward
@@ -23,17 +23,10 @@ L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 class PairTokens(NamedTuple):
     """Padded tokens of B pairs, the chosen reply first: the arguments of `scoring.score`, with K = 2."""
 
-    prompts: np.ndarray
-    prompt_lengths: np.ndarray
-    completions: np.ndarray
-    lengths: np.ndarray
-
-
-class EncodedPair(NamedTuple):
-    """Tokens of a prompt and of its two replies, the chosen one first."""
-
-    prompt: list[int]
-    replies: tuple[list[int], list[int]]
+    prompts: jax.Array
+    prompt_lengths: jax.Array
+    completions: jax.Array
+    lengths: jax.Array
 
 
 def encode(model: Model, rows: Sequence[Preference], prompt_tokens: int, reply_tokens: int) -> list[EncodedPair | None]:
@@ -44,11 +37,7 @@ def encode(model: Model, rows: Sequence[Preference], prompt_tokens: int, reply_t
     Raises:
       ValueError: if no prompt fits.
     """
-    pairs: list[EncodedPair | None] = []
-    for row in rows:
-        prompt = encode_prompt(model, row.prompt, prompt_tokens)
-        replies = tuple(encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected))
-        pairs.append(None if prompt is None else EncodedPair(prompt, replies))  # type: ignore
+    pairs = [encode_pair(model, row, prompt_tokens, reply_tokens) for row in rows]
     if not any(pairs):
         raise ValueError(f"prompt_tokens={prompt_tokens}: none of {len(rows)} prompts fits; raise it")
     return pairs
@@ -60,7 +49,8 @@ def pad_pairs(pairs: Sequence[EncodedPair], rows: int | None = None) -> PairToke
     replies = [reply for pair in pairs for reply in pair.replies]
     prompts, prompt_lengths = pad_texts([pair.prompt for pair in pairs])
     completions, lengths = pad_texts(replies)
-    return PairTokens(prompts, prompt_lengths, completions.reshape(len(pairs), 2, -1), lengths.reshape(-1, 2))
+    parts = prompts, prompt_lengths, completions.reshape(len(pairs), 2, -1), lengths.reshape(-1, 2)
+    return PairTokens(*map(jnp.asarray, parts))
 
 
 def batches_by_length(pairs: Sequence[EncodedPair], batch: int) -> Iterator[np.ndarray]:
@@ -145,7 +135,7 @@ def log_loss(margins: np.ndarray) -> float:
 
 def accuracy(margins: np.ndarray) -> float:
     """Share of positive margins; a tie counts half."""
-    return float((margins > 0).mean() + (margins == 0).mean() / 2)
+    return float(ranked_right(margins).mean())
 
 
 def choose_l2(differences: np.ndarray, groups: np.ndarray, grid: Sequence[float] = L2_GRID, folds: int = 4) -> float:
@@ -217,7 +207,7 @@ def make_reward_loss(model: Model, frozen: Any, config: lora_lib.LoraConfig, l2:
         return {
             "bradley_terry": mean_term(jax.nn.softplus(-margin), weight=1.0),
             "penalty": mean_term(penalty, weight=l2),
-            "accuracy": mean_term((margin > 0) + (margin == 0) / 2),
+            "accuracy": mean_term(ranked_right(margin)),
             "margin": mean_term(margin),
         }
 

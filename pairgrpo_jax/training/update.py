@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from pairgrpo_jax.core.step import interpolate, largest_step
 from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate
+from pairgrpo_jax.training.placement import replicate, split
 from pairgrpo_jax.training.state import TrainState
 
 LossFn = Callable[[Any, Any], Any]
@@ -97,16 +98,8 @@ def _on_mesh(update, mesh, axis_name, donated):
     """The state enters and leaves replicated unless it is sharded already; batch leaves are split over the axis."""
     compiled = jax.jit(update, donate_argnums=donated)
 
-    def place(x):
-        spec = PartitionSpec(axis_name) if jnp.ndim(x) else PartitionSpec()
-        return jax.device_put(x, NamedSharding(mesh, spec))
-
-    def replicate(x):
-        on_mesh = isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.mesh == mesh
-        return x if on_mesh else jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
-
     def sharded_update(state, batch):
-        return compiled(jax.tree.map(replicate, state), jax.tree.map(place, batch))
+        return compiled(replicate(state, mesh), split(batch, mesh, axis_name))
 
     return sharded_update
 

@@ -70,7 +70,7 @@ def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, number, code):
 BAD = [
     (["--env", "walker"], "env='walker' is unknown; choose one of mujoco"),
     (["--candidates", "1"], "candidates must be >= 2"),
-    (["--candidates", "3"], "candidates=3 must be even"),
+    (["--scheme", "matched", "--candidates", "3"], "candidates=3 must be even"),
     (["--horizon", "64"], "horizon=64 must divide the episode length"),
     (["--delta-0", "-1"], "delta_0 must be >= 0"),
     (["--steps", "0"], "steps must be at least 1"),

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.compare import Comparison, folder, parse, report
-from experiments.halfcheetah import DONE
+from experiments.runs import DONE
 from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
-from pairgrpo_jax.control import tuned
 from pairgrpo_jax.training import settings
 
 
@@ -46,7 +45,7 @@ def test_a_comparison_reports_finished_runs(tmp_path, capsys):
             "grad_norm": [1.0],
         }
         (path / "metrics.jsonl").write_text(json.dumps(row | {"realised_kl": [0.01 if seed else 1.0]}) + "\n")
-        (path / "config.json").write_text(json.dumps({"config": settings(tuned(*parse(method)))}))
+        (path / "config.json").write_text(json.dumps({"config": settings(parse(method))}))
         (path / DONE).touch()
     report(args, Console(width=200))
     table = (tmp_path / "table.md").read_text()
@@ -55,7 +54,7 @@ def test_a_comparison_reports_finished_runs(tmp_path, capsys):
     assert (tmp_path / "curves.png").exists()
 
 
-@pytest.mark.parametrize("method", ["hard", "sarsa:value", "hard:q"])
+@pytest.mark.parametrize("method", ["hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all"])
 def test_unknown_methods_are_named(method):
     with pytest.raises(ValueError, match="methods: "):
         parse(method)

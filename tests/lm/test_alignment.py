@@ -72,6 +72,11 @@ def digest(state):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(leaves)]
 
 
+def distance(one, two):
+    """Euclidean distance of two trees."""
+    return float(np.sqrt(sum(np.sum((np.asarray(x) - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (one, two))))))
+
+
 def margins(trainer, state):
     """Implicit rewards of the data's pairs, chosen minus rejected."""
     batch = pair_batch(make_data().pairs, 8, 6)
@@ -100,7 +105,7 @@ def test_an_online_method_raises_the_reward(tiny, algo):
 
 @pytest.mark.parametrize("algo", some_slow(OFFLINE, "dpo"))
 def test_an_offline_method_learns_the_pairs(tiny, algo):
-    config = BASE.replace(algo=algo, offline=True)
+    config = BASE.replace(algo=algo, offline=True, prompts=12, learning_rate=3e-3)
     trainer = trainer_of(tiny, config)
     state, _ = run(trainer, 8)
     assert np.mean(margins(trainer, state) > 0) >= 0.9 and margins(trainer, state).mean() > 1
@@ -314,14 +319,17 @@ def test_supervised_start_moves_the_reference(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "replicated"), [(4, True), (0, False)])
 def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
-    config = BASE.replace(lora_rank=rank, prompts=8, learning_rate=1e-3)
+    config = BASE.replace(lora_rank=rank, prompts=8, learning_rate=1e-4)
+    start = trainer_of(tiny, config).init(jax.random.key(0)).params
     one, rows = run(trainer_of(tiny, config), 2)
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     placement = Placement(mesh, {}) if replicated else Placement(mesh)
     two, more = run(trainer_of(tiny, config, placement=placement), 2)
-    np.testing.assert_allclose(more[-1]["loss"], rows[-1]["loss"], atol=1e-4)
-    for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
-        np.testing.assert_allclose(x, y, atol=2e-4)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(more[0][name], rows[0][name], rtol=1e-3)
+    # Adam turns the sign of a rounding error into a whole step, so parameters are compared by how far they went.
+    apart, moved = distance(two.params, one.params), distance(one.params, start)
+    assert apart < 0.02 * moved, (apart, moved)
 
 
 def test_failed_groups_are_counted_and_take_no_part(tiny):

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from pairgrpo_jax.lm import Policy, Sampling, lora, reward_model, reward_training, score
-from pairgrpo_jax.lm.data import load_preferences
+from pairgrpo_jax.lm.data import EncodedPair, load_preferences
 from pairgrpo_jax.lm.reward_model import RewardHead, features, load_head, rewards, save_head, score_and_reward
-from pairgrpo_jax.lm.reward_training import EncodedPair, accuracy, fit_bradley_terry, pad_pairs
+from pairgrpo_jax.lm.reward_training import accuracy, fit_bradley_terry, pad_pairs
 from pairgrpo_jax.training import TrainState, make_update_step
 
 from .conftest import tiny_model
@@ -128,7 +128,7 @@ def pairs(count=24):
     def text(low, high):
         return RNG.integers(low, high, RNG.integers(1, 9)).tolist()
 
-    return [EncodedPair(text(3, 97), (text(3, 50), text(50, 97))) for _ in range(count)]  # fmt: skip
+    return [EncodedPair(text(3, 97), text(3, 50), text(50, 97)) for _ in range(count)]  # fmt: skip
 
 
 def test_pooled_features_of_a_data_set(tiny):

@@ -2,7 +2,6 @@
 
 from pairgrpo_jax.lm.alignment.batch import (
     Batch,
-    EncodedPair,
     EncodedPrompt,
     encode_pairs,
     encode_prompts,
@@ -13,6 +12,7 @@ from pairgrpo_jax.lm.alignment.objectives import objective
 from pairgrpo_jax.lm.alignment.parameters import Placement, merged, policy_of
 from pairgrpo_jax.lm.alignment.presets import tuned
 from pairgrpo_jax.lm.alignment.trainer import Data, Trainer, make_loss, make_optimizer, make_trainer
+from pairgrpo_jax.lm.data import EncodedPair
 
 __all__ = [
     "AlignConfig",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.lm.data import Message, Preference, encode_prompt, encode_reply
+from pairgrpo_jax.lm.data import EncodedPair, Message, Preference, encode_pair, encode_prompt, pad_texts
 from pairgrpo_jax.lm.model import Model
 
 
@@ -67,14 +67,6 @@ class EncodedPrompt(NamedTuple):
     ids: list[int]
 
 
-class EncodedPair(NamedTuple):
-    """Tokens of a prompt, the chosen and the rejected reply."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
 def encode_prompts(model: Model, prompts: Sequence[tuple[Message, ...]], limit: int) -> list[EncodedPrompt]:
     """Prompts of at most `limit` tokens; those that cannot be made to fit are left out.
 
@@ -94,12 +86,8 @@ def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_lim
     Raises:
       ValueError: if none is left.
     """
-    kept = []
-    for row in rows:
-        ids = encode_prompt(model, row.prompt, limit)
-        replies = [encode_reply(model, text, reply_limit) for text in (row.chosen, row.rejected)]
-        if ids and all(replies) and replies[0] != replies[1]:
-            kept.append(EncodedPair(ids, *replies))
+    encoded = (encode_pair(model, row, limit, reply_limit) for row in rows)
+    kept = [pair for pair in encoded if pair and all(pair) and pair.chosen != pair.rejected]
     if not kept:
         raise ValueError(
             f"prompt_tokens={limit}, completion_tokens={reply_limit}: none of {len(rows)} pairs fits; raise them"
@@ -107,19 +95,16 @@ def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_lim
     return kept
 
 
-def pad(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded int32 `[N,width]` and lengths `[N]`; rows are cut at `width`."""
-    tokens, lengths = np.zeros((len(rows), width), np.int32), np.zeros(len(rows), np.int32)
-    for i, row in enumerate(rows):
-        part = list(row)[:width]
-        tokens[i, : len(part)], lengths[i] = part, len(part)
-    return tokens, lengths
+def ended(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Which completions `[...,T]` of `lengths` `[...]` stopped by themselves: their last token ends a reply."""
+    last = np.take_along_axis(np.asarray(tokens), np.maximum(np.asarray(lengths), 1)[..., None] - 1, axis=-1)[..., 0]
+    return np.isin(last, model.config.eos_ids)
 
 
 def pair_batch(pairs: Sequence[EncodedPair], prompt_tokens: int, completion_tokens: int) -> Batch:
     """Dataset pairs as a batch of K = 2, the chosen reply first."""
-    prompts, prompt_lengths = pad([pair.prompt for pair in pairs], prompt_tokens)
-    replies, lengths = pad([reply for pair in pairs for reply in (pair.chosen, pair.rejected)], completion_tokens)
+    prompts, prompt_lengths = pad_texts([pair.prompt for pair in pairs], prompt_tokens)
+    replies, lengths = pad_texts([reply for pair in pairs for reply in pair.replies], completion_tokens)
     return Batch(
         prompts, prompt_lengths, replies.reshape(len(pairs), 2, -1), lengths.reshape(len(pairs), 2), alive=_ones(pairs)
     )

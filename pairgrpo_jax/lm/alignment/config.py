@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
 from pairgrpo_jax.core.surrogate import AGGREGATES, LEVELS
+from pairgrpo_jax.core.terms import require_choice
 from pairgrpo_jax.lm.lora import LoraConfig
 from pairgrpo_jax.lm.sampling import Sampling
 
@@ -145,8 +146,7 @@ class AlignConfig:
     def check(self) -> None:
         """Raises ValueError that names the first bad field and says what would do."""
         for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(choices)}")
+            require_choice(field, getattr(self, field), choices)
         for field, low in _AT_LEAST.items():
             if not getattr(self, field) >= low:
                 raise ValueError(f"{field} must be >= {low}, got {getattr(self, field)}")

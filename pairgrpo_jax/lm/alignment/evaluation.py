@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPair, EncodedPrompt, pad, pair_batch
+from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, ended, pair_batch
+from pairgrpo_jax.lm.data import EncodedPair, pad_texts, ranked_right
 from pairgrpo_jax.lm.generation import generate, row_keys
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
@@ -52,10 +53,9 @@ def write_replies(
     batch: int = 16,
 ) -> Replies:
     """Samples replies to each prompt; a reply depends on its own key alone, so two policies can share keys."""
-    model, parts, batch = policy.model, [], min(batch, len(prompts))
-    keys = row_keys(key, len(prompts), samples)
-    for start in range(0, len(prompts), batch):
-        index = np.arange(start, start + batch) % len(prompts)  # one compiled shape
+    model, keys = policy.model, row_keys(key, len(prompts), samples)
+
+    def write(index: np.ndarray):
         out = generate(
             model,
             policy.params,
@@ -68,10 +68,22 @@ def write_replies(
             top_p=sampling.top_p,
             lora=policy.lora,
         )
-        parts.append([x[: len(prompts) - start] for x in (out.tokens, out.lengths, out.logp)])
-    tokens, lengths, logp = (np.concatenate(x) for x in zip(*parts))
-    last = np.take_along_axis(tokens, np.maximum(lengths, 1)[..., None] - 1, axis=-1)[..., 0]
-    return Replies(tokens, lengths, logp.sum(-1), np.isin(last, model.config.eos_ids), _texts(model, tokens, lengths))
+        return out.tokens, out.lengths, out.logp
+
+    tokens, lengths, logp = in_batches(write, len(prompts), min(batch, len(prompts)))
+    return Replies(tokens, lengths, logp.sum(-1), ended(model, tokens, lengths), _texts(model, tokens, lengths))
+
+
+def in_batches(run: Callable[[np.ndarray], Sequence], count: int, batch: int) -> list[np.ndarray]:
+    """Calls `run(index [batch])` until all of `count` rows are done; returns its arrays, joined, `[count, ...]`.
+
+    The last batch is filled up with the first rows, so that one shape compiles.
+    """
+    parts = [
+        [np.asarray(x)[: count - start] for x in run(np.arange(start, start + batch) % count)]
+        for start in range(0, count, batch)
+    ]
+    return [np.concatenate(x) for x in zip(*parts)]
 
 
 def _texts(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> list[list[str]]:
@@ -96,13 +108,13 @@ def judge_replies(
     def judge(params, head, part):
         return _rewards_and_logp(Policy(reference.model, params, reference.lora), head, part, sampling)
 
-    run, parts, batch = jax.jit(judge), [], min(batch, len(prompts))
-    for start in range(0, len(prompts), batch):
-        index = np.arange(start, start + batch) % len(prompts)
-        tokens, lengths = pad([prompts[i].ids for i in index.tolist()], prompt_tokens)
-        part = Batch(tokens, lengths, replies.tokens[index], replies.lengths[index])
-        parts.append([np.asarray(x)[: len(prompts) - start] for x in run(reference.params, head, part)])
-    return Judged(*(np.concatenate(x) for x in zip(*parts)))
+    compiled = jax.jit(judge)
+
+    def run(index: np.ndarray):
+        tokens, lengths = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
+        return compiled(reference.params, head, Batch(tokens, lengths, replies.tokens[index], replies.lengths[index]))
+
+    return Judged(*in_batches(run, len(prompts), min(batch, len(prompts))))
 
 
 def _rewards_and_logp(reference: Policy, head: RewardHead, batch: Batch, sampling: Sampling):
@@ -125,14 +137,15 @@ def implicit_margins(
         ours, ref = (score(Policy(model, *p), *part.tokens).logp.sum(-1) for p in (policy, reference))
         return (ours - ref)[:, 0] - (ours - ref)[:, 1]
 
-    model, run, margins = policy.model, jax.jit(ratio), []
-    for start in range(0, len(pairs), batch):
-        index = np.arange(start, start + batch) % len(pairs)
+    model, compiled = policy.model, jax.jit(ratio)
+
+    def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
-        margins.append(np.asarray(run(policy[1:], reference[1:], part))[: len(pairs) - start])
-    return np.concatenate(margins)
+        return [compiled(policy[1:], reference[1:], part)]
+
+    return in_batches(run, len(pairs), batch)[0]
 
 
 def preference_accuracy(margins: np.ndarray) -> float:
     """Share of pairs ranked as labelled; ties count half."""
-    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))
+    return float(np.mean(ranked_right(margins)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from pairgrpo_jax.lm import lora, sharding
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.scoring import Policy
+from pairgrpo_jax.training.placement import replicate, split
 
 
 def init_trainable(config: AlignConfig, model: Model, key: jax.Array) -> dict[str, Any]:
@@ -69,8 +71,6 @@ class Placement:
         """The model with its parameters in place."""
         if self.mesh is None:
             return model
-        import dataclasses
-
         places = sharding.shardings(jax.eval_shape(lambda: model.params), self.mesh, self.rules)
         return dataclasses.replace(model, params=jax.device_put(model.params, places))
 
@@ -78,17 +78,10 @@ class Placement:
         """A batch on the devices; leading axes split, scalars and keys everywhere."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, batch)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.device_put(x, self.rows if jnp.ndim(x) else everywhere), batch)
+        return split(batch, self.mesh, self.mesh.axis_names[0])
 
     def state(self, state: Any) -> Any:
         """A state with all that is not placed yet replicated."""
         if self.mesh is None:
             return state
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-
-        def place(x):
-            placed = isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.mesh == self.mesh
-            return x if placed else jax.device_put(x, everywhere)
-
-        return jax.tree.map(place, state)
+        return replicate(state, self.mesh)

@@ -54,9 +54,8 @@ def _value_targets(config: AlignConfig, batch: Batch, rewards) -> Batch:
     return batch._replace(advantages=normal * counted, returns=(advantages + values) * mask)
 
 
-def offline_signal(config: AlignConfig, batch: Batch) -> Batch:
+def offline_signal(batch: Batch) -> Batch:
     """A data set's own labels."""
-    del config
     return batch._replace(pairs=core.chosen_rejected_pairs(len(batch.lengths)))
 
 

@@ -12,11 +12,12 @@ import optax
 
 from pairgrpo_jax import core
 from pairgrpo_jax.lm.alignment import objectives
-from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPair, EncodedPrompt, chosen_batch, pad, pair_batch
+from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
+from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
 from pairgrpo_jax.lm.alignment.signals import learning_signal, offline_signal, verdict_metrics
-from pairgrpo_jax.lm.data import batch_indices
+from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.generation import generate
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
@@ -251,7 +252,7 @@ class _Run:
         indices = batch_indices(len(self.data.prompts), config.prompts, position, self.seed)
         prompts = [self.data.prompts[i] for i in indices]
         batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
-        ended = np.isin(_last_tokens(batch), self.model.config.eos_ids).astype(np.float32)
+        whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
         batch = self.placement.batch(batch)
         if config.rescore or config.algo == "ppo":
@@ -260,7 +261,7 @@ class _Run:
             batch = batch._replace(old_logp=logp if config.rescore else batch.old_logp, old_values=values)
         batch, rewards, pairs = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key)
-        return batch, verdict_metrics(batch, rewards, jnp.asarray(ended)) | gap
+        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -278,7 +279,7 @@ class _Run:
             lora=policy.lora,
             rows=self.placement.rows,
         )
-        tokens, lengths = pad(prompts, config.prompt_tokens)
+        tokens, lengths = pad_texts(prompts, config.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
         return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
 
@@ -323,9 +324,9 @@ class _Run:
         batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
         if config.algo in ("soft", "hard"):
             batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
-        batch = offline_signal(config, batch)
-        ended = np.isin(_last_tokens(batch), self.model.config.eos_ids).astype(np.float32)
-        return batch, verdict_metrics(batch, None, jnp.asarray(ended))
+        batch = offline_signal(batch)
+        whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
+        return batch, verdict_metrics(batch, None, jnp.asarray(whole))
 
     def padded(self, pairs: Sequence[EncodedPair]) -> Batch:
         return pair_batch(pairs, self.config.prompt_tokens, self.config.completion_tokens)
@@ -338,13 +339,13 @@ class _Run:
 
     def _reference_cache(self) -> np.ndarray:
         """`[N,2,T]` log-probabilities of all pairs, in data set order so that a resumed run finds the same."""
-        pairs, size = list(self.data.pairs), self.config.prompts
-        rows = []
-        for start in range(0, len(pairs), size):
-            part = pairs[start : start + size]
-            batch = self.placement.batch(self.padded(part + part[:1] * (size - len(part))))
-            rows.append(np.asarray(self.ref_logp(self.model.params, None, batch))[: len(part)])
-        return np.concatenate(rows)
+        pairs = self.data.pairs
+
+        def run(index: np.ndarray):
+            batch = self.placement.batch(self.padded([pairs[i] for i in index.tolist()]))
+            return [self.ref_logp(self.model.params, None, batch)]
+
+        return in_batches(run, len(pairs), self.config.prompts)[0]
 
     def fine_tune(self, state: TrainState, position: int) -> tuple[TrainState, dict[str, Any]]:
         """One supervised update; after the last one the reference is what has been reached, and Adam starts anew."""
@@ -357,9 +358,3 @@ class _Run:
             extra["reference"] = jax.tree.map(jnp.copy, state.params)
             state = state.replace(opt_state=self.optimizer.init(state.params))
         return self.placement.state(state.replace(extra=extra)), metrics
-
-
-def _last_tokens(batch: Batch) -> np.ndarray:
-    """`[B,K]`, the token each completion ends with."""
-    lengths = np.maximum(np.asarray(batch.lengths), 1)
-    return np.take_along_axis(np.asarray(batch.completions), lengths[..., None] - 1, axis=-1)[..., 0]

@@ -1,0 +1,92 @@
+"""What every training run of the command lines shares: its loop in a folder, how it ends, and how one knows it did."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pairgrpo_jax.training import Checkpoints, MetricLog, Schedule, TrainState, settings, train
+
+DONE = "done"  # an empty file that marks a finished run
+
+
+def require_at_least_one(run: Any, names: Iterable[str]) -> None:
+    """Raises ValueError that names the first of these fields that is below 1."""
+    for name in names:
+        if not getattr(run, name) >= 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
+
+
+def train_in_folder(
+    run: Any,
+    program: Callable,
+    state: TrainState,
+    schedule: Schedule,
+    *,
+    evaluate: Callable[[TrainState, int], dict[str, Any]],
+    shown: tuple[str, ...],
+    console: Console,
+) -> tuple[TrainState, int, int | None]:
+    """`training.train` in `run.output`, from `state` or, with `run.resume`, from its last checkpoint.
+
+    Args:
+      run: the settings, with `output`, `resume` and `keep`.
+      program: see `training.train`, as the next two.
+      state: where a new run starts.
+      schedule: when things happen.
+      evaluate: see `training.train`, as the next two.
+      shown: metrics on the progress line.
+      console: where progress goes.
+
+    Returns:
+      The state, the iterations done, and the signal that stopped the run, if one did.
+    """
+    checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
+    start = 0
+    if run.resume and checkpoints.steps():
+        start, state = checkpoints.restore(state)
+        console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
+    log = MetricLog(run.output, after=start)
+    try:
+        return train(
+            program,
+            state,
+            schedule,
+            start=start,
+            checkpoints=checkpoints,
+            log=log,
+            evaluate=evaluate,
+            shown=shown,
+            console=console,
+        )
+    except (ValueError, OSError) as error:  # not bad input any more: show where
+        raise RuntimeError("training failed") from error
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def stopped_code(number: int, done: int, console: Console) -> int:
+    """Says that a signal stopped the run; the exit code, 128 + the signal."""
+    console.print(f"stopped by {signal.Signals(number).name} after {done} iterations and saved; go on with --resume")
+    return 128 + number
+
+
+def print_files(output: Path, files: dict[str, str], console: Console) -> None:
+    """Prints where each thing is; names of several files are separated by ", "."""
+    for name, where in files.items():
+        console.print(f"  {name:12} {', '.join(str(output / part) for part in where.split(', '))}", highlight=False)
+
+
+def is_finished(output: Path, config: Any) -> bool:
+    """Whether the run in a folder is complete; ValueError if its `config` is another one."""
+    if not (output / DONE).exists():
+        return False
+    if json.loads((output / "config.json").read_text())["config"] != settings(config):
+        raise ValueError(f"output: {output} was made with other settings; move it away or choose another --output")
+    return True
