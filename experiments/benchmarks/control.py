@@ -107,9 +107,10 @@ def training_iteration(env: Env, config: ControlConfig) -> Callable[[], object]:
     return run
 
 
-def one_update(env: Env, algo: str, size: int = 128) -> Callable[[], object]:
-    """One compiled update of the policy on a minibatch of `size` groups, no critic."""
+def one_update(env: Env, algo: str) -> Callable[[], object]:
+    """One compiled update of the policy on a minibatch as in training, no critic; its labels are made beforehand."""
     config = tuned("hard", "value").replace(algo=algo)
+    size = config.units // config.minibatches
     networks = make_networks(config, env.action_size)._replace(critic=None)
     trainer = make_trainer(config, env, iterations=100)
     state = jax.jit(trainer.init)(jax.random.key(0)).replace(env_state=None)
@@ -119,7 +120,7 @@ def one_update(env: Env, algo: str, size: int = 128) -> Callable[[], object]:
     shape = (size, config.candidates, 1)
     obs, action = (jax.random.normal(jax.random.key(i), (*shape, d)) for i, d in enumerate((env.observation_size, 6)))
     scores = jax.random.normal(jax.random.key(3), shape[:2])
-    signal = make_algorithm(config).signal(scores, jax.random.key(4))
+    signal = make_algorithm(config).signal(scores, jax.random.key(4), state)
     batch = Batch(obs, action, jnp.zeros_like(action), jnp.full(shape, -6.0), signal)
     loss = make_loss(config, make_algorithm(config), networks, state, jnp.zeros(6))
     update = make_update_step(loss, optimizer, donate=False)

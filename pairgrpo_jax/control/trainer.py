@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from pairgrpo_jax import core
-from pairgrpo_jax.control.algorithms import Algorithm, make_algorithm
+from pairgrpo_jax.control.algorithms import Algorithm, Labels, make_algorithm
 from pairgrpo_jax.control.config import ControlConfig
 from pairgrpo_jax.control.env import Env
 from pairgrpo_jax.control.networks import Networks, action_distribution, make_networks, to_control
@@ -93,7 +93,9 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
     obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
     values = networks.values(state.params, obs)
     _, log_std = act(last.obs)
-    batch, scores = make_batch(config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key))
+    batch, scores = make_batch(
+        config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key, state)
+    )
     loss = make_loss(config, algorithm, networks, state, log_std)
     # Inner loops need not carry the simulators.
     fitted, metrics = fit(config, loss, optimizer, state.replace(env_state=None), batch, shuffle_key)
@@ -105,7 +107,7 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
         )
         if config.trust_region == "lagrangian":
             multiplier = core.update_multiplier(multiplier, kl, config.beta)
-    pairs = batch.signal if isinstance(batch.signal, core.Pairs) else None
+    pairs = batch.signal.pairs if isinstance(batch.signal, Labels) else None
     metrics |= core.conditions(scores, pairs, delta=delta)
     metrics |= {
         "realised_kl": kl,

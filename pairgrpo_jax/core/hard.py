@@ -6,6 +6,7 @@ A candidate's own probability means nothing for a sequence (about e^-100) or a d
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -185,6 +186,7 @@ def hard_pair_grpo_loss(
     trust_region: str = "hinge",
     multiplier: jax.typing.ArrayLike | None = None,
     project_target: bool = False,
+    target: jax.Array | None = None,
     length_normalize: bool = False,
     aggregate: str = "sequence_mean",
 ) -> Objective:
@@ -211,6 +213,8 @@ def hard_pair_grpo_loss(
         (MPO, arXiv 1806.06920).
       multiplier: scalar, needed by "lagrangian".
       project_target: shrink delta in each group until KL(q || p0) <= beta.
+      target: q `[B,K]`, where several updates share a batch and it was made once: `hard_pair_target` of this p0. Delta,
+        floor and project_target then have no effect.
       length_normalize: mean instead of sum of log-ratios over steps.
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
@@ -229,9 +233,15 @@ def hard_pair_grpo_loss(
     log_ratio, old_logp, steps = prepare(logp, old_logp, mask)
     log_p0, log_p = _candidates(log_ratio, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
-    flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
+    if target is None:
+        flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
+        target = _target(p0, flow, floor)
+    else:
+        chex.assert_equal_shape([p0, target], custom_message="target must be [B,K]", exception_type=ValueError)
+        require_pairs(pairs, *p0.shape)
+        flow = target - p0
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
-    log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, _target(p0, flow, floor))))
+    log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))
     active = groups_with_pairs(pairs)
     if kl is None:
         trust = mean_term(_kl(log_p, log_p0), active)

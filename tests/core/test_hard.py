@@ -220,3 +220,22 @@ def test_multiplier_grows_above_the_radius_and_shrinks_below():
     np.testing.assert_allclose([update(9.0), update(0.0)], [2 * np.exp(0.1), 2 * np.exp(-0.1)], rtol=1e-12)
     np.testing.assert_allclose(update(9.0, rate=0.5), 2 * np.exp(0.5), rtol=1e-12)
     assert update(9.0, start=9.9, largest=10.0) == 10.0 and update(0.0, start=0.1001, largest=10.0) == 0.1
+
+
+@pytest.mark.parametrize("project_target", [False, True])
+def test_a_target_made_once_gives_the_same_loss_and_gradient(project_target):
+    rewards = jnp.array([[1.0, 3.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 5.0, 1.0]])
+    pairs, old = pg.pairs_from_rewards(rewards, scheme="all"), jnp.log(jnp.full((3, 4), 0.25))
+    logp = old + jax.random.normal(jax.random.key(0), (3, 4))
+    p0 = jnp.exp(pg.candidate_log_probs(old, old)[0])
+    options = {"beta": 0.02, "project_target": project_target}
+    target = pg.hard_pair_target(p0, pairs, 0.1, max_kl=0.02 if project_target else None)
+
+    def loss(x, **more):
+        return pg.hard_pair_grpo_loss(x, old, pairs, 0.1, **options, **more)[0]
+
+    np.testing.assert_array_equal(loss(logp), loss(logp, target=target))
+    np.testing.assert_array_equal(jax.grad(loss)(logp), jax.grad(loss)(logp, target=target))
+    assert loss(logp) != loss(logp, target=p0)
+    with pytest.raises(ValueError, match="target must be"):
+        loss(logp, target=target[:1])

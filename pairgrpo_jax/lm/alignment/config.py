@@ -49,7 +49,7 @@ class AlignConfig:
     """Updates per pass."""
     accumulate: int = 1
     """Micro-batches whose exact sum makes one update."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Adam's step size at the start."""
     warmup: int = 8
     """Updates over which the learning rate rises to it; Adam's first steps are its longest."""
