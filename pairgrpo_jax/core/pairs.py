@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import chex
@@ -118,10 +119,22 @@ def _every_two(rewards: jax.Array, scheme: str, key: jax.Array | None) -> tuple[
 
 def scatter_pairs(pairs: Pairs, preferred: jax.Array, rejected: jax.Array, group_size: int) -> jax.Array:
     """Sums per-pair amounts `[B,P]` onto candidates `[B,K]`, `preferred` onto winners and `rejected` onto losers."""
-    candidates = jnp.arange(group_size)
-    onto_preferred = jnp.where(pairs.preferred[..., None] == candidates, preferred[..., None], 0)
-    onto_rejected = jnp.where(pairs.rejected[..., None] == candidates, rejected[..., None], 0)
-    return jnp.sum(onto_preferred + onto_rejected, axis=-2)
+    in_order, all_at_once = (partial(add, group_size) for add in (_add_in_order, _add_all_at_once))
+
+    def scatter(*row):  # an accelerator's atomics would add in any order, and no run would repeat itself bit for bit
+        return jax.lax.platform_dependent(*row, cpu=in_order, default=all_at_once)
+
+    return jax.vmap(scatter)(pairs.preferred, pairs.rejected, preferred, rejected)
+
+
+def _add_in_order(size, first, second, gains, losses):
+    return jnp.zeros(size, gains.dtype).at[first].add(gains).at[second].add(losses)
+
+
+def _add_all_at_once(size, first, second, gains, losses):
+    index = jnp.arange(size)
+    onto_first = jnp.where(first[:, None] == index, gains[:, None], 0)
+    return jnp.sum(onto_first + jnp.where(second[:, None] == index, losses[:, None], 0), axis=0)
 
 
 def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pairgrpo_jax as pg
+from pairgrpo_jax.core.pairs import _add_all_at_once, _add_in_order
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -58,3 +59,11 @@ def test_bradley_terry_is_reproducible_and_depends_on_the_key():
 
 def test_chosen_rejected_pairs_prefer_the_first():
     assert pg.pair_rewards(pg.chosen_rejected_pairs(3), 2).tolist() == [[1.0, -1.0]] * 3
+
+
+def test_both_ways_of_adding_up_agree():
+    first, second, gains = jnp.array([0, 2, 2, 1]), jnp.array([1, 1, 0, 3]), jnp.array([1.0, 2.0, 4.0, 8.0])
+    for size in (4, 5):
+        one, two = (add(size, first, second, gains, -3 * gains) for add in (_add_in_order, _add_all_at_once))
+        np.testing.assert_array_equal(one, [1 - 12, 8 - 3 - 6, 6, -24, 0][:size])
+        np.testing.assert_array_equal(one, two)
