@@ -41,7 +41,7 @@ from pairgrpo_jax.lm.sources import SourceError, judge, reward_function
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-_FREE = ("output", "resume", "keep", "export", "shown", "reward_timeout", "reward_retries")
+FREE = ("output", "resume", "keep", "export", "shown", "reward_timeout", "reward_retries")
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
 
@@ -111,7 +111,7 @@ def execute(run: Run, console: Console) -> int:
     check(run)
     model = load(run)
     held_out, trainer = prepare(run, model, console)
-    with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
+    with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
         judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
         state, done, stopped = train_in_folder(
             run,

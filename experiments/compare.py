@@ -32,7 +32,8 @@ class Comparison:
     """What to compare."""
 
     methods: tuple[str, ...] = ("ppo:value", "grpo:value", "rank:value", "soft:value", "hard:value")
-    """Methods as algorithm:advantage[:scheme], each with its tuned settings. The first is the baseline."""
+    """Methods as algorithm:advantage, each with its tuned settings; or algorithm:advantage:scheme, with another pair
+    scheme and no margin. The first is the baseline."""
     env: str = "mujoco"
     """Simulator, as in experiments.halfcheetah."""
     steps: float = 3e6
@@ -64,12 +65,12 @@ def main() -> int | None:
 def parse(method: str) -> ControlConfig:
     """`"hard:value"`, or `"soft:value:margin_weighted"` -> tuned settings; ValueError for anything else."""
     algo, _, rest = method.partition(":")
-    advantage, _, scheme = rest.partition(":")
-    known = algo in get_args(Algorithm) and advantage in get_args(Advantage) and scheme in ("", *PAIR_SCHEMES)
-    if not known or (scheme and algo not in ("soft", "hard")):
+    advantage, named, scheme = rest.partition(":")
+    known = algo in get_args(Algorithm) and advantage in get_args(Advantage)
+    if not known or (named and (scheme not in PAIR_SCHEMES or algo not in ("soft", "hard"))):
         raise ValueError(f"methods: {method!r} is unknown; write algorithm:advantage[:scheme], such as hard:value")
     config = tuned(algo, advantage)
-    return config.replace(scheme=scheme) if scheme else config
+    return config.replace(scheme=scheme, margin=0.0) if scheme else config
 
 
 def folder(args: Comparison, method: str, seed: int) -> Path:
@@ -77,10 +78,10 @@ def folder(args: Comparison, method: str, seed: int) -> Path:
     return args.output / args.env.replace(":", "-") / method.replace(":", "-") / f"{args.steps:.0f}" / f"seed{seed}"
 
 
-def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
-    """One run, resumed if it was begun; its exit code."""
+def run_of(args: Comparison, method: str, seed: int) -> halfcheetah.Run:
+    """The run of a method and seed."""
     path = folder(args, method, seed)
-    run = halfcheetah.Run(
+    return halfcheetah.Run(
         env=args.env,
         steps=args.steps,
         seed=seed,
@@ -89,7 +90,12 @@ def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
         video_steps=0,
         config=parse(method),
     )
-    if is_finished(path, run.config):
+
+
+def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
+    """One run, resumed if it was begun; its exit code."""
+    run = run_of(args, method, seed)
+    if is_finished(run, halfcheetah.FREE):
         return 0
     console.print(f"[bold]{method}, seed {seed}[/bold]")
     return halfcheetah.execute(run, console)
@@ -97,8 +103,8 @@ def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
 
 def finished(args: Comparison, method: str) -> list[list[dict]]:
     """The metrics of every finished run of a method."""
-    paths = (folder(args, method, seed) for seed in range(args.seeds))
-    return [read_metrics(path) for path in paths if is_finished(path, parse(method))]
+    runs = (run_of(args, method, seed) for seed in range(args.seeds))
+    return [read_metrics(run.output) for run in runs if is_finished(run, halfcheetah.FREE)]
 
 
 def report(args: Comparison, console: Console) -> None:

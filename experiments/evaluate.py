@@ -185,7 +185,7 @@ def main() -> None:
         seed=args.seed,
     )
     heard = judges.hear(a), judges.hear(b)
-    row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
+    row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(judges.prompts)}
     Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-_FREE = ("output", "resume", "keep", "video_steps")
+FREE = ("output", "resume", "keep", "video_steps")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def execute(run: Run, console: Console) -> int:
     trainer = make_trainer(run.config, env, schedule.iterations)
     # Metrics come out as [iterations, seeds].
     program = jax.jit(jax.vmap(trainer.iterate, (0, None), (0, 1)), static_argnums=1, donate_argnums=0)
-    with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
+    with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
         state, done, stopped = train_in_folder(
             run,
             program,

@@ -155,7 +155,7 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
 def make_run(args: Tables, cell: Cell, console: Console) -> int:
     """One run, resumed if it was begun; its exit code."""
     run = run_of(args, cell)
-    if is_finished(run.output, run.config):
+    if is_finished(run, align.FREE):
         return 0
     console.print(f"[bold]{cell.domain}, {cell.label}, seed {cell.seed}[/bold]")
     return align.execute(run, console)
@@ -164,7 +164,7 @@ def make_run(args: Tables, cell: Cell, console: Console) -> int:
 def finished(args: Tables, domain: str, label: str) -> list[list[dict]]:
     """Metrics of every finished seed of a cell."""
     runs = (run_of(args, Cell(domain, label, seed)) for seed in range(args.seeds))
-    return [read_metrics(run.output) for run in runs if is_finished(run.output, run.config)]
+    return [read_metrics(run.output) for run in runs if is_finished(run, align.FREE)]
 
 
 def report(args: Tables, console: Console) -> None:

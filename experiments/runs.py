@@ -83,10 +83,14 @@ def print_files(output: Path, files: dict[str, str], console: Console) -> None:
         console.print(f"  {name:12} {', '.join(str(output / part) for part in where.split(', '))}", highlight=False)
 
 
-def is_finished(output: Path, config: Any) -> bool:
-    """Whether the run in a folder is complete; ValueError if its `config` is another one."""
-    if not (output / DONE).exists():
+def is_finished(run: Any, free: tuple[str, ...]) -> bool:
+    """Whether the run in `run.output` is complete; ValueError that names the fields, beside `free`, that differ."""
+    if not (run.output / DONE).exists():
         return False
-    if json.loads((output / "config.json").read_text())["config"] != settings(config):
-        raise ValueError(f"output: {output} was made with other settings; move it away or choose another --output")
+    made, asked = json.loads((run.output / "config.json").read_text()), settings(run)
+    differ = [name for name in sorted(made.keys() | asked.keys()) if made.get(name) != asked.get(name)]
+    differ = [name for name in differ if name not in free]
+    if differ:
+        where = f"output: {run.output} was made with other settings ({', '.join(differ)})"
+        raise ValueError(f"{where}; move it away or choose another --output")
     return True

@@ -16,6 +16,7 @@ from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, prepare, wi
 from pairgrpo_jax.core.terms import (
     Objective,
     as_float,
+    frozen,
     loss,
     mean_term,
     require_choice,
@@ -213,8 +214,8 @@ def hard_pair_grpo_loss(
         (MPO, arXiv 1806.06920).
       multiplier: scalar, needed by "lagrangian".
       project_target: shrink delta in each group until KL(q || p0) <= beta.
-      target: q `[B,K]`, where several updates share a batch and it was made once: `hard_pair_target` of this p0. Delta,
-        floor and project_target then have no effect.
+      target: q `[B,K]`, all above 0, where several updates share a batch and it was made once: `hard_pair_target` of
+        this p0. Delta, floor and project_target then have no effect.
       length_normalize: mean instead of sum of log-ratios over steps.
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
@@ -239,6 +240,7 @@ def hard_pair_grpo_loss(
     else:
         chex.assert_equal_shape([p0, target], custom_message="target must be [B,K]", exception_type=ValueError)
         require_pairs(pairs, *p0.shape)
+        target = frozen(target)
         flow = target - p0
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))

@@ -128,7 +128,8 @@ def scatter_pairs(pairs: Pairs, preferred: jax.Array, rejected: jax.Array, group
 
 
 def _add_in_order(size, first, second, gains, losses):
-    return jnp.zeros(size, gains.dtype).at[first].add(gains).at[second].add(losses)
+    how = {"mode": "drop", "wrap_negative_indices": False}  # as below: an index out of range adds nothing
+    return jnp.zeros(size, gains.dtype).at[first].add(gains, **how).at[second].add(losses, **how)
 
 
 def _add_all_at_once(size, first, second, gains, losses):

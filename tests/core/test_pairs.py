@@ -62,8 +62,21 @@ def test_chosen_rejected_pairs_prefer_the_first():
 
 
 def test_both_ways_of_adding_up_agree():
-    first, second, gains = jnp.array([0, 2, 2, 1]), jnp.array([1, 1, 0, 3]), jnp.array([1.0, 2.0, 4.0, 8.0])
+    first, second = jnp.array([0, 2, 2, 1, -1]), jnp.array([1, 1, 0, 3, 7])
+    gains = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0])
     for size in (4, 5):
         one, two = (add(size, first, second, gains, -3 * gains) for add in (_add_in_order, _add_all_at_once))
         np.testing.assert_array_equal(one, [1 - 12, 8 - 3 - 6, 6, -24, 0][:size])
         np.testing.assert_array_equal(one, two)
+
+
+def test_pair_rewards_can_be_differentiated_compiled_and_mapped():
+    pairs = pg.pairs_from_rewards(jax.random.normal(jax.random.key(0), (5, 4)), scheme="all")
+
+    def loss(weight, coefficients):
+        return jnp.sum(pg.pair_rewards(pairs._replace(weight=weight), 4) * coefficients)
+
+    coefficients = jax.random.normal(jax.random.key(1), (3, 5, 4))
+    gradient = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(pairs.weight, coefficients)
+    take = lambda index: jnp.stack([jnp.take_along_axis(c, index, -1) for c in coefficients])  # noqa: E731
+    np.testing.assert_allclose(gradient, take(pairs.preferred) - take(pairs.rejected), atol=1e-15)

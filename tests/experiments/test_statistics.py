@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.compare import Comparison, folder, parse, report
+from experiments.compare import Comparison, folder, parse, report, run_of
 from experiments.runs import DONE
 from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 from pairgrpo_jax.training import settings
@@ -45,16 +45,26 @@ def test_a_comparison_reports_finished_runs(tmp_path, capsys):
             "grad_norm": [1.0],
         }
         (path / "metrics.jsonl").write_text(json.dumps(row | {"realised_kl": [0.01 if seed else 1.0]}) + "\n")
-        (path / "config.json").write_text(json.dumps({"config": settings(parse(method))}))
+        (path / "config.json").write_text(json.dumps(settings(run_of(args, method, seed)), default=str))
         (path / DONE).touch()
     report(args, Console(width=200))
     table = (tmp_path / "table.md").read_text()
     hard = next(line for line in table.splitlines() if line.startswith("| hard:value"))
     assert "**150**" in hard and "67%" in hard and f"{6 / 9:.2f}" in hard
     assert (tmp_path / "curves.png").exists()
+    with pytest.raises(ValueError, match=r"made with other settings \(evaluations, steps\)"):
+        (path / "config.json").write_text(
+            json.dumps(settings(run_of(args, method, seed)) | {"steps": 1, "evaluations": 2})
+        )
+        report(args, Console(width=200))
 
 
-@pytest.mark.parametrize("method", ["hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all"])
+def test_a_scheme_is_named_after_the_advantage():
+    config = parse("soft:value:margin_weighted")
+    assert (config.scheme, config.margin) == ("margin_weighted", 0.0) and parse("soft:value").margin > 0
+
+
+@pytest.mark.parametrize("method", ["hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all", "hard:value:"])
 def test_unknown_methods_are_named(method):
     with pytest.raises(ValueError, match="methods: "):
         parse(method)

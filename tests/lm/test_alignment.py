@@ -73,8 +73,8 @@ def digest(state):
 
 
 def distance(one, two):
-    """Euclidean distance of two trees."""
-    return float(np.sqrt(sum(np.sum((np.asarray(x) - y) ** 2) for x, y in zip(*map(jax.tree.leaves, (one, two))))))
+    """Euclidean distance of two arrays."""
+    return np.linalg.norm(np.ravel(one) - np.ravel(two))
 
 
 def margins(trainer, state):
@@ -325,11 +325,11 @@ def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     placement = Placement(mesh, {}) if replicated else Placement(mesh)
     two, more = run(trainer_of(tiny, config, placement=placement), 2)
-    for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose(more[0][name], rows[0][name], rtol=1e-3)
+    for here, there in zip(rows, more):
+        np.testing.assert_allclose(there["loss"], here["loss"], rtol=1e-4)
     # Adam turns the sign of a rounding error into a whole step, so parameters are compared by how far they went.
-    apart, moved = distance(two.params, one.params), distance(one.params, start)
-    assert apart < 0.02 * moved, (apart, moved)
+    for here, there, before in zip(*map(jax.tree.leaves, (one.params, two.params, start))):
+        assert distance(there, here) < 0.01 * distance(here, before)
 
 
 def test_failed_groups_are_counted_and_take_no_part(tiny):

@@ -9,6 +9,7 @@ from pairgrpo_jax import core
 from pairgrpo_jax.core.surrogate import aggregate_steps
 from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import PAIRED, AlignConfig
+from pairgrpo_jax.lm.data import ranked_right
 from pairgrpo_jax.lm.scoring import Scores
 
 _KL = {"k1": core.kl_k1, "k2": core.kl_k2, "k3": core.kl_k3}
@@ -68,7 +69,7 @@ def diagnostics(config: AlignConfig, batch: Batch, scores: Scores) -> core.Objec
     if config.algo in PAIRED:
         ratio = jnp.sum((logp - batch.ref_logp) * mask, axis=-1)
         won, lost = (jnp.take_along_axis(ratio, index, axis=1) for index in batch.pairs[:2])
-        right = (won > lost) + 0.5 * (won == lost)
+        right = ranked_right(won - lost)
         terms["pair_accuracy"] = core.mean_term(right, (batch.pairs.weight > 0).astype(right.dtype))
     return terms
 
