@@ -27,5 +27,7 @@ def test_the_largest_step_is_found_to_the_bisections_asked_for(share):
         fraction = largest_step(distance, OLD, NEW, radius, iterations=iterations) if fraction is None else fraction
         assert share - 2.0**-iterations <= fraction <= share  # the default is 12
         assert fraction * 2**iterations == np.floor(share * 2**iterations)
+        limited = limit_step(distance, OLD, NEW, radius, iterations=iterations)
+        np.testing.assert_allclose(limited["x"], interpolate(OLD, NEW, fraction)["x"], atol=1e-6)
     assert distance(limit_step(distance, OLD, NEW, radius)) <= radius
     assert largest_step(distance, OLD, NEW, 34.0) == 1
