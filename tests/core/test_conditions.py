@@ -98,3 +98,10 @@ def test_conditions_of_tied_rewards_are_finite():
     metrics = pg.conditions(jnp.ones((2, 4)), pg.pairs_from_rewards(jnp.ones((2, 4))), delta=0.1)
     assert all(np.isfinite(x) for x in metrics.values())
     assert metrics["tied_groups"] == 1 and metrics["binary_groups"] == 0 and metrics["bradley_terry_remainder"] == 0
+
+
+def test_a_candidate_below_the_floor_that_gives_nothing_fits():
+    p0, one = jnp.array([[1e-4, 0.4999, 0.5]]), jnp.ones((1, 1))
+    pairs = pg.Pairs(jnp.array([[0]]), jnp.array([[2]]), one)
+    assert pg.transfers_fit(p0, pairs, 0.1)[0]
+    assert not pg.transfers_fit(p0, pairs._replace(rejected=jnp.array([[0]]), preferred=jnp.array([[2]])), 0.1)[0]

@@ -15,6 +15,7 @@ from pairgrpo_jax.theory.equivalence import exact_problems
 from pairgrpo_jax.theory.noise import gradient_moments
 from pairgrpo_jax.theory.objectives import grpo, labelled_pairs, soft
 from pairgrpo_jax.theory.problems import enumerate_groups, expected_gradients, gaussian_quadratic, softmax_bandit
+from pairgrpo_jax.theory.statement import angle
 
 KEY = jax.random.key(3)
 
@@ -137,3 +138,9 @@ def test_moments_of_one_groups_gradient(outlier):
     np.testing.assert_allclose(found.variance, variance, rtol=1e-12)
     np.testing.assert_allclose(found.relative, variance / (mean @ mean), rtol=1e-10)
     np.testing.assert_allclose(found.aligned, probs @ (some * aligned) / (probs @ some), atol=1e-12)
+
+
+@pytest.mark.parametrize("expected", [0.0, 1e-9, 0.3, np.pi / 2, 2.5, np.pi])
+def test_angles_of_known_vectors(expected):
+    a, b = jnp.array([2.0, 0.0]), 3 * jnp.array([np.cos(expected), np.sin(expected)])
+    np.testing.assert_allclose(angle(a, b), expected, rtol=1e-12, atol=1e-15)
