@@ -34,8 +34,8 @@ from pairgrpo_jax.lm.alignment import (
     tuned,
 )
 from pairgrpo_jax.lm.alignment.config import PAIRED
-from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, preference_accuracy
-from pairgrpo_jax.lm.data import describe, load_preferences, load_prompts, split_by_first_turn
+from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
+from pairgrpo_jax.lm.data import describe, load_preferences, load_prompts, preference_accuracy, split_by_first_turn
 from pairgrpo_jax.lm.reward_model import load_head
 from pairgrpo_jax.lm.sources import SourceError, judge, reward_function
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings

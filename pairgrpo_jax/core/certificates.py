@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.advantages import group_advantages, reward_rank_correlation
-from pairgrpo_jax.core.pairs import Pairs, pair_rewards, require_pairs
+from pairgrpo_jax.core.pairs import Pairs, pair_rewards, require_pairs, scatter_pairs
 from pairgrpo_jax.core.terms import Metrics, as_float
 
 
@@ -56,8 +56,8 @@ def smallest_gap(rewards: jax.Array) -> jax.Array:
 
 def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floor: float = 1e-3) -> jax.Array:
     """Whether no transfer of `hard_pair_target` is capped, boolean `[B]`: then Hard's direction is Soft's, exactly."""
-    at_rejected = pairs.rejected[..., None] == jnp.arange(p0.shape[-1])
-    asked = jnp.sum(jnp.where(at_rejected, pairs.weight[..., None], 0), axis=-2) * delta
+    weight = as_float(pairs.weight)
+    asked = scatter_pairs(pairs, jnp.zeros_like(weight), weight, p0.shape[-1]) * delta
     return jnp.all((asked == 0) | (p0 - asked >= floor), axis=-1)
 
 

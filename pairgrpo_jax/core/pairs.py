@@ -119,12 +119,10 @@ def _every_two(rewards: jax.Array, scheme: str, key: jax.Array | None) -> tuple[
 
 def scatter_pairs(pairs: Pairs, preferred: jax.Array, rejected: jax.Array, group_size: int) -> jax.Array:
     """Sums per-pair amounts `[B,P]` onto candidates `[B,K]`, `preferred` onto winners and `rejected` onto losers."""
-    in_order, all_at_once = (partial(add, group_size) for add in (_add_in_order, _add_all_at_once))
-
-    def scatter(*row):  # an accelerator's atomics would add in any order, and no run would repeat itself bit for bit
-        return jax.lax.platform_dependent(*row, cpu=in_order, default=all_at_once)
-
-    return jax.vmap(scatter)(pairs.preferred, pairs.rejected, preferred, rejected)
+    # An accelerator's atomics would add in any order, and no run would repeat itself bit for bit.
+    ways = {"cpu": partial(_add_in_order, group_size), "default": partial(_add_all_at_once, group_size)}
+    scatter = jax.vmap(partial(jax.lax.platform_dependent, **ways))
+    return scatter(pairs.preferred, pairs.rejected, preferred, rejected)
 
 
 def _add_in_order(size, first, second, gains, losses):

@@ -321,8 +321,9 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
 def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
     """Returns the tokens of a preference, or None if its prompt does not fit; see `encode_prompt`, `encode_reply`."""
     prompt = encode_prompt(model, row.prompt, prompt_tokens)
-    chosen, rejected = (encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected))
-    return None if prompt is None else EncodedPair(prompt, chosen, rejected)
+    if prompt is None:
+        return None
+    return EncodedPair(prompt, *(encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected)))
 
 
 def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -341,6 +342,11 @@ def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple
 def ranked_right(margins: Any) -> Any:
     """Returns 1 where a pair is ranked as labelled (a positive margin), 0.5 at a tie, 0 elsewhere; any shape."""
     return (margins > 0) + (margins == 0) / 2
+
+
+def preference_accuracy(margins: np.ndarray) -> float:
+    """Returns the share of pairs ranked as labelled; ties count half."""
+    return float(np.mean(ranked_right(margins)))
 
 
 def end_of_turn(model: Model) -> int:

@@ -133,11 +133,6 @@ def log_loss(margins: np.ndarray) -> float:
     return float(np.logaddexp(0, -margins).mean())
 
 
-def accuracy(margins: np.ndarray) -> float:
-    """Share of positive margins; a tie counts half."""
-    return float(ranked_right(margins).mean())
-
-
 def choose_l2(differences: np.ndarray, groups: np.ndarray, grid: Sequence[float] = L2_GRID, folds: int = 4) -> float:
     """Returns the strength of the grid with the least log-loss, cross-validated over groups.
 

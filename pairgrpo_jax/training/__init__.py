@@ -2,7 +2,7 @@
 
 from pairgrpo_jax.training.checkpoint import CheckpointError, Checkpoints
 from pairgrpo_jax.training.loop import Schedule, train
-from pairgrpo_jax.training.run import MetricLog, RunFolderError, open_folder, read_metrics, settings
+from pairgrpo_jax.training.run import MetricLog, RunFolderError, changed_settings, open_folder, read_metrics, settings
 from pairgrpo_jax.training.state import TrainState
 from pairgrpo_jax.training.update import NonFiniteError, check_finite, make_update_step
 
@@ -14,6 +14,7 @@ __all__ = [
     "RunFolderError",
     "Schedule",
     "TrainState",
+    "changed_settings",
     "check_finite",
     "make_update_step",
     "open_folder",

@@ -76,14 +76,19 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
 
 
 def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> None:
-    before, after = dict(flatten(json.loads(path.read_text()))), dict(flatten(config))
-    names = (name for name in sorted(before.keys() | after.keys()) if name.split(".")[0] not in free)
-    changed = [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+    changed = [f"{n}: {before!r} -> {after!r}" for n, before, after in changed_settings(path, config, free)]
     if changed:
         raise RunFolderError(
             f"resume: the run in {path.parent} was made with other settings ({'; '.join(changed)}); "
             "use those, or start a new run in another --output"
         )
+
+
+def changed_settings(path: Path, config: dict[str, Any], free: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
+    """Name, value in the `config.json` at `path` and value in `config` of all that differs, but for `free` fields."""
+    before, after = dict(flatten(json.loads(path.read_text()))), dict(flatten(config))
+    names = (name for name in sorted(before.keys() | after.keys()) if name.split(".")[0] not in free)
+    return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

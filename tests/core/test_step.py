@@ -23,11 +23,11 @@ def test_interpolation_is_between_parameters_that_are_not_zero():
 @pytest.mark.parametrize("share", [0.1, 0.37, 0.81])
 def test_the_largest_step_is_found_to_the_bisections_asked_for(share):
     radius = 33 * share**2
-    for iterations, fraction in ((12, largest_step(distance, OLD, NEW, radius)), (3, None)):
-        fraction = largest_step(distance, OLD, NEW, radius, iterations=iterations) if fraction is None else fraction
-        assert share - 2.0**-iterations <= fraction <= share  # the default is 12
+    for iterations, options in ((12, {}), (3, {"iterations": 3})):  # the default is 12
+        fraction = largest_step(distance, OLD, NEW, radius, **options)
+        assert share - 2.0**-iterations <= fraction <= share
         assert fraction * 2**iterations == np.floor(share * 2**iterations)
-        limited = limit_step(distance, OLD, NEW, radius, iterations=iterations)
+        limited = limit_step(distance, OLD, NEW, radius, **options)
         np.testing.assert_allclose(limited["x"], interpolate(OLD, NEW, fraction)["x"], atol=1e-6)
     assert distance(limit_step(distance, OLD, NEW, radius)) <= radius
     assert largest_step(distance, OLD, NEW, 34.0) == 1

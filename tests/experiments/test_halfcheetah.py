@@ -44,12 +44,6 @@ def test_leaves_what_the_readme_says(finished):
     assert sum("score" in row for row in rows) == 4
 
 
-@pytest.fixture
-def own_programs(monkeypatch):
-    """A process that is killed must not leave half a program in the cache that the tests share."""
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.7])
 def test_killed_and_resumed_is_identical(finished, own_programs, tmp_path, share):

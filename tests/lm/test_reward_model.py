@@ -8,8 +8,9 @@ import pytest
 
 from pairgrpo_jax.lm import Policy, Sampling, lora, reward_model, reward_training, score
 from pairgrpo_jax.lm.data import EncodedPair, load_preferences
+from pairgrpo_jax.lm.data import preference_accuracy as accuracy
 from pairgrpo_jax.lm.reward_model import RewardHead, features, load_head, rewards, save_head, score_and_reward
-from pairgrpo_jax.lm.reward_training import accuracy, fit_bradley_terry, pad_pairs
+from pairgrpo_jax.lm.reward_training import fit_bradley_terry, pad_pairs
 from pairgrpo_jax.training import TrainState, make_update_step
 
 from .conftest import tiny_model

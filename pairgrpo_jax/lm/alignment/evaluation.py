@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, ended, pair_batch
-from pairgrpo_jax.lm.data import EncodedPair, pad_texts, ranked_right
+from pairgrpo_jax.lm.data import EncodedPair, pad_texts
 from pairgrpo_jax.lm.generation import generate, row_keys
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
@@ -144,8 +144,3 @@ def implicit_margins(
         return [compiled(policy[1:], reference[1:], part)]
 
     return in_batches(run, len(pairs), batch)[0]
-
-
-def preference_accuracy(margins: np.ndarray) -> float:
-    """Share of pairs ranked as labelled; ties count half."""
-    return float(np.mean(ranked_right(margins)))
