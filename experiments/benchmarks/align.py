@@ -3,12 +3,14 @@
     python -m experiments.benchmarks.align --peer-python /path/to/python
 
 The peer's interpreter needs torch and trl. Both sides are processes of their own that take turns on one machine, with
-the same float32 weights, tokens, advantages and old log-probabilities. Every line printed is JSON; exits with 1 if a
-loss or a gradient norm differs by more than the tolerance.
+the same weights, tokens, advantages and old log-probabilities: losses and gradients in float64, where a difference is
+one of the formulas, and in float32, where it may be one of rounding; times and memory in float32. Every line printed
+is JSON; exits with 1 if a loss or a gradient norm differs by more than the tolerance in float64.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import resource
@@ -17,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -54,13 +58,15 @@ class Comparison:
     model: str = "smollm2"
     """As in experiments.align."""
     repeats: int = 5
-    """Timed updates of each side, in turns."""
+    """Timed updates of each side, in turns. In a turn one more goes before, untimed: after a pause caches are cold."""
     tolerance: float = 1e-5
-    """Largest difference of losses (absolute) and of gradient norms (relative)."""
+    """Largest difference of losses (absolute) and of gradient norms (relative), in float64."""
     remat: bool = False
     """Recompute layers in our backward pass."""
     ours: Path | None = None
     """Not for the command line: be our side, on this folder."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Not for the command line: of that side."""
 
 
 class Side:
@@ -110,8 +116,8 @@ def make_batch(vocab: int, old_logp=None) -> dict:
     }
 
 
-def to_batch(given: dict):
-    """The batch in our layout."""
+def to_batch(given: dict, dtype: str = "float32"):
+    """The batch in our layout, log-probabilities and advantages in `dtype`."""
     import jax.numpy as jnp
 
     from pairgrpo_jax.lm.alignment import Batch
@@ -120,16 +126,16 @@ def to_batch(given: dict):
     prompts, lengths = pad_texts(given["prompts"], PROMPT_TOKENS)
     groups = {
         name: jnp.asarray(np.asarray(given[name]).reshape(GROUPS, SAMPLES, *np.shape(given[name])[1:]), dtype)
-        for name, dtype in (("completions", "int32"), ("lengths", "int32"), ("advantages", "float32"))
+        for name, dtype in (("completions", "int32"), ("lengths", "int32"), ("advantages", dtype))
     }
     logp = {
-        name: jnp.asarray(np.reshape(given[name], (GROUPS, SAMPLES, NEW_TOKENS)), "float32")
+        name: jnp.asarray(np.reshape(given[name], (GROUPS, SAMPLES, NEW_TOKENS)), dtype)
         for name in ("old_logp", "ref_logp")
     }
     return Batch(jnp.asarray(prompts), jnp.asarray(lengths), alive=jnp.ones(GROUPS), **groups, **logp)
 
 
-def answer_as_ours(folder: Path, remat: bool) -> None:
+def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
     """Answers the lines of stdin as `align_peer` does."""
     import jax
     import optax
@@ -138,8 +144,9 @@ def answer_as_ours(folder: Path, remat: bool) -> None:
     from pairgrpo_jax.lm.alignment import AlignConfig, make_loss
     from pairgrpo_jax.training import TrainState, make_update_step
 
-    model = load_model(folder, remat=remat)
-    batch = to_batch(json.loads((folder / "batch.json").read_text()))
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    model = load_model(folder, dtype=dtype, remat=remat)
+    batch = to_batch(json.loads((folder / "batch.json").read_text()), dtype)
     optimizer = optax.adamw(1e-6)
     state = TrainState.create({"model": model.params}, optimizer, jax.random.key(0))
     model, step = dataclasses.replace(model, params=None), None  # the state's are the only ones
@@ -181,42 +188,53 @@ def write_inputs(folder: Path, name: str) -> None:
     (folder / "batch.json").write_text(json.dumps(make_batch(model.config.vocab_size, old)))
 
 
-def sides(args: Comparison, folder: Path) -> tuple[Side, Side]:
-    """Both processes."""
-    remat = ["--remat"] if args.remat else []
-    mine = [sys.executable, "-m", "experiments.benchmarks.align", "--ours", str(folder), *remat]
-    peer = Path(__file__).with_name("align_peer.py")
-    return Side(mine, folder / "ours.log"), Side([str(args.peer_python), str(peer), str(folder)], folder / "peer.log")
+@contextlib.contextmanager
+def sides(args: Comparison, folder: Path, dtype: str) -> Iterator[tuple[Side, Side]]:
+    """Both processes, fresh, ended afterwards."""
+    mine = [sys.executable, "-m", "experiments.benchmarks.align", "--ours", str(folder), "--dtype", dtype]
+    peer = [str(args.peer_python), str(Path(__file__).with_name("align_peer.py")), str(folder), dtype]
+    both = Side(mine + ["--remat"] * args.remat, folder / "ours.log"), Side(peer, folder / "peer.log")
+    try:
+        yield both
+    finally:
+        for side in both:
+            side.close()
+
+
+def compare_losses(args: Comparison, folder: Path, dtype: str) -> float:
+    """Prints losses and gradient norms of every setting; returns the largest difference."""
+    worst = 0.0
+    with sides(args, folder, dtype) as both:
+        for setting in SETTINGS:
+            (loss, norm), (trl_loss, trl_norm) = (side.ask(f"loss {setting}") for side in both)
+            gaps = {"loss_gap": abs(loss - trl_loss), "grad_norm_gap": abs(norm / trl_norm - 1)}
+            worst = max(worst, *gaps.values())
+            values = {"loss": loss, "trl_loss": trl_loss, "grad_norm": norm, "trl_grad_norm": trl_norm}
+            report(dtype=dtype, setting=setting, **values, **gaps)
+    return worst
+
+
+def compare_cost(args: Comparison, folder: Path) -> None:
+    """Prints seconds and peak memory of an update."""
+    with sides(args, folder, "float32") as (ours, peer):
+        times = [[side.ask("step") for side in (ours, ours, peer, peer)][1::2] for _ in range(args.repeats + 1)][1:]
+        mine, theirs = (statistics.median(x) for x in zip(*times))
+        memory = ours.ask("memory"), peer.ask("memory")
+    report(seconds=mine, trl_seconds=theirs, ratio=theirs / mine, peak_mib=memory[0], trl_peak_mib=memory[1])
 
 
 def main() -> int:
     """Compares losses first, then, in fresh processes, times and memory."""
     args = tyro.cli(Comparison, description=__doc__)
     if args.ours is not None:
-        answer_as_ours(args.ours, args.remat)
+        answer_as_ours(args.ours, args.dtype, args.remat)
         return 0
     with tempfile.TemporaryDirectory() as name:
-        folder, worst = Path(name), 0.0
+        folder = Path(name)
         write_inputs(folder, args.model)
-        ours, peer = sides(args, folder)
-        for setting in SETTINGS:
-            mine, theirs = (side.ask(f"loss {setting}") for side in (ours, peer))
-            gap = max(abs(mine[0] - theirs[0]), abs(mine[1] / theirs[1] - 1))
-            worst = max(worst, gap)
-            report(
-                setting=setting, loss=mine[0], trl_loss=theirs[0], grad_norm=mine[1], trl_grad_norm=theirs[1], gap=gap
-            )
-        ours.close()
-        peer.close()
-        ours, peer = sides(args, folder)
-        for side in (ours, peer):
-            side.ask("step")  # compile, warm up
-        times = [(ours.ask("step"), peer.ask("step")) for _ in range(args.repeats)]
-        mine, theirs = (statistics.median(x) for x in zip(*times))
-        memory = ours.ask("memory"), peer.ask("memory")
-        report(seconds=mine, trl_seconds=theirs, ratio=theirs / mine, peak_mib=memory[0], trl_peak_mib=memory[1])
-        ours.close()
-        peer.close()
+        worst = compare_losses(args, folder, "float64")
+        compare_losses(args, folder, "float32")
+        compare_cost(args, folder)
     return int(worst > args.tolerance)
 
 

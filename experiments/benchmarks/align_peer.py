@@ -1,7 +1,7 @@
 """TRL's side of `experiments.benchmarks.align`: run as a file by an interpreter that has torch and trl, nothing else.
 
-Answers the lines of stdin on stdout: `loss NAME` with loss and gradient norm, `step` with the seconds of one update,
-`memory` with the peak of this process in MiB.
+Its arguments are a folder and a dtype. Answers the lines of stdin on stdout: `loss NAME` with loss and gradient norm,
+`step` with the seconds of one update, `memory` with the peak of this process in MiB.
 """
 
 import json
@@ -32,7 +32,7 @@ def make_trainer(folder: Path, name: str, batch: dict):
         **options,
     )
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, batch["dtype"])),
         processing_class=AutoTokenizer.from_pretrained(folder),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=args,
@@ -47,7 +47,7 @@ def inputs(batch: dict) -> dict:
     """The batch in TRL's layout: one row a completion, prompts padded on the left."""
     import torch
 
-    width = max(map(len, batch["prompts"]))
+    width, dtype = max(map(len, batch["prompts"])), getattr(torch, batch["dtype"])
     k = batch["group_size"]
     prompts, prompt_mask = [], []
     for ids in batch["prompts"]:
@@ -60,9 +60,9 @@ def inputs(batch: dict) -> dict:
         "prompt_mask": torch.tensor(prompt_mask),
         "completion_ids": torch.tensor(batch["completions"]),
         "completion_mask": mask,
-        "advantages": torch.tensor(batch["advantages"]),
-        "old_per_token_logps": torch.tensor(batch["old_logp"]),
-        "ref_per_token_logps": torch.tensor(batch["ref_logp"]),
+        "advantages": torch.tensor(batch["advantages"], dtype=dtype),
+        "old_per_token_logps": torch.tensor(batch["old_logp"], dtype=dtype),
+        "ref_per_token_logps": torch.tensor(batch["ref_logp"], dtype=dtype),
         "num_items_in_batch": mask.sum(),
     }
 
@@ -82,7 +82,7 @@ def main() -> None:
     import torch
 
     folder = Path(sys.argv[1])
-    batch = json.loads((folder / "batch.json").read_text())
+    batch = json.loads((folder / "batch.json").read_text()) | {"dtype": sys.argv[2]}
     given = inputs(batch)
     trainer = optimizer = None
     for line in sys.stdin:

@@ -28,7 +28,7 @@ def _scores(q: jax.Array, kv: KV) -> jax.Array:
     b, heads, t, _ = q.shape
     grouped = q.reshape(rows, b // rows, kv_heads, heads // kv_heads * t, d).swapaxes(1, 2)
     flat = grouped.reshape(rows, kv_heads, -1, d)
-    out = jnp.einsum("bhnd,bhsd->bhns", flat, kv.k, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bhnd,bhsd->bhns", flat, kv.k, preferred_element_type=jnp.promote_types(flat.dtype, jnp.float32))
     out = out.reshape(rows, kv_heads, b // rows, -1, slots).swapaxes(1, 2)
     return out.reshape(b, heads, t, slots)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pairgrpo_jax.core.terms import as_float
 from pairgrpo_jax.lm import rope
 from pairgrpo_jax.lm.attention import KV, attend, default_scale
 from pairgrpo_jax.lm.config import ModelConfig
@@ -48,7 +49,7 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMS norm (weight, or Gemma's weight + 1) or layer norm, computed in float32."""
+    """RMS norm (weight, or Gemma's weight + 1) or layer norm, computed in float32 or better."""
 
     kind: str
     eps: float
@@ -56,15 +57,15 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis."""
-        dtype, x = x.dtype, x.astype(jnp.float32)
+        dtype, x = x.dtype, as_float(x)
         init = nn.initializers.zeros if self.kind == "rms_plus_one" else nn.initializers.ones
-        scale = self.param("scale", init, (x.shape[-1],)).astype(jnp.float32)
+        scale = as_float(self.param("scale", init, (x.shape[-1],)))
         if self.kind == "layer":
             x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
         x = x * (scale + 1 if self.kind == "rms_plus_one" else scale)
         if self.kind == "layer":
-            x = x + self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+            x = x + as_float(self.param("bias", nn.initializers.zeros, (x.shape[-1],)))
         return x.astype(dtype)
 
 
@@ -195,14 +196,15 @@ class Decoder(nn.Module):
         return self.final_norm(x), KV(k, v, positions)
 
     def unembed(self, x: jax.Array) -> jax.Array:
-        """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
+        """Projects hidden states `[..., d]` to logits `[..., V]`, float32 or better."""
         if self.config.tied:
             table = self.embed.astype(self.dtype)
             flat = x.reshape(-1, x.shape[-1])
-            logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
+            wide = jnp.promote_types(self.dtype, jnp.float32)
+            logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=wide)
             logits = logits.reshape(*x.shape[:-1], -1)
         else:
-            logits = self.lm_head(x).astype(jnp.float32)
+            logits = as_float(self.lm_head(x))
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 
@@ -230,7 +232,7 @@ def run(
 
 
 def unembed(decoder: Decoder, params: Any, hidden: jax.Array, lora: Any = None) -> jax.Array:
-    """Projects hidden states `[..., d]` to float32 logits `[..., V]`."""
+    """Projects hidden states `[..., d]` to logits `[..., V]`, float32 or better."""
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
     logits: Any = decoder.apply(variables, hidden, method="unembed")
     return logits
