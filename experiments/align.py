@@ -20,7 +20,8 @@ from rich.console import Console
 
 from experiments.cli import peek, run_main
 from experiments.evaluate import Judges, dialogues, figures
-from experiments.runs import DONE, print_files, require_at_least_one, stopped_code, train_in_folder
+from experiments.runs import DONE, print_files, stopped_code, train_in_folder
+from pairgrpo_jax.core.terms import require_at_least
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
@@ -58,7 +59,7 @@ class Run:
     judge:module:function that compares two replies."""
     judge: str = "harmless-b"
     """Held-out reward head for the win rate; empty: none."""
-    iterations: int = 16
+    iterations: int = 24
     """Batches."""
     seed: int = 0
     """Of sampling, adapters and the order of data."""
@@ -69,9 +70,11 @@ class Run:
     evaluations: int = 1
     """Evaluations over the run."""
     evaluation_prompts: int = 32
-    """Held-out prompts (and preference pairs) of each."""
-    evaluation_samples: int = 4
+    """Held-out prompts of each."""
+    evaluation_samples: int = 8
     """Replies to each prompt."""
+    evaluation_pairs: int = 64
+    """Held-out preference pairs of each (offline)."""
     save_every: int = 4
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: int = 2
@@ -131,8 +134,8 @@ def execute(run: Run, console: Console) -> int:
 
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
-    names = ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "save_every", "keep")
-    require_at_least_one(run, names)
+    names = ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "evaluation_pairs")
+    require_at_least(run, dict.fromkeys((*names, "save_every", "keep"), 1))
     if run.evaluations > run.iterations:
         raise ValueError(f"evaluations={run.evaluations} must be at most iterations={run.iterations}")
     run.config.check()
@@ -159,7 +162,7 @@ def prepare(run: Run, model: Model, console: Console) -> tuple[Data, Trainer]:
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
     train_data = Data(encode_prompts(model, prompts, limits[0]), pairs)
     test_data = Data(
-        encode_prompts(model, held_out, limits[0])[: run.evaluation_prompts], held_out_pairs[: run.evaluation_prompts]
+        encode_prompts(model, held_out, limits[0])[: run.evaluation_prompts], held_out_pairs[: run.evaluation_pairs]
     )
     console.print(
         f"{len(train_data.prompts)} prompts to train on ({len(prompts) - len(train_data.prompts)} too long), "

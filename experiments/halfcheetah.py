@@ -18,13 +18,15 @@ from rich.console import Console
 
 from experiments.cli import peek, run_main
 from experiments.plots import learning_curves
-from experiments.runs import DONE, print_files, require_at_least_one, stopped_code, train_in_folder
+from experiments.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
+from pairgrpo_jax.core.terms import require_at_least
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
 FREE = ("output", "resume", "keep", "video_steps")
+_AT_LEAST = dict.fromkeys(("steps", "seeds", "evaluations", "episodes", "save_every", "keep"), 1) | {"video_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,9 @@ def execute(run: Run, console: Console) -> int:
 
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
-    require_at_least_one(run, ("steps", "seeds", "evaluations", "episodes", "save_every", "keep"))
+    require_at_least(run, _AT_LEAST)
     if not math.isfinite(run.steps):
         raise ValueError(f"steps must be finite, got {run.steps}")
-    if run.video_steps < 0:
-        raise ValueError(f"video_steps must be >= 0, got {run.video_steps}")
 
 
 def make_schedule(run: Run, env: Env) -> Schedule:

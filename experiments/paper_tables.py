@@ -72,10 +72,12 @@ class Tables:
     """Make the ablation table, on the last of `domains`."""
     model: str = "smollm2"
     """As in experiments.align."""
-    iterations: int = 16
+    iterations: int = 24
     """Batches of each run."""
     evaluation_prompts: int = 32
-    """Held-out prompts and pairs of each run."""
+    """Held-out prompts of each run."""
+    evaluation_pairs: int = 64
+    """Held-out preference pairs of each offline run."""
     seeds: int = 1
     """Runs per cell."""
     window: int = 50
@@ -144,6 +146,7 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
         judge=f"{cell.domain}-b",
         iterations=args.iterations,
         evaluation_prompts=args.evaluation_prompts,
+        evaluation_pairs=args.evaluation_pairs,
         seed=cell.seed,
         output=folder,
         resume=folder.exists(),
@@ -194,9 +197,9 @@ def budget(args: Tables, runs: dict) -> str:
 
 
 def pooled(runs: list[list[dict]], name: str) -> np.ndarray | None:
-    """A figure of every prompt and seed, from the last evaluations."""
+    """A figure of every seed, or of every prompt and seed, from the last evaluations; None if a run lacks it."""
     rows = [[row for row in of if name in row] for of in runs]
-    return np.concatenate([row[-1][name] for row in rows]) if rows and all(rows) else None
+    return np.concatenate([np.atleast_1d(row[-1][name]) for row in rows]) if rows and all(rows) else None
 
 
 def rate(values: np.ndarray | None) -> str:
@@ -222,15 +225,17 @@ def main_table(args: Tables, runs: dict) -> str:
         columns += [
             f"{domain}: held-out RM win % over the start",
             "at equal length",
+            "KL to the start, nats a reply",
             f"paper's {domain} % (caveat above)",
         ]
     for method in args.methods:
         cells = [method]
         for domain in args.domains:
             of = runs.get((domain, method), [])
-            equal = [row["win_rate_length_controlled"] for seed in of for row in seed if "wins" in row]
-            paper = f"{getattr(PAPER[method], domain)}" if method in PAPER else "-"
-            cells += [rate(pooled(of, "wins")), f"{100 * np.mean(equal):.1f}" if equal else "-", paper]
+            equal, kl = (pooled(of, name) for name in ("win_rate_length_controlled", "kl_reference"))
+            cells += [rate(pooled(of, "wins")), "-" if equal is None else f"{100 * equal.mean():.1f}"]
+            cells += ["-" if kl is None else f"{kl.mean():.1f}"]
+            cells += [f"{getattr(PAPER[method], domain)}" if method in PAPER else "-"]
         rows.append(cells)
     return table(columns, rows, "Main")
 

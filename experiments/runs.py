@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,6 @@ from rich.console import Console
 from pairgrpo_jax.training import Checkpoints, MetricLog, Schedule, TrainState, changed_settings, settings, train
 
 DONE = "done"  # an empty file that marks a finished run
-
-
-def require_at_least_one(run: Any, names: Iterable[str]) -> None:
-    """Raises ValueError that names the first of these fields that is below 1."""
-    for name in names:
-        if not getattr(run, name) >= 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(run, name)}")
 
 
 def train_in_folder(

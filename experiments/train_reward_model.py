@@ -27,9 +27,9 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from experiments.cli import run_main
-from experiments.runs import require_at_least_one
 from experiments.statistics import mean_interval
 from experiments.text_baseline import longer_margins, tfidf_margins
+from pairgrpo_jax.core.terms import require_at_least
 from pairgrpo_jax.lm import Model, Policy, load_model, reward_model, save_pretrained
 from pairgrpo_jax.lm import reward_training as training
 from pairgrpo_jax.lm.data import (
@@ -130,7 +130,7 @@ def execute(run: Run, console: Console) -> int:
 
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
-    require_at_least_one(run, ("prompt_tokens", "reply_tokens", "batch"))
+    require_at_least(run, dict.fromkeys(("prompt_tokens", "reply_tokens", "batch"), 1))
     if run.folds < 0 or run.folds == 1:
         raise ValueError(f"folds must be 0 or at least 2, got {run.folds}")
     if not run.l2 or min(run.l2) <= 0:

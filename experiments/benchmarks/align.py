@@ -1,11 +1,13 @@
-"""One update on fixed completions, ours and TRL's: the same loss and gradient, the seconds, the peak memory.
+"""One update on fixed completions, ours and a peer's: the same loss and gradient, the seconds, the peak memory.
 
     python -m experiments.benchmarks.align --peer-python /path/to/python
+    python -m experiments.benchmarks.align --peer tunix --peer-python /path/to/another/python
 
-The peer's interpreter needs torch and trl. Both sides are processes of their own that take turns on one machine, with
-the same weights, tokens, advantages and old log-probabilities: losses and gradients in float64, where a difference is
-one of the formulas, and in float32, where it may be one of rounding; times and memory in float32. Every line printed
-is JSON; exits with 1 if a loss or a gradient norm differs by more than the tolerance in float64.
+The peer's interpreter needs torch and trl, or google-tunix. Both sides are processes of their own that take turns on
+one machine, with the same weights, tokens, advantages and old log-probabilities: losses and gradients in float64
+(TRL), where a difference is one of the formulas, and in float32, where it may be one of rounding; times and memory in
+float32. Every line printed is JSON; exits with 1 if a loss or a gradient norm differs by more than the tolerance, with
+TRL in float64.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,40 +28,51 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from experiments.benchmarks.answers import serve
 from experiments.cli import run_main
 
 GROUPS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 2, 4, 64, 64
-# Name -> what differs from plain GRPO, in our words and in TRL's.
+# Name -> what differs from plain GRPO, in our words and in the peers'.
 SETTINGS = {
-    "grpo": {"ours": {}, "trl": {"loss_type": "grpo", "beta": 0.0}},
+    "grpo": {"ours": {}, "trl": {"loss_type": "grpo", "beta": 0.0}, "tunix": {}},
     "grpo_kl": {
         "ours": {"ref_beta": 0.04},
         "trl": {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
+        "tunix": {"beta": 0.04},
     },
     "dapo": {
         "ours": {"aggregate": "token_mean", "clip_high": 0.28},
         "trl": {"loss_type": "dapo", "beta": 0.0, "epsilon_high": 0.28},
+        "tunix": {"loss_agg_mode": "token-mean", "epsilon_high": 0.28},
     },
-    "dr_grpo": {"ours": {"aggregate": "constant"}, "trl": {"loss_type": "dr_grpo", "beta": 0.0}},
+    "dr_grpo": {
+        "ours": {"aggregate": "constant"},
+        "trl": {"loss_type": "dr_grpo", "beta": 0.0},
+        "tunix": {"loss_agg_mode": "sequence-mean-token-scale"},
+    },
     "gspo": {
         "ours": {"level": "sequence"},
         "trl": {"loss_type": "grpo", "beta": 0.0, "importance_sampling_level": "sequence"},
+        "tunix": {"loss_algo": "gspo-token"},
     },
 }
+PRECISIONS = {"trl": ("float64", "float32"), "tunix": ("float32",)}  # Tunix casts to float32
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What to run."""
 
+    peer: Literal["trl", "tunix"] = "trl"
+    """Which library."""
     peer_python: Path = Path(sys.executable)
-    """Interpreter with torch and trl."""
+    """Interpreter that has it."""
     model: str = "smollm2"
     """As in experiments.align."""
     repeats: int = 5
     """Timed updates of each side, in turns. In a turn one more goes before, untimed: after a pause caches are cold."""
     tolerance: float = 1e-5
-    """Largest difference of losses (absolute) and of gradient norms (relative), in float64."""
+    """Largest difference of losses (absolute) and of gradient norms (relative)."""
     remat: bool = False
     """Recompute layers in our backward pass."""
     ours: Path | None = None
@@ -136,7 +148,7 @@ def to_batch(given: dict, dtype: str = "float32"):
 
 
 def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
-    """Answers the lines of stdin as `align_peer` does."""
+    """Our side."""
     import jax
     import optax
 
@@ -147,26 +159,26 @@ def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
     jax.config.update("jax_enable_x64", dtype == "float64")
     model = load_model(folder, dtype=dtype, remat=remat)
     batch = to_batch(json.loads((folder / "batch.json").read_text()), dtype)
-    optimizer = optax.adamw(1e-6)
+    optimizer, still = optax.adamw(1e-6), optax.set_to_zero()
     state = TrainState.create({"model": model.params}, optimizer, jax.random.key(0))
-    model, step = dataclasses.replace(model, params=None), None  # the state's are the only ones
-    for line in sys.stdin:
-        words = line.split()
-        if words[0] == "loss":
-            config = AlignConfig(algo="grpo", lora_rank=0, **SETTINGS[words[1]]["ours"])
-            still = optax.set_to_zero()
-            probe = make_update_step(make_loss(config, model, None), still, donate=False)
-            _, metrics = probe(state.replace(opt_state=still.init(state.params)), batch)
-            answer = [float(metrics["loss"]), float(metrics["grad_norm"])]
-        elif words[0] == "step":
-            step = step or make_update_step(make_loss(AlignConfig(algo="grpo", lora_rank=0), model, None), optimizer)
-            start = time.perf_counter()
-            state, metrics = step(state, batch)
-            jax.block_until_ready(metrics)
-            answer = time.perf_counter() - start
-        else:
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print("answer", json.dumps(answer), flush=True)
+    model = dataclasses.replace(model, params=None)  # the state's are the only ones
+    plain = AlignConfig(algo="grpo", lora_rank=0)
+    update = make_update_step(make_loss(plain, model, None), optimizer)
+
+    def loss(name: str) -> tuple[float, float]:
+        config = plain.replace(**SETTINGS[name]["ours"])
+        probe = make_update_step(make_loss(config, model, None), still, donate=False)
+        _, metrics = probe(state.replace(opt_state=still.init(state.params)), batch)
+        return float(metrics["loss"]), float(metrics["grad_norm"])
+
+    def step() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = update(state, batch)
+        jax.block_until_ready((state.params, metrics))
+        return time.perf_counter() - start
+
+    serve(loss, step)
 
 
 def report(**values) -> None:
@@ -192,7 +204,7 @@ def write_inputs(folder: Path, name: str) -> None:
 def sides(args: Comparison, folder: Path, dtype: str) -> Iterator[tuple[Side, Side]]:
     """Both processes, fresh, ended afterwards."""
     mine = [sys.executable, "-m", "experiments.benchmarks.align", "--ours", str(folder), "--dtype", dtype]
-    peer = [str(args.peer_python), str(Path(__file__).with_name("align_peer.py")), str(folder), dtype]
+    peer = [str(args.peer_python), str(Path(__file__).with_name(f"align_{args.peer}.py")), str(folder), dtype]
     both = Side(mine + ["--remat"] * args.remat, folder / "ours.log"), Side(peer, folder / "peer.log")
     try:
         yield both
@@ -206,11 +218,11 @@ def compare_losses(args: Comparison, folder: Path, dtype: str) -> float:
     worst = 0.0
     with sides(args, folder, dtype) as both:
         for setting in SETTINGS:
-            (loss, norm), (trl_loss, trl_norm) = (side.ask(f"loss {setting}") for side in both)
-            gaps = {"loss_gap": abs(loss - trl_loss), "grad_norm_gap": abs(norm / trl_norm - 1)}
+            (loss, norm), (peer_loss, peer_norm) = (side.ask(f"loss {setting}") for side in both)
+            gaps = {"loss_gap": abs(loss - peer_loss), "grad_norm_gap": abs(norm / peer_norm - 1)}
             worst = max(worst, *gaps.values())
-            values = {"loss": loss, "trl_loss": trl_loss, "grad_norm": norm, "trl_grad_norm": trl_norm}
-            report(dtype=dtype, setting=setting, **values, **gaps)
+            values = {"loss": loss, "peer_loss": peer_loss, "grad_norm": norm, "peer_grad_norm": peer_norm}
+            report(peer=args.peer, dtype=dtype, setting=setting, **values, **gaps)
     return worst
 
 
@@ -220,7 +232,8 @@ def compare_cost(args: Comparison, folder: Path) -> None:
         times = [[side.ask("step") for side in (ours, ours, peer, peer)][1::2] for _ in range(args.repeats + 1)][1:]
         mine, theirs = (statistics.median(x) for x in zip(*times))
         memory = ours.ask("memory"), peer.ask("memory")
-    report(seconds=mine, trl_seconds=theirs, ratio=theirs / mine, peak_mib=memory[0], trl_peak_mib=memory[1])
+    values = {"seconds": mine, "peer_seconds": theirs, "ratio": theirs / mine}
+    report(peer=args.peer, **values, peak_mib=memory[0], peer_peak_mib=memory[1])
 
 
 def main() -> int:
@@ -232,8 +245,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder, args.model)
-        worst = compare_losses(args, folder, "float64")
-        compare_losses(args, folder, "float32")
+        worst, *_ = [compare_losses(args, folder, dtype) for dtype in PRECISIONS[args.peer]]
         compare_cost(args, folder)
     return int(worst > args.tolerance)
 

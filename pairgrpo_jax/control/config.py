@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
-from pairgrpo_jax.core.terms import require_choice
+from pairgrpo_jax.core.terms import require_at_least, require_choice
 
 Algorithm = Literal["ppo", "grpo", "soft", "hard", "rank"]
 Advantage = Literal["segment", "reward_to_go", "value"]
@@ -110,9 +110,7 @@ class ControlConfig:
 
     def check(self, episode_length: int) -> None:
         """Raises ValueError that names the first bad field and says what would do."""
-        for field, low in _AT_LEAST.items():
-            if not getattr(self, field) >= low:
-                raise ValueError(f"{field} must be >= {low}, got {getattr(self, field)}")
+        require_at_least(self, _AT_LEAST)
         for field in ("gamma", "trace", "delta_gamma"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import paper_tables
+from experiments import align, paper_tables
 from experiments.benchmarks.resume import result
 from experiments.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.training import read_metrics
@@ -20,6 +20,7 @@ SMALL = (
     "--prompts 2 --candidates 2 --prompt-tokens 64 --completion-tokens 6 --lora-rank 2 --iterations 6 --save-every 2"
 )
 SMALL += " --evaluation-prompts 2 --evaluation-samples 1 --shown 2 --judge="
+ARGUMENTS = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:vowels", *SMALL.split()]
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}\n{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}a{% endif %}"
 
@@ -61,8 +62,7 @@ def workplace(tmp_path_factory):
 
 
 def command(workplace, *words):
-    base = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:vowels", *SMALL.split()]
-    return [sys.executable, "-m", "experiments.align", *base, *map(str, words)]
+    return [sys.executable, "-m", "experiments.align", *ARGUMENTS, *map(str, words)]
 
 
 def environment():
@@ -113,19 +113,29 @@ def test_killed_and_resumed_is_identical(workplace, finished, own_programs):
 
 
 @pytest.mark.slow
-def test_a_failing_reward_saves_and_names_the_batch(workplace):
-    done = run(workplace, "--reward", "rewards:broken", "--output", "broken")
+def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = [*ARGUMENTS, "--reward", "rewards:broken"]
+    done = run_here(align.main, *words, "--output", "broken")
     assert done.returncode == 1 and "batch 0: broken failed (1 tries): KeyError: 'nothing'" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = run(workplace, "--reward", "rewards:broken", "--reward-on-error", "skip", "--output", "skipped")
+    done = run_here(align.main, *words, "--reward-on-error", "skip", "--output", "skipped")
     assert done.returncode == 0, done.stderr
     assert all(row["failed_groups"] == 2 for row in read_metrics(workplace / "skipped"))
 
 
+@pytest.mark.slow
+def test_offline_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = ["--algo", "dpo", "--evaluation-pairs", "3", "--no-export", "--output", "offline"]
+    done = run_here(align.main, *ARGUMENTS, *words)
+    assert done.returncode == 0 and "implicit-reward accuracy" in done.stdout, done.stderr
+    assert len(read_metrics(workplace / "offline")[-1]["implicit_margins"]) == 3
+
+
 BAD = [
     (["--algo", "grpo", "--offline"], "offline goes with"),
-    (["--candidates", "3"], "candidates=3 must be even"),
-    (["--iterations", "0"], "iterations must be at least 1"),
+    (["--candidates", "3", "--scheme", "matched"], "candidates=3 must be even"),
+    (["--iterations", "0"], "iterations must be >= 1"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--reward", "rewards:missing"], "reward: cannot import 'rewards:missing'"),
     (["--reward", "judge:rewards:vowels", "--algo", "grpo"], "a judge gives pairs"),
@@ -133,10 +143,10 @@ BAD = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
-def test_bad_input_is_one_line_and_writes_nothing(workplace, words, message):
-    done = run(workplace, *words, "--output", "bad")
+def test_bad_input_is_one_line_and_writes_nothing(workplace, monkeypatch, run_here, words, message):
+    monkeypatch.chdir(workplace)
+    done = run_here(align.main, *ARGUMENTS, *words, "--output", "bad")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
     assert not (workplace / "bad").exists()
 
@@ -166,7 +176,7 @@ def test_tables_from_finished_runs(tmp_path, capsys):
         (of.output / "config.json").write_text(json.dumps(settings(of)))
         row = {"grad_norm": [1.0, 2.0], "kl_ref": [0.1, 0.2 + i], "seconds": 60.0, "wins": [1, 1, 0, 0.5]}
         row |= {"implicit_margins": [1.0, -1.0]} if cell.label == "dpo" else {}
-        row |= {"win_rate_length_controlled": 0.6}
+        row |= {"win_rate_length_controlled": 0.6, "kl_reference": 1.25}
         rows = [{"iteration": i, "steps": i, **row} for i in (1, 2)]
         (of.output / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (of.output / "done").touch()

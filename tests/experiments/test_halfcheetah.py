@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from experiments import halfcheetah
 from experiments.benchmarks.resume import TINY, Resume, disturbed, result, undisturbed
 from pairgrpo_jax.training import read_metrics
 
@@ -73,36 +74,37 @@ BAD = [
     (["--scheme", "matched", "--candidates", "3"], "candidates=3 must be even"),
     (["--horizon", "64"], "horizon=64 must divide the episode length"),
     (["--delta-0", "-1"], "delta_0 must be >= 0"),
-    (["--steps", "0"], "steps must be at least 1"),
+    (["--steps", "0"], "steps must be >= 1"),
     (["--steps", "inf"], "steps must be finite"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, words, message):
-    done = run(*words, "--output", tmp_path / "out")
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, run_here, words, message):
+    done = run_here(halfcheetah.main, *TINY.split(), *words, "--output", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_algorithm_exits_with_2(tmp_path):
-    done = run("--algo", "sarsa", "--output", tmp_path / "out")
+def test_an_unknown_algorithm_exits_with_2(tmp_path, run_here):
+    done = run_here(halfcheetah.main, "--algo", "sarsa", "--output", tmp_path / "out")
     assert done.returncode == 2 and "algo" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_another_runs_folder_is_refused_and_left_alone(finished):
+def test_another_runs_folder_is_refused_and_left_alone(finished, run_here):
     output, _ = finished
     before = (output / "metrics.jsonl").read_bytes()
-    done = run("--output", output)
+    done = run_here(halfcheetah.main, *TINY.split(), "--output", output)
     assert done.returncode == 2 and "holds another run" in done.stderr
-    done = run("--output", output, "--resume", "--clip", "0.3", "--seed", "7")
+    words = ("--resume", "--clip", "0.3", "--seed", "7")
+    done = run_here(halfcheetah.main, *TINY.split(), "--output", output, *words)
     assert done.returncode == 2 and "config.clip: 0.2 -> 0.3" in done.stderr and "seed: 0 -> 7" in done.stderr
     assert (output / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_unreadable_checkpoint_is_named(tmp_path, finished):
+def test_an_unreadable_checkpoint_is_named(tmp_path, finished, run_here):
     import shutil
 
     output = tmp_path / "copy"
@@ -110,14 +112,14 @@ def test_an_unreadable_checkpoint_is_named(tmp_path, finished):
     for path in (output / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    done = run("--output", output, "--resume")
+    done = run_here(halfcheetah.main, *TINY.split(), "--output", output, "--resume")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: output: no readable checkpoint in ")
     assert (output / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
 
 
-def test_help_explains_every_field_with_its_unit():
-    words = run("--help").stdout
+def test_help_explains_every_field_with_its_unit(run_here):
+    words = run_here(halfcheetah.main, "--help").stdout
     for phrase in ("--delta-0", "nats", "environment steps", "--resume", "control steps"):
         assert phrase in words
 

@@ -346,7 +346,7 @@ def test_failed_groups_are_counted_and_take_no_part(tiny):
 
 BAD = [
     ({"algo": "sarsa"}, "algo='sarsa' is unknown"),
-    ({"candidates": 3}, "candidates=3 must be even"),
+    ({"candidates": 3, "scheme": "matched"}, "candidates=3 must be even"),
     ({"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
     ({"algo": "grpo", "offline": True}, "offline goes with"),
     ({"temperature": 0.0}, "temperature must be > 0"),

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
 from pairgrpo_jax.core.surrogate import AGGREGATES, LEVELS
-from pairgrpo_jax.core.terms import require_choice
+from pairgrpo_jax.core.terms import require_at_least, require_choice
 from pairgrpo_jax.lm.lora import LoraConfig
 from pairgrpo_jax.lm.sampling import Sampling
 
@@ -29,9 +29,9 @@ class AlignConfig:
     """grpo | soft | hard | ppo | rank sample their completions; dpo | ipo | orpo learn from a preference data set."""
     offline: bool = False
     """Learn from the pairs of a data set in place of samples, K = 2 (soft, hard; dpo, ipo and orpo always do)."""
-    prompts: int = 8
+    prompts: int = 4
     """B: prompts (offline: preference pairs) in a batch."""
-    candidates: int = 4
+    candidates: int = 8
     """K: completions sampled of each prompt."""
     prompt_tokens: int = 64
     """P: longest prompt, in tokens; older turns of a longer one are dropped, or the prompt is left out."""
@@ -67,15 +67,15 @@ class AlignConfig:
     """How tokens are averaged (grpo, soft, rank, and the penalty of ref_beta)."""
     scale: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by (grpo)."""
-    scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "matched"
+    scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "all"
     """How rewards become pairs (soft, hard)."""
     margin: float = 0.0
     """Reward gaps at or below it make no pair (soft, hard)."""
-    beta: float = 0.05
+    beta: float = 0.3
     """Weight of KL(pi_theta || pi_old) (soft), radius in nats (hard), beta (dpo, ipo), or odds-ratio weight (orpo)."""
     alpha: float = 0.5
     """Weight of the hinge beyond the trust region; 0: no trust region (hard)."""
-    delta_0: float = 0.2
+    delta_0: float = 0.12
     """Probability mass moved per pair at the start; candidates start at 1/K each (hard)."""
     delta_gamma: float = 0.98
     """Factor of delta per batch (hard)."""
@@ -147,9 +147,7 @@ class AlignConfig:
         """Raises ValueError that names the first bad field and says what would do."""
         for field, choices in _CHOICES.items():
             require_choice(field, getattr(self, field), choices)
-        for field, low in _AT_LEAST.items():
-            if not getattr(self, field) >= low:
-                raise ValueError(f"{field} must be >= {low}, got {getattr(self, field)}")
+        require_at_least(self, _AT_LEAST)
         for field in ("delta_gamma", "trace"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
@@ -182,6 +180,7 @@ _CHOICES = {
     "ref_kl": ("k1", "k2", "k3"),
     "reference": ("shared", "cached"),
 }
-_AT_LEAST = dict.fromkeys(("prompts", "prompt_tokens", "completion_tokens", "epochs", "minibatches", "accumulate"), 1)
-_AT_LEAST |= {"candidates": 2, "learning_rate": 0, "max_grad_norm": 0, "clip": 0, "margin": 0, "beta": 0, "alpha": 0}
-_AT_LEAST |= {"delta_0": 0, "ref_beta": 0, "value_weight": 0, "warmup": 0, "sft_iterations": 0, "lora_rank": 0}
+_AT_LEAST: dict[str, float] = {"prompts": 1, "prompt_tokens": 1, "completion_tokens": 1, "epochs": 1, "minibatches": 1}
+_AT_LEAST |= {"accumulate": 1, "candidates": 2, "learning_rate": 0, "max_grad_norm": 0, "clip": 0, "margin": 0}
+_AT_LEAST |= {"beta": 0, "alpha": 0, "delta_0": 0, "ref_beta": 0, "value_weight": 0, "warmup": 0, "sft_iterations": 0}
+_AT_LEAST |= {"lora_rank": 0}

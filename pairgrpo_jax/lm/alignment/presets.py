@@ -17,7 +17,7 @@ _OFFLINE: dict[str, dict] = {
     "ipo": {"beta": 0.1},
     "orpo": {"beta": 0.1},
     "soft": {"beta": 0.01, "epochs": 2},
-    "hard": {"epochs": 2},
+    "hard": {"beta": 0.05, "delta_0": 0.2, "epochs": 2},
 }
 
 

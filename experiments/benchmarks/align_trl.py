@@ -1,14 +1,14 @@
 """TRL's side of `experiments.benchmarks.align`: run as a file by an interpreter that has torch and trl, nothing else.
 
-Its arguments are a folder and a dtype. Answers the lines of stdin on stdout: `loss NAME` with loss and gradient norm,
-`step` with the seconds of one update, `memory` with the peak of this process in MiB.
+Its arguments are a folder and a dtype.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
+
+from answers import serve
 
 
 def make_trainer(folder: Path, name: str, batch: dict):
@@ -83,24 +83,23 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     batch = json.loads((folder / "batch.json").read_text()) | {"dtype": sys.argv[2]}
-    given = inputs(batch)
-    trainer = optimizer = None
-    for line in sys.stdin:
-        words = line.split()
-        if words[0] == "loss":
-            trainer = optimizer = None  # one model at a time
-            trainer = make_trainer(folder, words[1], batch)
-            answer = loss_and_norm(trainer, given)
-        elif words[0] == "step":
-            trainer = trainer or make_trainer(folder, "grpo", batch)
-            optimizer = optimizer or torch.optim.AdamW(trainer.model.parameters(), lr=1e-6)
-            start = time.perf_counter()
-            loss_and_norm(trainer, given)
-            optimizer.step()
-            answer = time.perf_counter() - start
-        else:
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print("answer", json.dumps(answer), flush=True)
+    given, held = inputs(batch), {}
+
+    def loss(name: str) -> tuple[float, float]:
+        held.clear()  # one model at a time
+        held["trainer"] = make_trainer(folder, name, batch)
+        return loss_and_norm(held["trainer"], given)
+
+    def step() -> float:
+        if "optimizer" not in held:
+            held["trainer"] = make_trainer(folder, "grpo", batch)
+            held["optimizer"] = torch.optim.AdamW(held["trainer"].model.parameters(), lr=1e-6)
+        start = time.perf_counter()
+        loss_and_norm(held["trainer"], given)
+        held["optimizer"].step()
+        return time.perf_counter() - start
+
+    serve(loss, step)
 
 
 if __name__ == "__main__":
