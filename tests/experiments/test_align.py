@@ -101,7 +101,7 @@ def test_leaves_what_it_says(finished):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_identical(workplace, finished, own_programs):
+def test_killed_and_resumed_is_identical(workplace, finished, only_read_programs):
     output = workplace / "killed"
     process = subprocess.Popen(command(workplace, "--output", output), cwd=workplace, env=environment())
     while len(read_metrics(output)) < 3 and process.poll() is None:

@@ -47,7 +47,7 @@ def test_leaves_what_the_readme_says(finished):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.2, 0.7])
-def test_killed_and_resumed_is_identical(finished, own_programs, tmp_path, share):
+def test_killed_and_resumed_is_identical(finished, only_read_programs, tmp_path, share):
     found, killed_at, resumed_from = disturbed(Resume(), tmp_path / "out", share)
     assert found == finished[1] and share * 40 <= killed_at and resumed_from >= 3
     seconds = [row["seconds"] for row in read_metrics(tmp_path / "out")]
@@ -56,7 +56,7 @@ def test_killed_and_resumed_is_identical(finished, own_programs, tmp_path, share
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on(finished, own_programs, tmp_path, number, code):
+def test_a_signal_saves_and_the_run_goes_on(finished, only_read_programs, tmp_path, number, code):
     output = tmp_path / "out"
     process = subprocess.Popen([*COMMAND, "--output", str(output)], stdout=subprocess.PIPE, text=True)
     while len(read_metrics(output)) < 5 and process.poll() is None:
