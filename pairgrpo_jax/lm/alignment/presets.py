@@ -9,10 +9,10 @@ from pairgrpo_jax.lm.alignment.config import OFFLINE, AlignConfig
 
 _ONLINE: dict[str, dict] = {
     "hard": {},
-    "soft": {"beta": 0.01, "learning_rate": 2e-4},
-    "grpo": {"learning_rate": 2e-4},
-    "rank": {"learning_rate": 2e-4},
-    "ppo": {"learning_rate": 2e-4},
+    "soft": {"beta": 0.01, "learning_rate": 1e-4},
+    "grpo": {"learning_rate": 1e-4},
+    "rank": {"learning_rate": 1e-4},
+    "ppo": {"learning_rate": 1e-4},
 }
 _PAIRS = {"prompts": 16, "epochs": 1, "learning_rate": 5e-4}
 _OFFLINE: dict[str, dict] = {
