@@ -112,10 +112,11 @@ def main() -> int:
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     check(run)
-    model = load(run)
-    held_out, trainer = prepare(run, model, console)
+    placement = make_placement(run)
+    model = load(run, placement)
+    held_out, trainer = prepare(run, model, placement, console)
+    judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
     with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
-        judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
         state, done, stopped = train_in_folder(
             run,
             trainer.iterate,
@@ -141,15 +142,16 @@ def check(run: Run) -> None:
     run.config.check()
 
 
-def load(run: Run) -> Model:
-    """The model, in the precision of the run."""
-    model = load_model(run.model, compute_dtype=jnp.dtype(run.dtype), remat=run.remat)
+def load(run: Run, placement: Placement) -> Model:
+    """The model, in the precision of the run, each device's part of a parameter read on its own."""
+    options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
+    model = load_model(run.model, **options)
     if model.tokenizer is None:
         raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")
     return model
 
 
-def prepare(run: Run, model: Model, console: Console) -> tuple[Data, Trainer]:
+def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
     """Held-out data, and the trainer on the rest."""
     config = run.config
     prompts, held_out = split_by_first_turn(load_prompts(run.data))
@@ -171,7 +173,7 @@ def prepare(run: Run, model: Model, console: Console) -> tuple[Data, Trainer]:
     )
     source = make_source(run) if config.online else None
     trainer = make_trainer(
-        config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=make_placement(run)
+        config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
     )
     return test_data, trainer
 
@@ -192,6 +194,8 @@ def make_source(run: Run):
         return load_head(run.reward)
     if how == "judge" and run.config.algo not in PAIRED:
         raise ValueError(f"reward: a judge gives pairs, and algo={run.config.algo!r} needs rewards: use soft or hard")
+    if how == "judge" and run.config.candidates % 2:
+        raise ValueError(f"candidates={run.config.candidates} must be even: a judge compares them two by two")
     sys.path.insert(0, "")  # functions in the working directory
     try:
         function = getattr(importlib.import_module(module), name)
@@ -202,7 +206,7 @@ def make_source(run: Run):
 
 
 def make_judges(run: Run, model: Model, prompts, samples: int) -> Judges:
-    """The held-out judge, on the model that training starts from."""
+    """The held-out judge, on the model that training starts from. It hears samples that are not cut."""
     config = run.config
     return Judges(
         Policy(model, model.params),
@@ -210,7 +214,7 @@ def make_judges(run: Run, model: Model, prompts, samples: int) -> Judges:
         prompts,
         prompt_tokens=config.prompt_tokens,
         completion_tokens=config.completion_tokens,
-        sampling=config.sampling,
+        sampling=config.scored,
         samples=samples,
         seed=run.seed,
     )

@@ -17,12 +17,11 @@ from rich.console import Console
 from experiments import halfcheetah
 from experiments.cli import run_main
 from experiments.plots import comparison
-from experiments.runs import is_finished
+from experiments.runs import complete, finished_metrics
 from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 from pairgrpo_jax.control import ControlConfig, tuned
 from pairgrpo_jax.control.config import Advantage, Algorithm
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
-from pairgrpo_jax.training import read_metrics
 
 _RADIUS = tuned("hard", "value").beta  # of Hard's trust region, in nats; shown for all methods alike
 
@@ -55,7 +54,7 @@ def main() -> int | None:
     if not args.report_only:
         for seed in range(args.seeds):
             for method in args.methods:
-                code = make_run(args, method, seed, console)
+                code = complete(halfcheetah, run_of(args, method, seed), f"{method}, seed {seed}", console)
                 if code:
                     return code
     report(args, console)
@@ -92,24 +91,10 @@ def run_of(args: Comparison, method: str, seed: int) -> halfcheetah.Run:
     )
 
 
-def make_run(args: Comparison, method: str, seed: int, console: Console) -> int:
-    """One run, resumed if it was begun; its exit code."""
-    run = run_of(args, method, seed)
-    if is_finished(run, halfcheetah.FREE):
-        return 0
-    console.print(f"[bold]{method}, seed {seed}[/bold]")
-    return halfcheetah.execute(run, console)
-
-
-def finished(args: Comparison, method: str) -> list[list[dict]]:
-    """The metrics of every finished run of a method."""
-    runs = (run_of(args, method, seed) for seed in range(args.seeds))
-    return [read_metrics(run.output) for run in runs if is_finished(run, halfcheetah.FREE)]
-
-
 def report(args: Comparison, console: Console) -> None:
     """Prints the table and draws the curves."""
-    runs = {method: finished(args, method) for method in args.methods}
+    runs = {method: [run_of(args, method, seed) for seed in range(args.seeds)] for method in args.methods}
+    runs = {method: finished_metrics(halfcheetah, of) for method, of in runs.items()}
     runs = {method: rows for method, rows in runs.items() if rows}
     if not runs:
         raise ValueError(f"output: no finished run in {args.output}; leave out --report-only")

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from experiments.cli import run_main
 from experiments.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.core.terms import require_at_least
 from pairgrpo_jax.lm import Policy, Sampling, load_model
 from pairgrpo_jax.lm.alignment import EncodedPrompt, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
@@ -29,7 +30,7 @@ from pairgrpo_jax.lm.alignment.evaluation import (
     write_replies,
 )
 from pairgrpo_jax.lm.data import load_preferences, load_prompts, preference_accuracy, ranked_right, split_by_first_turn
-from pairgrpo_jax.lm.reward_model import load_head
+from pairgrpo_jax.lm.reward_model import check_head, load_head
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ class Judges:
     """Prompts, the reference and a head, and what they say of a policy's replies."""
 
     def __init__(self, reference, head, prompts, *, prompt_tokens, completion_tokens, sampling, samples=4, seed=0):
-        """Takes N encoded prompts, a reward head or None, and the limits that replies are held to."""
+        """Takes N encoded prompts, a reward head or None, and the limits that replies are held to.
+
+        Raises ValueError for a head that was made on another model than the reference.
+        """
+        if head is not None:
+            check_head(head, reference.model.config)
         self.reference, self.head, self.prompts, self.samples = reference, head, prompts, samples
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
         self.key = jax.random.key(seed)
@@ -144,7 +150,10 @@ def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[s
 
 def resolve(name: str) -> str:
     """A run of experiments.align stands for the model it exported."""
-    return str(Path(name) / "model") if (Path(name) / "model" / "config.json").exists() else name
+    folder = Path(name)
+    if (folder / "versions.json").exists() and not (folder / "model" / "config.json").exists():
+        raise ValueError(f"{name}: this run has exported no model; finish it, without --no-export")
+    return str(folder / "model") if (folder / "model" / "config.json").exists() else name
 
 
 def as_policy(name: str) -> Policy:
@@ -167,6 +176,7 @@ def dialogues(prompts: Sequence[EncodedPrompt], **sides: Heard) -> list[dict]:
 def main() -> None:
     """Compares and prints."""
     args = tyro.cli(Evaluation, description=__doc__)
+    require_at_least(args, dict.fromkeys(("prompts", "samples", "prompt_tokens", "completion_tokens"), 1))
     reference, head = as_policy(args.reference), load_head(args.judge)
     a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
     sizes = {p.model.config.vocab_size for p in (a, b, reference)}

@@ -16,11 +16,10 @@ from rich.console import Console
 
 from experiments import align
 from experiments.cli import run_main
-from experiments.runs import is_finished
+from experiments.runs import complete, finished_metrics
 from experiments.statistics import mean_interval
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
 from pairgrpo_jax.lm.data import ranked_right
-from pairgrpo_jax.training import read_metrics
 
 METHODS = ("grpo", "rank", "ppo", "soft", "hard", "dpo", "ipo", "orpo", "soft-offline", "hard-offline")
 DOMAINS = ("helpful", "harmless", "ultrafeedback")
@@ -103,7 +102,7 @@ def main() -> int | None:
     console = Console()
     if not args.report_only:
         for cell in cells(args):
-            code = make_run(args, cell, console)
+            code = complete(align, run_of(args, cell), f"{cell.domain}, {cell.label}, seed {cell.seed}", console)
             if code:
                 return code
     report(args, console)
@@ -122,8 +121,10 @@ def config_of(label: str) -> AlignConfig:
     """The settings of a method or an ablation."""
     if label in ABLATIONS:
         return tuned("hard").replace(**ABLATIONS[label][0])
-    algo, _, offline = label.partition("-")
-    return tuned(algo, offline=offline == "offline")
+    algo, dash, offline = label.partition("-")
+    if dash and offline != "offline":
+        raise ValueError(f'methods: {label!r} is unknown; write an algorithm, or one and "-offline"')
+    return tuned(algo, offline=bool(dash))
 
 
 def cells(args: Tables) -> list[Cell]:
@@ -155,24 +156,11 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
     )
 
 
-def make_run(args: Tables, cell: Cell, console: Console) -> int:
-    """One run, resumed if it was begun; its exit code."""
-    run = run_of(args, cell)
-    if is_finished(run, align.FREE):
-        return 0
-    console.print(f"[bold]{cell.domain}, {cell.label}, seed {cell.seed}[/bold]")
-    return align.execute(run, console)
-
-
-def finished(args: Tables, domain: str, label: str) -> list[list[dict]]:
-    """Metrics of every finished seed of a cell."""
-    runs = (run_of(args, Cell(domain, label, seed)) for seed in range(args.seeds))
-    return [read_metrics(run.output) for run in runs if is_finished(run, align.FREE)]
-
-
 def report(args: Tables, console: Console) -> None:
     """Prints the tables, writes them, and draws the picture."""
-    runs = {(d, m): finished(args, d, m) for d in args.domains for m in (*args.methods, *ABLATIONS)}
+    asked = dict.fromkeys((cell.domain, cell.label) for cell in cells(args))
+    runs = {of: [run_of(args, Cell(*of, seed)) for seed in range(args.seeds)] for of in asked}
+    runs = {of: finished_metrics(align, made) for of, made in runs.items()}
     runs = {cell: rows for cell, rows in runs.items() if rows}
     if not runs:
         raise ValueError(f"output: no finished run in {args.output}; leave out --report-only")
@@ -197,16 +185,16 @@ def budget(args: Tables, runs: dict) -> str:
 
 
 def pooled(runs: list[list[dict]], name: str) -> np.ndarray | None:
-    """A figure of every seed, or of every prompt and seed, from the last evaluations; None if a run lacks it."""
+    """A figure of the last evaluations, `[seeds]` or `[seeds, prompts]`; None if a run lacks it."""
     rows = [[row for row in of if name in row] for of in runs]
-    return np.concatenate([np.atleast_1d(row[-1][name]) for row in rows]) if rows and all(rows) else None
+    return np.array([row[-1][name] for row in rows]) if rows and all(rows) else None
 
 
 def rate(values: np.ndarray | None) -> str:
-    """A share with its interval, in percent."""
+    """A share `[seeds, prompts]` with its interval over prompts, each averaged over seeds, in percent."""
     if values is None:
         return "-"
-    low, high = mean_interval(values)
+    low, high = mean_interval(values.mean(axis=0))
     return f"**{100 * values.mean():.1f}** [{100 * low:.1f}, {100 * high:.1f}]"
 
 
@@ -309,7 +297,7 @@ def draw(args: Tables, runs: dict, path: Path) -> None:
         for x, label in enumerate(labels):
             wins = pooled(runs.get((domain, label), []), "wins")
             if wins is not None:
-                low, high = mean_interval(wins)
+                low, high = mean_interval(wins.mean(axis=0))
                 bars = [[wins.mean() - low], [high - wins.mean()]]
                 named = domain if x == 0 else None
                 axes[0].errorbar(x + 0.15 * (i - 1), wins.mean(), bars, fmt="o", color=f"C{i}", label=named, capsize=2)

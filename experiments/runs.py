@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pairgrpo_jax.training import Checkpoints, MetricLog, Schedule, TrainState, changed_settings, settings, train
+from pairgrpo_jax.training import (
+    Checkpoints,
+    MetricLog,
+    Schedule,
+    TrainState,
+    changed_settings,
+    read_metrics,
+    settings,
+    train,
+)
 
 DONE = "done"  # an empty file that marks a finished run
 
@@ -73,6 +82,19 @@ def print_files(output: Path, files: dict[str, str], console: Console) -> None:
     """Prints where each thing is; names of several files are separated by ", "."""
     for name, where in files.items():
         console.print(f"  {name:12} {', '.join(str(output / part) for part in where.split(', '))}", highlight=False)
+
+
+def complete(program: Any, run: Any, title: str, console: Console) -> int:
+    """Makes or resumes a run unless it is finished; its exit code. `program` has `execute` and `FREE`."""
+    if is_finished(run, program.FREE):
+        return 0
+    console.print(f"[bold]{title}[/bold]")
+    return program.execute(run, console)
+
+
+def finished_metrics(program: Any, runs: Iterable[Any]) -> list[list[dict]]:
+    """The metrics of those runs that are finished."""
+    return [read_metrics(run.output) for run in runs if is_finished(run, program.FREE)]
 
 
 def is_finished(run: Any, free: tuple[str, ...]) -> bool:

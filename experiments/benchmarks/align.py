@@ -92,18 +92,20 @@ class Side:
         )
 
     def ask(self, question: str):
-        """Its answer; RuntimeError with its last words if it ended."""
+        """Its answer; ValueError with its last words if it ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(question + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended: below
+            self.process.stdin.write(question + "\n")
+            self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("answer "):
                 return json.loads(line.removeprefix("answer "))
-        raise RuntimeError(f"{self.process.args[0]} ended early:\n{self.log.read_text()[-2000:]}")  # type: ignore
+        raise ValueError(f"{self.process.args[0]} ended early:\n{self.log.read_text()[-2000:]}")  # type: ignore
 
     def close(self) -> None:
         """Ends it."""
-        self.process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
 
 
 def make_batch(vocab: int, old_logp=None) -> dict:

@@ -25,6 +25,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from experiments.cli import run_main
+
 MATMUL = 2048
 
 
@@ -373,4 +375,4 @@ def main(args: Speed | Scoring | Loading | Plan | Peer) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Command, description=__doc__))  # pyright: ignore[reportArgumentType]
+    run_main(lambda: main(tyro.cli(Command, description=__doc__)))  # pyright: ignore[reportArgumentType]

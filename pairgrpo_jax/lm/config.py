@@ -47,6 +47,11 @@ class RopeConfig:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
 
+    @property
+    def by_length(self) -> bool:
+        """Whether a text longer than `original_max` has other frequencies, at all of its positions."""
+        return self.kind == "dynamic" or (self.kind == "longrope" and self.short_factor != self.long_factor)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -154,8 +154,8 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
     if len(prompts) == 0:
         raise ValueError("prompts: an empty batch")
     limit, rope = config.max_positions, config.rope
-    if rope is not None and rope.kind == "longrope" and rope.short_factor != rope.long_factor:
-        limit = rope.original_max  # beyond it, longrope would turn the keys already cached
+    if rope is not None and rope.by_length and rope.kind == "longrope":
+        limit = rope.original_max  # beyond it, longrope would turn the keys already cached; so does dynamic, slowly
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompts[{i}]: an empty prompt; give at least one token")

@@ -68,6 +68,11 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
     shape = file.shapes.get("token_embd.weight", (0,))
     config["vocab_size"] = shape[0]
     config["tie_word_embeddings"] = "output.weight" not in file
+    if own.get("rope.scaling.attn_factor", 1.0) != 1.0:
+        what = f"field '{arch}.rope.scaling.attn_factor' = {own['rope.scaling.attn_factor']!r}"
+        raise ValueError(f"{file.where}: {what}: only 1 is supported")
+    if own.get("rope.scaling.type", "none") == "none" and own.get("rope.scaling.factor", 1.0) not in (0.0, 1.0):
+        raise ValueError(f"{file.where}: field '{arch}.rope.scaling.factor' without '{arch}.rope.scaling.type'")
     if "rope.scaling.type" in own and own["rope.scaling.type"] != "none":
         config["rope_scaling"] = _rope_scaling(file, arch, own)
     if "rope_freqs.weight" in file:

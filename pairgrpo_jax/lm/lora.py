@@ -30,6 +30,22 @@ class LoraConfig:
     targets: tuple[str, ...] = ("q", "k", "v", "o")
 
 
+def check(lora: LoraConfig, config: ModelConfig) -> None:
+    """Raises ValueError for a rank or dropout out of range, or a target that the model does not have."""
+    if lora.rank < 1 or not 0 <= lora.dropout < 1:
+        raise ValueError(f"rank={lora.rank} must be positive, dropout={lora.dropout} in [0, 1)")
+    known = sorted({path[-1] for path in _kernels(config)})
+    missing = sorted(set(lora.targets) - set(known))
+    if missing or not lora.targets:
+        raise ValueError(f"targets: {config.family} has no linear layers {missing}; choose from {', '.join(known)}")
+
+
+def _kernels(config: ModelConfig) -> dict[tuple, tuple[int, ...]]:
+    """Shapes of the kernels of all linear layers, by path."""
+    flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(abstract_params(config))
+    return {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
+
+
 def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Any:
     """Returns new adapters, a pytree to train: A is random, B is zero, so nothing changes yet.
 
@@ -43,17 +59,11 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float3
       `{"layers": {"attn": {"q": {"a": [L, d, r], "b": [L, r, out]}, ...}}}`.
 
     Raises:
-      ValueError: for a rank or dropout out of range, or a target the model does not have.
+      ValueError: see `check`.
     """
-    if lora.rank < 1 or not 0 <= lora.dropout < 1:
-        raise ValueError(f"rank={lora.rank} must be positive, dropout={lora.dropout} in [0, 1)")
-    flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(abstract_params(config))
-    kernels = {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
-    missing = set(lora.targets) - {path[-1] for path in kernels}
-    if missing or not lora.targets:
-        raise ValueError(f"targets: {config.family} has no linear layers {sorted(missing)}")
+    check(lora, config)
     adapters = {}
-    for i, (path, shape) in enumerate(sorted(kernels.items())):
+    for i, (path, shape) in enumerate(sorted(_kernels(config).items())):
         if path[-1] not in lora.targets:
             continue
         *stack, d, out = shape

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pairgrpo_jax.lm.config import ModelConfig
 from pairgrpo_jax.lm.sampling import Sampling
 from pairgrpo_jax.lm.scoring import Policy, Scores, completion_hidden, score_hidden
 
@@ -78,6 +79,13 @@ def feature_count(names: Sequence[str], width: int) -> int:
 def init_head(width: int, names: tuple[str, ...] = DEFAULT) -> RewardHead:
     """Returns a head of zeros for a model of hidden size `width`."""
     return RewardHead(jnp.zeros(feature_count(names, width)), jnp.zeros(()), names)
+
+
+def check_head(head: RewardHead, config: ModelConfig) -> None:
+    """Raises ValueError if the head was made for features of another size, as those of another model are."""
+    count = feature_count(head.features, config.hidden_size)
+    if len(head.weight) != count:
+        raise ValueError(f"head: made for {len(head.weight)} features, and this model gives {count}; choose another")
 
 
 def rewards(head: RewardHead, features: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from pairgrpo_jax.lm.config import ModelConfig
 from pairgrpo_jax.lm.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.model import Model, default_positions
 from pairgrpo_jax.lm.sampling import Sampling, check, transform
@@ -174,6 +175,15 @@ def _expectation(log_probs: jax.Array, values: jax.Array) -> jax.Array:
     return products.sum(axis=-1)
 
 
+def piecewise_limit(config: ModelConfig) -> int:
+    """Longest text, in tokens, that may be run as a prompt and then a completion.
+
+    Beyond the original context `dynamic` and `longrope` rotate all keys by the whole text's length, which the keys of a
+    prompt that was run before do not know.
+    """
+    return config.rope.original_max if config.rope is not None and config.rope.by_length else config.max_positions
+
+
 def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> None:
     if prompts.ndim != 2 or completions.ndim != 3 or 0 in completions.shape + prompts.shape:
         shapes = f"{prompts.shape} and {completions.shape}"
@@ -191,11 +201,13 @@ def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> 
 
 def _check_values(prompt_lengths, lengths, policy: Policy, sampling: Sampling | None) -> None:
     """Checks what only concrete arrays tell."""
-    config = policy.model.config
+    config, limit = policy.model.config, piecewise_limit(policy.model.config)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((prompt_lengths, lengths, sampling))):
         return
     if sampling is not None:
         check(sampling)
     longest = int((np.asarray(prompt_lengths)[:, None] + np.asarray(lengths)).max())
-    if config.rope is None and longest > config.max_positions:
-        raise ValueError(f"lengths: a text of {longest} tokens, field n_positions={config.max_positions}")
+    if config.rope is None and longest > limit:
+        raise ValueError(f"lengths: a text of {longest} tokens, field n_positions={limit}")
+    if config.rope is not None and config.rope.by_length and longest > limit:
+        raise ValueError(f"lengths: a text of {longest} tokens; beyond {limit} rope_scaling turns all its keys")

@@ -140,6 +140,10 @@ BAD = [
     (["--reward", "rewards:missing"], "reward: cannot import 'rewards:missing'"),
     (["--reward", "judge:rewards:vowels", "--algo", "grpo"], "a judge gives pairs"),
     (["--prompt-tokens", "3"], "prompt_tokens=3: none of"),
+    (["--judge", "nowhere"], "nowhere"),
+    (["--judge", "harmless-b"], "head: made for 1152 features, and this model gives 32"),
+    (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
+    (["--reward", "judge:rewards:vowels", "--candidates", "3"], "candidates=3 must be even"),
 ]
 
 
@@ -161,6 +165,11 @@ def test_intervals_and_length_control():
     assert abs(length_controlled_rate(wins, longer + 1) - 0.5) > 0.1  # the longer side of an even match
     assert length_controlled_rate(wins, longer) == pytest.approx(0.5, abs=0.04)
     assert length_controlled_rate(np.array([1, 1, 0.5]), np.zeros(3)) > 0.6
+
+
+def test_an_unknown_method_of_the_tables_is_named(tmp_path, run_here):
+    done = run_here(paper_tables.main, "--methods", "soft-ofline", "--output", tmp_path)
+    assert done.returncode == 2 and "methods: 'soft-ofline' is unknown" in done.stderr
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):

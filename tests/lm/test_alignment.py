@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pairgrpo_jax.core import evaluate
+from pairgrpo_jax.core import evaluate, group_advantages
 from pairgrpo_jax.lm import Policy, Sampling, score
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
@@ -24,6 +24,7 @@ from pairgrpo_jax.lm.alignment import (
     pair_batch,
     policy_of,
 )
+from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
@@ -33,7 +34,7 @@ from pairgrpo_jax.training import Checkpoints
 
 BASE = AlignConfig(
     prompts=4, candidates=4, prompt_tokens=8, completion_tokens=6, learning_rate=1e-2, lora_rank=4, warmup=0
-)
+).replace(scheme="matched", beta=0.05, delta_0=0.2)
 ONLINE, OFFLINE = ("grpo", "soft", "hard", "ppo", "rank"), ("dpo", "ipo", "orpo", "soft", "hard")
 
 
@@ -223,9 +224,21 @@ def test_a_field_changes_the_loss(fixed, algo, change):
     assert abs(losses[0] - losses[1]) > 1e-7
 
 
-def test_sampling_fields_change_the_distribution():
-    assert BASE.replace(temperature=0.5, top_k=3, top_p=0.9).sampling == Sampling(0.5, 3, 0.9)
-    assert BASE.replace(temperature=0.5, offline=True).sampling == Sampling()
+def test_scores_are_those_of_the_distribution_before_the_cut():
+    config = BASE.replace(temperature=0.5, top_k=3, top_p=0.9)
+    assert config.scored == Sampling(0.5) and config.rescores and not BASE.rescores
+    assert BASE.replace(temperature=0.5, offline=True).scored == Sampling()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["grpo", "soft", "hard", "ppo"])
+def test_a_cut_distribution_can_be_trained_on(tiny, algo):
+    """A sampled token that leaves the top k of the policy or the reference would have log-probability -inf."""
+    config = BASE.replace(algo=algo, top_k=2, top_p=0.9, epochs=3, learning_rate=5e-2, ref_beta=0.1)
+    trainer = trainer_of(tiny, config)
+    state, rows = run(trainer, 3)
+    assert all(np.isfinite(value).all() for row in rows for value in row.values())
+    assert int(state.step) == 9 and sum(row["skipped"].sum() for row in rows) == 0
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}, {"warmup": 5}])
@@ -332,6 +345,40 @@ def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
         assert distance(there, here) < 0.01 * distance(here, before)
 
 
+def test_iterations_of_both_phases_are_stacked(tiny):
+    trainer = trainer_of(tiny, BASE.replace(sft_iterations=1))
+    _, metrics = trainer.iterate(trainer.init(jax.random.key(0)), 2)
+    assert metrics["loss"].shape == (2, 2) and np.isfinite(metrics["loss"]).all()
+    assert metrics["reward"].shape == (2,) and np.isnan(metrics["reward"][0]) and np.isfinite(metrics["reward"][1])
+
+
+def test_the_std_of_a_batch_leaves_failed_groups_out():
+    config = BASE.replace(algo="grpo", scale="batch")
+    rewards = jnp.array([[99.0, 101.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0], [98.0, 100.0, 101.0, 99.0]])
+    batch = Batch(*[jnp.zeros(())] * 4, alive=jnp.array([1.0, 0.0, 1.0]))
+    found = learning_signal(config, batch, rewards, None, jax.random.key(0)).advantages
+    alive = jnp.array([0, 2])
+    np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-5)
+    np.testing.assert_array_equal(found[1], 0)
+
+
+def test_implicit_rewards_run_each_model_as_it_is(tiny):
+    """The reference may be another model: here with another norm epsilon."""
+    other = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, norm_eps=0.5))
+    policies = Policy(tiny, tiny.params), Policy(other, tiny.params)
+    pairs = make_data().pairs
+    found = implicit_margins(*policies, pairs, prompt_tokens=8, completion_tokens=6)
+    ours, ref = (score(p, *pair_batch(pairs, 8, 6).tokens).logp.sum(-1) for p in policies)
+    np.testing.assert_allclose(found, (ours - ref)[:, 0] - (ours - ref)[:, 1], atol=1e-4)
+    assert np.abs(found).max() > 1e-2
+
+
+@pytest.mark.parametrize("algo", OFFLINE)
+def test_pair_accuracy_starts_at_a_half_for_every_method(tiny, algo):
+    _, rows = run(trainer_of(tiny, BASE.replace(algo=algo, offline=True)), 1)
+    assert rows[0]["pair_accuracy"][0] == 0.5
+
+
 def test_failed_groups_are_counted_and_take_no_part(tiny):
     def half_broken(prompts, completions):
         rewards = share_of_low_ids(prompts, completions)
@@ -354,13 +401,26 @@ BAD = [
     ({"completion_tokens": 127}, "exceed the model's context of 128"),
     ({"reference": "cached", "sft_iterations": 1}, "sft_iterations=0"),
     ({"lora_targets": ("nose",)}, "targets"),
+    ({"lora_dropout": 1.5}, "dropout=1.5"),
+    ({"top_p": 1.5}, "top_p: 1.5 is out of range"),
+    ({"top_k": 0}, "top_k: 0 is out of range"),
+    ({"clip_high": -1.0}, "clip_high must be >= 0"),
+    ({"algo": "ipo", "beta": 0.0}, "beta must be > 0"),
+    ({"sft_iterations": 10}, "sft_iterations=10 leave none of iterations=10"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:20] for _, message in BAD])
 def test_bad_settings_are_named(tiny, change, message):
     with pytest.raises(ValueError, match=message):
-        trainer_of(tiny, BASE.replace(**change)).init(jax.random.key(0))
+        trainer_of(tiny, BASE.replace(**change))
+
+
+def test_a_source_that_does_not_fit_the_model_is_named(tiny):
+    with pytest.raises(ValueError, match="head: made for 3 features"):
+        trainer_of(tiny, BASE, init_head(3, ("mean",)))
+    with pytest.raises(ValueError, match="the model has no tokenizer"):
+        make_trainer(BASE, tiny, make_data(), reward_function(share_of_low_ids), iterations=10)
 
 
 @pytest.mark.slow

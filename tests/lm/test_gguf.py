@@ -87,6 +87,13 @@ def test_every_family_loads_as_written(family, index, tmp_path):
     assert got == want
 
 
+@pytest.mark.parametrize(("field", "value"), [("rope.scaling.attn_factor", 0.5), ("rope.scaling.factor", 4.0)])
+def test_a_rope_field_without_effect_is_refused(tmp_path, field, value):
+    write(tiny_model("llama", 0), tmp_path / "model.gguf", **{field: value})
+    with pytest.raises(ValueError, match=f"field 'llama.{field}'"):
+        load_model(tmp_path / "model.gguf")
+
+
 def test_llama3_rope_factors_are_applied(tmp_path):
     plain = tiny_model("llama", 0)
     path = tmp_path / "model.gguf"

@@ -7,6 +7,7 @@ import pytest
 
 from pairgrpo_jax.lm import Policy, Sampling, lora, score
 from pairgrpo_jax.lm.sampling import transform
+from pairgrpo_jax.lm.scoring import piecewise_limit
 
 from .conftest import tiny_model
 
@@ -143,6 +144,19 @@ def test_bad_shapes_are_refused(tiny):
     ]:
         with pytest.raises(ValueError, match=match):
             score(policy, *batch)
+
+
+@pytest.mark.parametrize("index", [5, 8])
+def test_texts_whose_length_turns_the_prompts_keys_are_refused(index):
+    """Beyond their original context `dynamic` and `longrope` cannot be run in parts."""
+    model = tiny_model("llama", index)
+    limit = model.config.rope.original_max
+    assert model.config.rope.by_length and piecewise_limit(model.config) == limit
+    tokens = jnp.ones((1, limit), jnp.int32)
+    batch = (tokens, jnp.asarray([limit - 3]), tokens[None, :, :3], jnp.asarray([[3]]))
+    assert np.isfinite(score(Policy(model, model.params), *batch).logp).all()
+    with pytest.raises(ValueError, match=f"beyond {limit} rope_scaling"):
+        score(Policy(model, model.params), tokens, jnp.asarray([limit]), *batch[2:])
 
 
 def test_bad_numbers_and_texts_beyond_the_context_are_refused():

@@ -73,6 +73,7 @@ def encode_prompts(model: Model, prompts: Sequence[tuple[Message, ...]], limit: 
     Raises:
       ValueError: if none fits.
     """
+    _require_some("prompts", prompts)
     encoded = [(messages, encode_prompt(model, messages, limit)) for messages in prompts]
     kept = [EncodedPrompt(messages, ids) for messages, ids in encoded if ids]
     if not kept:
@@ -86,6 +87,7 @@ def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_lim
     Raises:
       ValueError: if none is left.
     """
+    _require_some("pairs", rows)
     encoded = (encode_pair(model, row, limit, reply_limit) for row in rows)
     kept = [pair for pair in encoded if pair and all(pair) and pair.chosen != pair.rejected]
     if not kept:
@@ -93,6 +95,11 @@ def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_lim
             f"prompt_tokens={limit}, completion_tokens={reply_limit}: none of {len(rows)} pairs fits; raise them"
         )
     return kept
+
+
+def _require_some(what: str, rows: Sequence) -> None:
+    if not rows:
+        raise ValueError(f"data: no {what} on one side of the split by first turn; it takes rows of more first turns")
 
 
 def ended(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from pairgrpo_jax.core.surrogate import AGGREGATES, LEVELS
 from pairgrpo_jax.core.terms import require_at_least, require_choice
 from pairgrpo_jax.lm.lora import LoraConfig
 from pairgrpo_jax.lm.sampling import Sampling
+from pairgrpo_jax.lm.sampling import check as check_sampling
 
 Algorithm = Literal["grpo", "soft", "hard", "ppo", "rank", "dpo", "ipo", "orpo"]
 OFFLINE = ("dpo", "ipo", "orpo")
@@ -38,9 +39,10 @@ class AlignConfig:
     completion_tokens: int = 32
     """T: longest completion, in tokens."""
     temperature: float = 1.0
-    """Of sampling; log-probabilities are those of the distribution that was sampled."""
+    """Of sampling; log-probabilities are those of the distribution at this temperature."""
     top_k: int | None = None
-    """Sample from the k most likely tokens."""
+    """Sample from the k most likely tokens. As with top_p, log-probabilities are those before the cut, where none is
+    -inf, and pi_old's are taken from the training graph."""
     top_p: float | None = None
     """Sample from a nucleus of this probability."""
     epochs: int = 2
@@ -123,9 +125,14 @@ class AlignConfig:
         return self.candidates if self.online else 2
 
     @property
-    def sampling(self) -> Sampling:
-        """The transform of the sampled distribution; offline, the model's own."""
-        return Sampling(self.temperature, self.top_k, self.top_p) if self.online else Sampling()
+    def scored(self) -> Sampling:
+        """The transform of the distribution that log-probabilities belong to; offline, the model's own."""
+        return Sampling(self.temperature) if self.online else Sampling()
+
+    @property
+    def rescores(self) -> bool:
+        """Whether pi_old's log-probabilities come from the training graph: the sampler's do not fit a cut one."""
+        return self.rescore or self.top_k is not None or self.top_p is not None
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -151,6 +158,7 @@ class AlignConfig:
         for field in ("delta_gamma", "trace"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
+        check_sampling(Sampling(self.temperature, self.top_k, self.top_p))
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0 to sample different completions, got {self.temperature}")
         rows = self.prompts // self.minibatches
@@ -162,6 +170,10 @@ class AlignConfig:
             raise ValueError(f"offline goes with {', '.join((*PAIRED, *OFFLINE))}; algo={self.algo!r} needs samples")
         if self.algo in PAIRED and self.scheme == "matched" and self.group_size % 2:
             raise ValueError(f'candidates={self.candidates} must be even with scheme="matched"')
+        if self.clip_high is not None and not self.clip_high >= 0:
+            raise ValueError(f"clip_high must be >= 0, got {self.clip_high}")
+        if self.algo == "ipo" and not self.beta > 0:
+            raise ValueError(f'beta must be > 0 with algo="ipo", got {self.beta}')
         if self.trust_region == "lagrangian" and not self.beta > 0:
             raise ValueError(f'beta must be > 0 with trust_region="lagrangian", got {self.beta}')
         if self.reference == "cached" and self.sft_iterations:

@@ -133,11 +133,13 @@ def implicit_margins(
 ) -> np.ndarray:
     """`[N]`: by how much (nats) the policy's log-ratio to the reference favours the chosen reply over the rejected."""
 
+    models = policy.model, reference.model
+
     def ratio(policy: tuple, reference: tuple, part: Batch) -> jax.Array:
-        ours, ref = (score(Policy(model, *p), *part.tokens).logp.sum(-1) for p in (policy, reference))
+        ours, ref = (score(Policy(m, *p), *part.tokens).logp.sum(-1) for m, p in zip(models, (policy, reference)))
         return (ours - ref)[:, 0] - (ours - ref)[:, 1]
 
-    model, compiled = policy.model, jax.jit(ratio)
+    compiled = jax.jit(ratio)
 
     def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pairgrpo_jax import core
 from pairgrpo_jax.core.surrogate import aggregate_steps
 from pairgrpo_jax.lm.alignment.batch import Batch
-from pairgrpo_jax.lm.alignment.config import PAIRED, AlignConfig
+from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.data import ranked_right
 from pairgrpo_jax.lm.scoring import Scores
 
@@ -28,6 +28,7 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: jax.Arr
       Exact terms; the one that the method improves is called `surrogate`.
     """
     terms = _METHODS[config.algo](config, batch, scores.logp, values)
+    terms.pop("accuracy", None)  # `pair_accuracy` of `diagnostics` is the same figure for all methods
     for name in ("policy", "fit", "dpo", "ipo"):
         if name in terms:
             terms["surrogate"] = terms.pop(name)
@@ -66,7 +67,7 @@ def diagnostics(config: AlignConfig, batch: Batch, scores: Scores) -> core.Objec
             terms[f"kl_{name}"] = core.mean_term(jnp.sum(kl * mask, axis=-1), alive)
     if batch.old_logp is not None:
         terms["logp_change"] = core.mean_term(jnp.abs(logp - batch.old_logp), mask)
-    if config.algo in PAIRED:
+    if batch.pairs is not None and batch.ref_logp is not None:
         ratio = jnp.sum((logp - batch.ref_logp) * mask, axis=-1)
         won, lost = (jnp.take_along_axis(ratio, index, axis=1) for index in batch.pairs[:2])
         right = ranked_right(won - lost)
@@ -153,7 +154,7 @@ def _preference(loss: core.terms.Loss):
         del values
         mine, ref = (sequence_logp(x, batch.mask, config.length_normalize) for x in (logp, batch.ref_logp))
         terms = loss.objective(mine[:, 0], mine[:, 1], ref[:, 0], ref[:, 1], beta=config.beta)
-        return terms | {"pair_accuracy": terms.pop("accuracy")}
+        return terms
 
     return method
 
@@ -162,7 +163,7 @@ def _orpo(config: AlignConfig, batch: Batch, logp, values) -> core.Objective:
     del values
     mean = sequence_logp(logp, batch.mask, mean=True)
     terms = core.orpo_loss.objective(mean[:, 0], mean[:, 1], weight=config.beta)
-    return terms | {"surrogate": terms.pop("nll"), "pair_accuracy": terms.pop("accuracy")}
+    return terms | {"surrogate": terms.pop("nll")}
 
 
 _METHODS = {

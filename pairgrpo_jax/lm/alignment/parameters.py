@@ -71,8 +71,12 @@ class Placement:
         """The model with its parameters in place."""
         if self.mesh is None:
             return model
-        places = sharding.shardings(jax.eval_shape(lambda: model.params), self.mesh, self.rules)
+        places = self.shardings(jax.eval_shape(lambda: model.params))
         return dataclasses.replace(model, params=jax.device_put(model.params, places))
+
+    def shardings(self, params: Any) -> Any:
+        """Where parameters belong, for `load_model`; None on one device."""
+        return None if self.mesh is None else sharding.shardings(params, self.mesh, self.rules)
 
     def batch(self, batch: Any) -> Any:
         """A batch on the devices; leading axes split, scalars and keys everywhere."""

@@ -36,9 +36,18 @@ def learning_signal(
         return learning_signal(config, batch, rewards, pairs, key)
     if config.algo == "ppo":
         return _value_targets(config, batch, rewards)
-    rank = config.algo == "rank"
-    advantages = core.rank_advantages(rewards) if rank else core.group_advantages(rewards, scale=config.scale)
+    advantages = core.rank_advantages(rewards) if config.algo == "rank" else _group_advantages(config, batch, rewards)
     return batch._replace(advantages=advantages * batch.alive[:, None])
+
+
+def _group_advantages(config: AlignConfig, batch: Batch, rewards: jax.Array) -> jax.Array:
+    """Those of the groups alive; the std of a batch counts no others."""
+    if config.scale != "batch":
+        return core.group_advantages(rewards, scale=config.scale)
+    share = jnp.maximum(jnp.mean(batch.alive), 1e-6)
+    mean = core.mean_term(jnp.mean(rewards, axis=-1), batch.alive).mean
+    filled = jnp.where(batch.alive[:, None] > 0, rewards, mean)  # adds nothing to the sum of squares, but to the count
+    return core.group_advantages(filled, scale="batch") * jnp.sqrt(share)
 
 
 def _value_targets(config: AlignConfig, batch: Batch, rewards) -> Batch:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from pairgrpo_jax import core
+from pairgrpo_jax.lm import lora
 from pairgrpo_jax.lm.alignment import objectives
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
@@ -20,8 +21,8 @@ from pairgrpo_jax.lm.alignment.signals import learning_signal, offline_signal, v
 from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.generation import generate
 from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
-from pairgrpo_jax.lm.scoring import Policy, completion_hidden, score, score_hidden
+from pairgrpo_jax.lm.reward_model import RewardHead, check_head, score_and_reward
+from pairgrpo_jax.lm.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.sources import Source, SourceError
 from pairgrpo_jax.training import TrainState, make_update_step
 
@@ -79,17 +80,22 @@ def make_trainer(
       ValueError: for settings that do not fit together, or data that is missing.
     """
     placement = placement or Placement()
-    _check(config, model, data, source, placement)
+    _check(config, model, data, source, iterations, placement)
+    if config.online and decode is None and model.tokenizer is None and not isinstance(source, RewardHead):
+        raise ValueError("decode: the model has no tokenizer, and a reward function or judge needs texts")
     return _Run(config, placement.model(model), data, source, iterations, seed, placement, decode).trainer()
 
 
 def make_optimizer(config: AlignConfig, iterations: int) -> optax.GradientTransformation:
-    """Adam with a clipped global norm; the rate rises at first, and decays linearly over the run by option."""
-    updates = iterations * config.updates_per_batch
+    """Adam with a clipped global norm; the rate rises at first, and decays linearly over the run by option.
+
+    Supervised fine-tuning has an Adam of its own, with the same rise, that ends before the decay does.
+    """
+    updates = (iterations - config.sft_iterations) * config.updates_per_batch
 
     def rate(count):
         left = 1 - count / updates if config.anneal else 1.0
-        return config.learning_rate * jnp.minimum((count + 1) / max(config.warmup, 1), 1.0) * left
+        return config.learning_rate * jnp.minimum((count + 1) / max(config.warmup, 1), 1.0) * jnp.maximum(left, 0.0)
 
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
 
@@ -100,8 +106,10 @@ def make_loss(config: AlignConfig, model: Model, frozen: Any) -> Callable[[Any, 
     def loss(trainable, batch: Batch) -> core.Objective:
         policy = policy_of(config, model, frozen, trainable)
         hidden = completion_hidden(policy, *batch.tokens, dropout_key=batch.key)
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=config.sampling)
-        if batch.pairs is None and batch.advantages is None:
+        supervised = batch.pairs is None and batch.advantages is None
+        sampling = None if supervised else config.scored
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=sampling)
+        if supervised:
             return objectives.sft_objective(batch, scores)
         values = critic(trainable["value"], hidden) if config.algo == "ppo" else None
         return objectives.objective(config, batch, scores, values)
@@ -109,7 +117,7 @@ def make_loss(config: AlignConfig, model: Model, frozen: Any) -> Callable[[Any, 
     return loss
 
 
-def _check(config: AlignConfig, model: Model, data: Data, source, placement: Placement) -> None:
+def _check(config: AlignConfig, model: Model, data: Data, source, iterations: int, placement: Placement) -> None:
     config.check()
     placement.check(config.prompts // config.minibatches // config.accumulate)
     if config.online and not data.prompts:
@@ -122,11 +130,24 @@ def _check(config: AlignConfig, model: Model, data: Data, source, placement: Pla
     widest = max((len(p.ids) for p in data.prompts), default=0), max((len(p.prompt) for p in data.pairs), default=0)
     if max(widest) > config.prompt_tokens:
         raise ValueError(f"prompt_tokens={config.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
+    if config.sft_iterations >= iterations:
+        raise ValueError(f"sft_iterations={config.sft_iterations} leave none of iterations={iterations} to the method")
+    if config.lora is not None:
+        lora.check(config.lora, model.config)
+    if isinstance(source, RewardHead):
+        check_head(source, model.config)
     longest = config.prompt_tokens + config.completion_tokens
-    if longest > model.config.max_positions:
-        raise ValueError(
-            f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {model.config.max_positions}"
-        )
+    if longest > (limit := piecewise_limit(model.config)):
+        raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
+
+
+def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics of iterations, `[iterations, ...]`; NaN where one has no such figure, as supervised fine-tuning."""
+    shapes = {name: max((np.shape(row[name]) for row in rows if name in row), key=len) for row in rows for name in row}
+    return {
+        name: np.stack([np.broadcast_to(row.get(name, np.nan), shape) for row in rows])
+        for name, shape in shapes.items()
+    }
 
 
 class _Run:
@@ -169,7 +190,7 @@ class _Run:
         for _ in range(count):
             state, metrics = self.iteration(state)
             rows.append(jax.device_get(metrics))
-        return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return state, _stacked(rows)
 
     def iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         position = int(state.extra["position"])
@@ -217,7 +238,7 @@ class _Run:
                 rows.append(metrics)
         measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         change = measured.pop("logp_change", None)
-        if change is not None and config.online and not config.rescore:
+        if change is not None and config.online and not config.rescores:
             measured["sampler_gap"] = change[0]
         return state, measured
 
@@ -231,19 +252,17 @@ class _Run:
         return make_update_step(loss, self.optimizer, accumulate=self.config.accumulate, parallel=None)(state, batch)
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
-        return score(policy, *batch.tokens, sampling=self.config.sampling).logp
+        return score(policy, *batch.tokens, sampling=self.config.scored).logp
 
     def _old_scores(self, trainable, frozen, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """pi_old's log-probabilities and the critic's values `[B,K,T]`, from the training graph."""
         policy = policy_of(self.config, self.model, frozen, trainable)
         hidden = completion_hidden(policy, *batch.tokens)
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.sampling)
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.scored)
         return scores.logp, critic(trainable["value"], hidden) if self.config.algo == "ppo" else None
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
-        scores, rewards = score_and_reward(
-            Policy(self.model, params), head, *batch.tokens, sampling=self.config.sampling
-        )
+        scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)
         return scores.logp, rewards
 
     def collect(self, state: TrainState, position: int, sample_key, pair_key) -> tuple[Batch, dict[str, Any]]:
@@ -255,10 +274,10 @@ class _Run:
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
         batch = self.placement.batch(batch)
-        if config.rescore or config.algo == "ppo":
+        if config.rescores or config.algo == "ppo":
             logp, values = self.old_scores(state.params, self.frozen, batch)
             gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
-            batch = batch._replace(old_logp=logp if config.rescore else batch.old_logp, old_values=values)
+            batch = batch._replace(old_logp=logp if config.rescores else batch.old_logp, old_values=values)
         batch, rewards, pairs = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key)
         return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap
@@ -352,6 +371,8 @@ class _Run:
         config = self.config
         indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
         batch = chosen_batch([self.data.pairs[i] for i in indices], config.prompt_tokens, config.completion_tokens)
+        if config.lora_dropout:
+            batch = batch._replace(key=jax.random.fold_in(state.key, position))
         state, metrics = self.update(state, self.frozen, self.placement.batch(batch))
         extra = state.extra | {"position": state.extra["position"] + 1}
         if position + 1 == config.sft_iterations:
