@@ -69,7 +69,12 @@ def parse(method: str) -> ControlConfig:
     if not known or (named and (scheme not in PAIR_SCHEMES or algo not in ("soft", "hard"))):
         raise ValueError(f"methods: {method!r} is unknown; write algorithm:advantage[:scheme], such as hard:value")
     config = tuned(algo, advantage)
-    return config.replace(scheme=scheme, margin=0.0) if scheme else config
+    config = config.replace(scheme=scheme, margin=0.0) if scheme else config
+    try:
+        config.check(episode_length=1000)
+    except ValueError as error:
+        raise ValueError(f"methods: {method!r}: {error}") from error
+    return config
 
 
 def folder(args: Comparison, method: str, seed: int) -> Path:

@@ -69,6 +69,7 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     check(run)
     env = make_env(run.env)
+    run.config.check(env.episode_length)
     schedule = make_schedule(run, env)
     trainer = make_trainer(run.config, env, schedule.iterations)
     # Metrics come out as [iterations, seeds].

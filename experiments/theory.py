@@ -219,10 +219,10 @@ def main(config: Config) -> int:
     """Runs everything; returns the exit status."""
     jax.config.update("jax_enable_x64", True)
     matplotlib.use("Agg")
-    folder = config.output / "theory"
-    folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     results = check(config)
+    folder = config.output / "theory"
+    folder.mkdir(parents=True, exist_ok=True)
     cosines = [] if config.only else theory.cosine_table(jax.random.key(config.seed))
     print_table(results)
     plots = plot(results, folder)

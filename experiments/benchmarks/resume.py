@@ -7,6 +7,7 @@ exits with 1 if any result differs.
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def main() -> int:
         expected = undisturbed(args, Path(folder) / "reference")
         chance = random.Random(args.seed)
         for trial in range(args.kills):
-            found, killed_at, resumed_from = disturbed(args, Path(folder) / f"trial{trial}", chance.uniform(0, 1))
+            found, killed_at, resumed_from = disturbed(args, Path(folder) / f"trial{trial}", chance.uniform(0, 0.95))
             identical += found == expected
             verdict = "identical" if found == expected else "DIFFERENT"
             print(f"killed after iteration {killed_at}, resumed from {resumed_from}: {verdict}", flush=True)
@@ -116,6 +117,9 @@ def disturbed(args: Resume, output: Path, share: float):
 
     Returns:
       The result, the last iteration logged before the kill, and the checkpoint that was resumed (0 for none).
+
+    Raises:
+      RuntimeError: if the run ended before the kill.
     """
     process = start(args, output)
     while len(read_metrics(output)) < share * ITERATIONS[args.task] and process.poll() is None:
@@ -123,6 +127,8 @@ def disturbed(args: Resume, output: Path, share: float):
     time.sleep(random.Random(share).uniform(0, 0.2))  # anywhere: inside an iteration, an evaluation, a save
     process.kill()
     process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        raise RuntimeError(f"the run ended with exit code {process.returncode} before it could be killed")
     steps = [int(path.name) for path in (output / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
     killed_at = len(read_metrics(output))
     finish(start(args, output))

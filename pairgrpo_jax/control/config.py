@@ -111,7 +111,13 @@ class ControlConfig:
     def check(self, episode_length: int) -> None:
         """Raises ValueError that names the first bad field and says what would do."""
         require_at_least(self, _AT_LEAST)
-        for field in ("gamma", "trace", "delta_gamma"):
+        if not 0 <= self.trace <= 1:
+            raise ValueError(f"trace must be in [0, 1], got {self.trace}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be > 0 (inf: no clip), got {self.max_grad_norm}")
+        if not self.init_log_std >= self.min_log_std:
+            raise ValueError(f"init_log_std={self.init_log_std} must be >= min_log_std={self.min_log_std}")
+        for field in ("gamma", "delta_gamma"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
         if episode_length % self.horizon:
@@ -148,7 +154,6 @@ _AT_LEAST = {
     "epochs": 1,
     "minibatches": 1,
     "learning_rate": 0,
-    "max_grad_norm": 0,
     "clip": 0,
     "margin": 0,
     "beta": 0,

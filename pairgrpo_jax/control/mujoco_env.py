@@ -7,6 +7,7 @@ checkpointed and replayed bit for bit. It is float64, which 32-bit JAX would rou
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
@@ -36,6 +37,7 @@ class MujocoHalfCheetah(Env):
         self.model = load_model()
         self.threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self.threads)
+        self._lock = threading.Lock()  # programs in flight at once share the scratch data
         self._data = [mujoco.MjData(self.model) for _ in range(self.threads)]
         self._size = mujoco.mj_stateSize(self.model, _STATE)
         self._nq = self.model.nq
@@ -125,7 +127,8 @@ class MujocoHalfCheetah(Env):
             for row in rows:
                 function(data, flat[row], targets[row])
 
-        list(self._pool.map(work, zip(self._data, np.array_split(np.arange(len(flat)), self.threads))))
+        with self._lock:
+            list(self._pool.map(work, zip(self._data, np.array_split(np.arange(len(flat)), self.threads))))
         return targets.reshape(*sources.shape[:-1], self._size)
 
 

@@ -13,7 +13,8 @@ def tuned(algo: str = "hard", advantage: str = "value") -> ControlConfig:
     """`ControlConfig` for a method and an advantage source; ValueError for unknown names.
 
     With a critic one setting came out best for all five methods: they differ in their objective, and Soft in `beta`
-    and in dropping near ties: gaps up to 0.1 of advantages, which a critic gives of rewards times 1 - gamma.
+    and in dropping near ties: gaps up to 0.1 of advantages, which a critic gives of rewards times
+    max(1 - gamma, 1 / horizon).
     """
     config = ControlConfig(algo=algo, advantage=advantage)  # type: ignore[arg-type]
     if advantage != "value":

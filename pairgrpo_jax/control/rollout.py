@@ -88,7 +88,8 @@ def score(config: ControlConfig, reward: jax.Array, values: jax.Array | None) ->
       values: `[H + 1, n]` in value mode.
 
     Returns:
-      `[H, n]` advantages (of rewards times 1 - gamma) or rewards to go, or for segments `[n]` discounted returns.
+      `[H, n]` advantages (of rewards times max(1 - gamma, 1 / H)) or rewards to go, or for segments `[n]` discounted
+      returns.
     """
     reward = reward.T
     discounts = jnp.full_like(reward, config.gamma)  # the time limit truncates, it never terminates

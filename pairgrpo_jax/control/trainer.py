@@ -174,9 +174,10 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
         return (state, stop), metrics | {"used": 1.0 - stop}
 
     (state, _), metrics = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), jax.random.split(key, config.epochs))
-    used = metrics.pop("used")
-    means = {name: jnp.sum(jnp.where(used > 0, x, 0)) / jnp.sum(used) for name, x in metrics.items()}
-    return state, means | {"updates_used": jnp.mean(used)}
+    used, skipped = metrics.pop("used"), metrics.pop("skipped")
+    made = used * (1 - skipped)  # a skipped update's loss and gradient are not finite
+    means = {name: jnp.sum(jnp.where(made > 0, x, 0)) / jnp.maximum(jnp.sum(made), 1) for name, x in metrics.items()}
+    return state, means | {"updates_used": jnp.mean(used), "skipped": jnp.sum(used * skipped) / jnp.sum(used)}
 
 
 def realised_kl(networks: Networks, params, batch: Batch, old_log_std: jax.Array) -> jax.Array:

@@ -128,6 +128,7 @@ def discounted_returns(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     Returns:
       `[..., T]` returns to go.
     """
+    require_same_shape(rewards=rewards, discounts=discounts)
     zeros = jnp.zeros_like(rewards)
     return gae(rewards, zeros, jnp.zeros_like(rewards[..., 0]), discounts, trace=1.0)
 
@@ -153,10 +154,12 @@ def gae(
       `[..., T]` advantages; add `values` for the value targets.
 
     Raises:
-      ValueError: if rewards, values and discounts differ in shape.
+      ValueError: if rewards, values and discounts differ in shape, or last_value does not fit.
     """
     rewards, values, discounts = as_float(rewards), as_float(values), as_float(discounts)
     require_same_shape(rewards=rewards, values=values, discounts=discounts)
+    if jnp.shape(last_value) != rewards.shape[:-1]:
+        raise ValueError(f"last_value must be {rewards.shape[:-1]}, rewards without T, got {jnp.shape(last_value)}")
     next_values = jnp.concatenate([values[..., 1:], as_float(last_value)[..., None]], axis=-1)
     errors = rewards + discounts * next_values - values
 

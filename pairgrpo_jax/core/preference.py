@@ -5,7 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import Objective, as_float, frozen, loss, mean_term, require_rank, require_same_shape
+from pairgrpo_jax.core.terms import (
+    Objective,
+    as_float,
+    frozen,
+    loss,
+    mean_term,
+    require_nonnegative,
+    require_positive,
+    require_rank,
+    require_same_shape,
+)
 
 
 def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp):
@@ -56,10 +66,11 @@ def dpo_loss(
       `(loss, metrics)`; metrics `dpo`, `accuracy`, and the implicit `chosen_reward`, `rejected_reward`.
 
     Raises:
-      ValueError: if shapes differ or label_smoothing is out of range.
+      ValueError: if shapes differ, or label_smoothing or beta is out of range.
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    require_nonnegative(beta=beta)
     if reference_free:
         ref_chosen_logp, ref_rejected_logp = jnp.zeros_like(chosen_logp), jnp.zeros_like(rejected_logp)
     chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
@@ -90,8 +101,9 @@ def ipo_loss(
       `(loss, metrics)`; metrics `ipo`, `accuracy`, `chosen_reward`, `rejected_reward`.
 
     Raises:
-      ValueError: if shapes differ.
+      ValueError: if shapes differ or beta is not above 0.
     """
+    require_positive(beta=beta)
     chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     losses = jnp.square(chosen - rejected - 1 / (2 * beta))
     return _terms("ipo", losses, beta * chosen, beta * rejected)

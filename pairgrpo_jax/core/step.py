@@ -52,10 +52,11 @@ def largest_step(
 
 
 def interpolate(old_params: Any, new_params: Any, fraction: jax.typing.ArrayLike) -> Any:
-    """`old + fraction * (new - old)`, leaf by leaf, in the leaves' own precision."""
+    """`old + fraction * (new - old)`, leaf by leaf, in the leaves' own precision; exactly `new` at fraction 1."""
 
     def between(old, new):
-        return (old + jnp.asarray(fraction).astype(old.dtype) * (new - old)).astype(old.dtype)
+        share = jnp.asarray(fraction).astype(old.dtype)
+        return jnp.where(share == 1, new, old + share * (new - old)).astype(old.dtype)
 
     return jax.tree.map(between, old_params, new_params)
 

@@ -41,9 +41,13 @@ def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: Clip = 
     """
     low, high = clip if isinstance(clip, (tuple, list)) else (clip, clip)
     require_nonnegative(**{"clip (low)": low, "clip (high)": high})
-    ratio = jnp.exp(log_ratio)
-    value = jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - low, 1 + high) * advantages)
+    ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
     outside = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
+    flat = outside | (advantages == 0)
+    # Where no gradient flows nothing is differentiated either: 0 * exp(90) would be nan.
+    moving = jnp.exp(jnp.where(flat, 0, log_ratio))
+    lower = jnp.minimum(moving * advantages, jnp.clip(moving, 1 - low, 1 + high) * advantages)
+    value = jnp.where(flat, jnp.clip(ratio, 1 - low, 1 + high) * advantages, lower)
     return -value, outside.astype(value.dtype)
 
 

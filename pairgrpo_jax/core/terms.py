@@ -43,6 +43,8 @@ class Term(NamedTuple):
     @property
     def value(self) -> jax.Array:
         """What the term adds to the loss: exactly 0 for a metric, even one that overflowed."""
+        if isinstance(self.weight, (int, float)) and self.weight == 0:
+            return jnp.zeros_like(self.total)  # not even a gradient of 0, which may be 0 * inf
         penalty = self.mean if self.threshold is None else jnp.maximum(self.mean - self.threshold, 0)
         return jnp.where(self.weight == 0, 0, self.weight * penalty)
 
@@ -97,7 +99,7 @@ def require_same_shape(**arrays: jax.Array) -> None:
     """Raises ValueError unless all arrays have one shape; the message names them."""
     chex.assert_equal_shape(
         list(arrays.values()),
-        custom_message=f"{', '.join(arrays)} must have the same shape",
+        custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in arrays.items())} must have the same shape",
         exception_type=ValueError,
     )
 
@@ -113,6 +115,13 @@ def require_at_least(settings: Any, low: Mapping[str, float]) -> None:
     for field, bound in low.items():
         if not getattr(settings, field) >= bound:
             raise ValueError(f"{field} must be >= {bound}, got {getattr(settings, field)}")
+
+
+def require_positive(**values: jax.typing.ArrayLike) -> None:
+    """Raises ValueError that names a number that is not above 0; traced values pass unchecked."""
+    for name, value in values.items():
+        if isinstance(value, (int, float, np.number)) and not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
 
 
 def require_nonnegative(**values: jax.typing.ArrayLike) -> None:

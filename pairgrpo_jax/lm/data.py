@@ -11,7 +11,7 @@ import numpy as np
 from pairgrpo_jax.lm.generation import bucket
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.readers import read_rows
-from pairgrpo_jax.lm.tokenizer import encode_chat
+from pairgrpo_jax.lm.tokenizer import encode_chat, with_bos
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = tuple[Message, ...]
@@ -298,12 +298,7 @@ def _encode(model: Model, messages: Prompt) -> list[int]:
         f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
     ]
     ids = tokenizer("".join(turns) + "\n\nAssistant:", add_special_tokens=False)["input_ids"]
-    bos = (
-        []
-        if tokenizer.bos_token_id is None or not getattr(tokenizer, "add_bos_token", False)
-        else [tokenizer.bos_token_id]
-    )
-    return [*bos, *ids]
+    return with_bos(tokenizer, ids)
 
 
 def encode_reply(model: Model, text: str, limit: int) -> list[int]:

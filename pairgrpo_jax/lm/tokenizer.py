@@ -120,11 +120,15 @@ def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str)
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the ids of a text, with BOS in front, once, where the tokenizer adds one."""
     ids: Any = tokenizer(text)["input_ids"]
+    return with_bos(tokenizer, ids)
+
+
+def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Returns ids with BOS in front, exactly once, where the tokenizer adds one; else as they are."""
     bos: Any = tokenizer.bos_token_id
-    wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
-    if wants and ids[:1] != [bos]:
-        return [bos, *ids]  # type: ignore
-    return ids[1:] if wants and ids[:2] == [bos, bos] else ids
+    if bos is None or not getattr(tokenizer, "add_bos_token", False):
+        return ids
+    return ids[1:] if ids[:2] == [bos, bos] else ids if ids[:1] == [bos] else [bos, *ids]
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
@@ -140,6 +144,4 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     except Exception as e:  # jinja2 raises what the template raises
         raise ValueError(f"the chat template refuses these messages: {e}") from e
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    bos: Any = tokenizer.bos_token_id
-    wants = bos is not None and getattr(tokenizer, "add_bos_token", False)
-    return [bos, *ids] if wants and ids[:1] != [bos] else ids  # type: ignore
+    return with_bos(tokenizer, ids)

@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """`tree` with every leaf that is not on `mesh` yet replicated over it."""
+    """`tree` with every leaf that is not on `mesh` yet replicated over it; axis types do not make another mesh."""
 
     def place(x):
-        on_mesh = isinstance(getattr(x, "sharding", None), NamedSharding) and x.sharding.mesh == mesh
-        return x if on_mesh else jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+        sharding = getattr(x, "sharding", None)
+        named = isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == mesh.axis_names
+        there = named and np.array_equal(sharding.mesh.devices, mesh.devices)
+        return jax.device_put(x, NamedSharding(mesh, sharding.spec if there else PartitionSpec()))
 
     return jax.tree.map(place, tree)
 

@@ -68,6 +68,8 @@ def make_update_step(
         raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap" or None')
     if mesh is not None and parallel != "jit":
         raise ValueError('mesh= goes with parallel="jit"')
+    if mesh is not None and axis_name not in mesh.axis_names:
+        raise ValueError(f"axis_name={axis_name!r} is none of the mesh's axes {mesh.axis_names}")
 
     def everywhere(tree):
         return jax.lax.psum(tree, axis_name) if parallel == "pmap" else tree
@@ -97,9 +99,11 @@ def make_update_step(
 def _on_mesh(update, mesh, axis_name, donated):
     """The state enters and leaves replicated unless it is sharded already; batch leaves are split over the axis."""
     compiled = jax.jit(update, donate_argnums=donated)
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # the compiler places what lies between, whatever the mesh's axis types
 
     def sharded_update(state, batch):
-        return compiled(replicate(state, mesh), split(batch, mesh, axis_name))
+        with jax.set_mesh(mesh):
+            return compiled(replicate(state, mesh), split(batch, mesh, axis_name))
 
     return sharded_update
 
@@ -234,7 +238,7 @@ def _factors(terms: Objective, totals):
 
 def _apply(optimizer, state: TrainState, grads, loss, metrics) -> tuple[TrainState, Metrics]:
     """Optimizer step, or none at all where the loss or a gradient is not finite."""
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

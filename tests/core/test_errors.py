@@ -131,18 +131,33 @@ def test_bad_input_names_the_argument(name, function, arguments):
 
 @pytest.mark.parametrize("position", range(1, 6))
 def test_ppo_arrays_must_agree(position):
-    with pytest.raises(ValueError, match=["old_logp", "advantages", "values", "old_values", "returns"][position - 1]):
+    name = ["old_logp", "advantages", "values", "old_values", "returns"][position - 1]
+    with pytest.raises(ValueError, match=rf"\b{name}( \(1,|.* got \(1,)"):
         ppo(*[X] * position, X[:1])
 
 
 @pytest.mark.parametrize("loss", [pg.dpo_loss, pg.ipo_loss])
 def test_preference_arrays_must_agree(loss):
-    for position in range(4):
+    for position, name in enumerate(("chosen_logp", "rejected_logp", "ref_chosen_logp", "ref_rejected_logp")):
         arrays = [ROW] * position + [ROW[:1]] + [ROW] * (3 - position)
-        with pytest.raises(ValueError, match="ref_rejected_logp"):
+        with pytest.raises(ValueError, match=rf"\b{name} \(1,\)"):
             loss(*arrays)
     with pytest.raises(ValueError, match="chosen_logp"):
         loss(X, X, X, X)
+
+
+def test_beta_of_a_preference_loss_is_named():
+    with pytest.raises(ValueError, match="beta must be > 0"):
+        pg.ipo_loss(ROW, ROW, ROW, ROW, beta=0.0)
+    with pytest.raises(ValueError, match="beta must be >= 0"):
+        pg.dpo_loss(ROW, ROW, ROW, ROW, beta=float("nan"))
+
+
+def test_a_bootstrap_value_has_the_shape_of_a_step():
+    with pytest.raises(ValueError, match=r"last_value must be \(2,\)"):
+        pg.gae(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(()), jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"discounts \(3,\)"):
+        pg.core.discounted_returns(jnp.ones((2, 3)), jnp.ones(3))
 
 
 def test_label_smoothing_is_below_one_half():

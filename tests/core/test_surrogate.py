@@ -169,3 +169,24 @@ def test_approx_kl_is_k3_of_the_old_policy():
     case = make(0, masked=False)
     _, metrics = pg.grpo_loss(case.logp, case.old_logp, case.rewards)
     np.testing.assert_allclose(metrics["approx_kl"], np.mean(pg.kl_k3(case.old_logp, case.logp)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_clipped_sample_beyond_the_range_of_exp_has_gradient_zero(level):
+    """exp(800) is inf in float64; clipping makes the loss finite, and its gradient must be too."""
+    logp, advantages = jnp.array([[800.0, 0.1]]), jnp.array([[1.0, -1.0]])
+
+    def loss(x):
+        return pg.grpo_loss(x, jnp.zeros_like(x), advantages, level=level)[0]
+
+    value, gradient = jax.value_and_grad(loss)(logp)
+    np.testing.assert_allclose(value, (-1.2 + np.exp(0.1)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0.0, np.exp(0.1) / 2]], rtol=1e-6)
+
+
+def test_an_advantage_of_zero_takes_no_part_whatever_the_ratio():
+    def policy(x):
+        return pg.grpo_loss(x, jnp.zeros_like(x), jnp.array([[0.0, 1.0]]))[0]
+
+    loss, gradient = jax.value_and_grad(policy)(jnp.array([[800.0, 0.0]]))
+    assert loss == -0.5 and gradient.tolist() == [[0.0, -0.5]]

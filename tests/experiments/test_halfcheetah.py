@@ -71,6 +71,9 @@ def test_a_signal_saves_and_the_run_goes_on(finished, only_read_programs, tmp_pa
 BAD = [
     (["--env", "walker"], "env='walker' is unknown; choose one of mujoco"),
     (["--candidates", "1"], "candidates must be >= 2"),
+    (["--groups", "0"], "groups must be >= 1"),
+    (["--max-grad-norm", "0"], "max_grad_norm must be > 0"),
+    (["--init-log-std", "-3", "--min-log-std", "-2"], "init_log_std=-3.0 must be >= min_log_std=-2.0"),
     (["--scheme", "matched", "--candidates", "3"], "candidates=3 must be even"),
     (["--horizon", "64"], "horizon=64 must divide the episode length"),
     (["--delta-0", "-1"], "delta_0 must be >= 0"),

@@ -64,7 +64,9 @@ def test_a_scheme_is_named_after_the_advantage():
     assert (config.scheme, config.margin) == ("margin_weighted", 0.0) and parse("soft:value").margin > 0
 
 
-@pytest.mark.parametrize("method", ["hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all", "hard:value:"])
+@pytest.mark.parametrize(
+    "method", ["hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all", "hard:value:", "ppo:segment"]
+)
 def test_unknown_methods_are_named(method):
     with pytest.raises(ValueError, match="methods: "):
         parse(method)

@@ -1,5 +1,7 @@
 """One update: exact accumulation, the same result on one device, under pmap and over a mesh, and the guard."""
 
+import contextlib
+
 import flax.jax_utils
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from pairgrpo_jax import (
     Term,
     TrainState,
     check_finite,
+    chosen_rejected_pairs,
     grpo_loss,
     hard_pair_grpo_loss,
     kl_k2,
@@ -21,6 +24,7 @@ from pairgrpo_jax import (
     pairs_from_rewards,
 )
 from pairgrpo_jax.core.surrogate import aggregate_steps
+from pairgrpo_jax.training.placement import replicate
 
 GROUPS, SIZE, STEPS, FEATURES = 16, 4, 5, 3
 
@@ -116,11 +120,38 @@ def test_one_device_pmap_and_mesh_agree(objective, batches):
     pmapped = make_update_step(objective, OPTIMIZER, parallel="pmap")
     assert_close(run(pmapped, replicated, sharded, flax.jax_utils.unreplicate), expected, 1e-5)
 
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    meshed = make_update_step(objective, OPTIMIZER, mesh=mesh)
-    assert_close(run(meshed, make_state(), batches), expected, 1e-5)
-    accumulated = make_update_step(objective, OPTIMIZER, mesh=mesh, accumulate=2)
-    assert_close(run(accumulated, make_state(), batches), expected, 1e-5)
+    for axis_type in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):  # the latter is jax's default
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+        meshed = make_update_step(objective, OPTIMIZER, mesh=mesh)
+        assert_close(run(meshed, make_state(), batches), expected, 1e-5)
+        accumulated = make_update_step(objective, OPTIMIZER, mesh=mesh, accumulate=2)
+        assert_close(run(accumulated, make_state(), batches), expected, 1e-5)
+
+
+def test_a_mesh_of_default_axis_types_needs_no_care():
+    """Under `jax.set_mesh`, with a loss that makes its own arrays, and micro-batches that the axis does not divide."""
+
+    def objective(params, batch):
+        pairs = chosen_rejected_pairs(len(batch["x"]))
+        logp = -jnp.sum((batch["x"] - params["centre"]) ** 2, axis=-1)
+        return hard_pair_grpo_loss.objective(logp, jax.lax.stop_gradient(logp) + 0.1 * batch["x"][..., 0], pairs, 0.1)
+
+    batch = {"x": jax.random.normal(jax.random.key(0), (32, 2, 3))}
+    states = []
+    for mesh in (None, jax.make_mesh((8,), ("data",))):
+        state = TrainState.create({"centre": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(0))
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            states.append(make_update_step(objective, optax.sgd(0.1), mesh=mesh, accumulate=8)(state, batch)[0])
+    np.testing.assert_allclose(states[1].params["centre"], states[0].params["centre"], rtol=1e-6)
+    assert np.abs(states[0].params["centre"] - 1).max() > 1e-4
+
+
+def test_a_sharded_state_stays_so_on_a_mesh_of_other_axis_types():
+    auto = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(auto, jax.sharding.PartitionSpec("data"))
+    state = {"w": jax.device_put(jnp.arange(8.0), split), "b": jnp.zeros(3)}
+    placed = replicate(state, jax.make_mesh((8,), ("data",)))
+    assert placed["w"].sharding.spec == split.spec and placed["b"].sharding.is_fully_replicated
 
 
 def shard(batch):
@@ -185,6 +216,7 @@ def test_compiles_once_and_donates(batches):
         ({"accumulate": 0}, "accumulate must be >= 1"),
         ({"parallel": "tpu"}, "parallel='tpu'"),
         ({"parallel": "pmap", "mesh": object()}, "mesh="),
+        ({"mesh": jax.make_mesh((8,), ("fsdp",))}, "axis_name='data' is none of the mesh's axes"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -155,9 +155,12 @@ class AlignConfig:
         for field, choices in _CHOICES.items():
             require_choice(field, getattr(self, field), choices)
         require_at_least(self, _AT_LEAST)
-        for field in ("delta_gamma", "trace"):
-            if not 0 < getattr(self, field) <= 1:
-                raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
+        if not 0 < self.delta_gamma <= 1:
+            raise ValueError(f"delta_gamma must be in (0, 1], got {self.delta_gamma}")
+        if not 0 <= self.trace <= 1:
+            raise ValueError(f"trace must be in [0, 1], got {self.trace}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be > 0 (inf: no clip), got {self.max_grad_norm}")
         check_sampling(Sampling(self.temperature, self.top_k, self.top_p))
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0 to sample different completions, got {self.temperature}")
@@ -193,6 +196,6 @@ _CHOICES = {
     "reference": ("shared", "cached"),
 }
 _AT_LEAST: dict[str, float] = {"prompts": 1, "prompt_tokens": 1, "completion_tokens": 1, "epochs": 1, "minibatches": 1}
-_AT_LEAST |= {"accumulate": 1, "candidates": 2, "learning_rate": 0, "max_grad_norm": 0, "clip": 0, "margin": 0}
+_AT_LEAST |= {"accumulate": 1, "candidates": 2, "learning_rate": 0, "clip": 0, "margin": 0}
 _AT_LEAST |= {"beta": 0, "alpha": 0, "delta_0": 0, "ref_beta": 0, "value_weight": 0, "warmup": 0, "sft_iterations": 0}
 _AT_LEAST |= {"lora_rank": 0}
