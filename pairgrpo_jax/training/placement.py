@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -14,10 +13,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` with every leaf that is not on `mesh` yet replicated over it; axis types do not make another mesh."""
 
     def place(x):
-        sharding = getattr(x, "sharding", None)
-        named = isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == mesh.axis_names
-        there = named and np.array_equal(sharding.mesh.devices, mesh.devices)
-        return jax.device_put(x, NamedSharding(mesh, sharding.spec if there else PartitionSpec()))
+        sharding, spec = getattr(x, "sharding", None), PartitionSpec()
+        if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == mesh.axis_names:
+            spec = sharding.spec if sharding.device_set == set(mesh.devices.flat) else spec
+        return jax.device_put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)
 
