@@ -73,7 +73,7 @@ ALTERNATIVES = {
     "value_weight": ({}, 5.0),
     "hidden": ({}, (16,)),
     "init_log_std": ({}, 0.5),
-    "min_log_std": ({}, 0.2),
+    "min_log_std": ({"init_log_std": 0.2}, 0.2),
     "squash": ({"init_log_std": 1.0}, True),
 }
 
