@@ -358,7 +358,7 @@ def test_the_std_of_a_batch_leaves_failed_groups_out():
     batch = Batch(*[jnp.zeros(())] * 4, alive=jnp.array([1.0, 0.0, 1.0]))
     found = learning_signal(config, batch, rewards, None, jax.random.key(0)).advantages
     alive = jnp.array([0, 2])
-    np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-5)
+    np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-4)  # eps
     np.testing.assert_array_equal(found[1], 0)
 
 
