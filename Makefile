@@ -9,7 +9,7 @@ run: .venv/base
 	$(BIN)/python -m experiments.halfcheetah $(ARGS)
 
 test: .venv/dev lint types wheel
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

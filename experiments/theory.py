@@ -216,8 +216,7 @@ PLOTS = {
 
 
 def main(config: Config) -> int:
-    """Runs everything; returns the exit status."""
-    jax.config.update("jax_enable_x64", True)
+    """Runs everything, in float64, which must be on; returns the exit status."""
     matplotlib.use("Agg")
     start = time.perf_counter()
     results = check(config)
@@ -240,4 +239,5 @@ def main(config: Config) -> int:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
     run_main(lambda: main(tyro.cli(Config, description=__doc__)))
