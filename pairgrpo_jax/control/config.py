@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
-from pairgrpo_jax.core.terms import require_at_least, require_choice
+from pairgrpo_jax.core.terms import require_at_least, require_choice, require_positive
 
 Algorithm = Literal["ppo", "grpo", "soft", "hard", "rank"]
 Advantage = Literal["segment", "reward_to_go", "value"]
@@ -46,7 +46,7 @@ class ControlConfig:
     anneal: bool = True
     """Decay the learning rate linearly to 0 over the updates of the budget (not counting those target_kl drops)."""
     max_grad_norm: float = 1.0
-    """Global gradient-norm clip."""
+    """Global gradient-norm clip; inf: none."""
     clip: float = 0.2
     """PPO clip epsilon of the ratio (ppo, grpo, soft, rank)."""
     scheme: Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"] = "all"
@@ -113,8 +113,7 @@ class ControlConfig:
         require_at_least(self, _AT_LEAST)
         if not 0 <= self.trace <= 1:
             raise ValueError(f"trace must be in [0, 1], got {self.trace}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be > 0 (inf: no clip), got {self.max_grad_norm}")
+        require_positive(max_grad_norm=self.max_grad_norm)
         if not self.init_log_std >= self.min_log_std:
             raise ValueError(f"init_log_std={self.init_log_std} must be >= min_log_std={self.min_log_std}")
         for field in ("gamma", "delta_gamma"):

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
 from pairgrpo_jax.core.surrogate import AGGREGATES, LEVELS
-from pairgrpo_jax.core.terms import require_at_least, require_choice
+from pairgrpo_jax.core.terms import require_at_least, require_choice, require_positive
 from pairgrpo_jax.lm.lora import LoraConfig
 from pairgrpo_jax.lm.sampling import Sampling
 from pairgrpo_jax.lm.sampling import check as check_sampling
@@ -58,7 +58,7 @@ class AlignConfig:
     anneal: bool = False
     """Decay the learning rate linearly to 0 over the run."""
     max_grad_norm: float = 1.0
-    """Global gradient-norm clip."""
+    """Global gradient-norm clip; inf: none."""
     clip: float = 0.2
     """PPO clip epsilon of the ratio (grpo, soft, ppo, rank)."""
     clip_high: float | None = None
@@ -159,8 +159,7 @@ class AlignConfig:
             raise ValueError(f"delta_gamma must be in (0, 1], got {self.delta_gamma}")
         if not 0 <= self.trace <= 1:
             raise ValueError(f"trace must be in [0, 1], got {self.trace}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm must be > 0 (inf: no clip), got {self.max_grad_norm}")
+        require_positive(max_grad_norm=self.max_grad_norm)
         check_sampling(Sampling(self.temperature, self.top_k, self.top_p))
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0 to sample different completions, got {self.temperature}")

@@ -153,8 +153,7 @@ def _preference(loss: core.terms.Loss):
     def method(config: AlignConfig, batch: Batch, logp, values) -> core.Objective:
         del values
         mine, ref = (sequence_logp(x, batch.mask, config.length_normalize) for x in (logp, batch.ref_logp))
-        terms = loss.objective(mine[:, 0], mine[:, 1], ref[:, 0], ref[:, 1], beta=config.beta)
-        return terms
+        return loss.objective(mine[:, 0], mine[:, 1], ref[:, 0], ref[:, 1], beta=config.beta)
 
     return method
 
