@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,8 @@ from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
     Data,
+    EncodedPair,
+    EncodedPrompt,
     Placement,
     Trainer,
     encode_pairs,
@@ -80,7 +83,7 @@ class Run:
     keep: int = 2
     """Newest checkpoints kept, besides the best."""
     shown: int = 8
-    """Replies on the page."""
+    """Replies on the page, first samples of the evaluation."""
     export: bool = True
     """Write the trained model, adapters merged, as safetensors."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -115,20 +118,20 @@ def execute(run: Run, console: Console) -> int:
     placement = make_placement(run)
     model = load(run, placement)
     held_out, trainer = prepare(run, model, placement, console)
-    judges = make_judges(run, trainer.model, held_out.prompts, run.evaluation_samples)
+    judges = make_judges(run, trainer.model, held_out.prompts, placement)
     with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
         state, done, stopped = train_in_folder(
             run,
             trainer.iterate,
             trainer.init(jax.random.key(run.seed)),
             make_schedule(run),
-            evaluate=make_evaluation(run, trainer, judges, held_out),
+            evaluate=make_evaluation(run, trainer, judges, held_out.pairs),
             shown=_WATCHED,
             console=console,
         )
         if stopped is not None:
             return stopped_code(stopped, done, console)
-        report(run, trainer, state, judges, console)
+        report(run, trainer, state, console)
         (run.output / DONE).touch()
     return 0
 
@@ -136,7 +139,7 @@ def execute(run: Run, console: Console) -> int:
 def check(run: Run) -> None:
     """Raises ValueError that names the first bad field."""
     names = ("iterations", "evaluations", "evaluation_prompts", "evaluation_samples", "evaluation_pairs")
-    require_at_least(run, dict.fromkeys((*names, "save_every", "keep"), 1))
+    require_at_least(run, dict.fromkeys((*names, "save_every", "keep", "shown"), 1))
     if run.evaluations > run.iterations:
         raise ValueError(f"evaluations={run.evaluations} must be at most iterations={run.iterations}")
     run.config.check()
@@ -205,18 +208,22 @@ def make_source(run: Run):
     return judge(function, **policy) if how == "judge" else reward_function(function, **policy)
 
 
-def make_judges(run: Run, model: Model, prompts, samples: int) -> Judges:
-    """The held-out judge, on the model that training starts from. It hears samples that are not cut."""
+def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
+    """The held-out judge, on the model that training starts from. It hears samples that are not cut.
+
+    Without a head there is nothing to judge, and it hears only the replies that are shown.
+    """
     config = run.config
     return Judges(
         Policy(model, model.params),
         load_head(run.judge) if run.judge else None,
-        prompts,
+        prompts if run.judge else prompts[: run.shown],
         prompt_tokens=config.prompt_tokens,
         completion_tokens=config.completion_tokens,
         sampling=config.scored,
-        samples=samples,
+        samples=run.evaluation_samples if run.judge else 1,
         seed=run.seed,
+        rows=placement.rows,
     )
 
 
@@ -228,39 +235,37 @@ def make_schedule(run: Run) -> Schedule:
     return Schedule(run.iterations, 1, every, run.save_every, tokens)
 
 
-def make_evaluation(run: Run, trainer: Trainer, judges: Judges, held_out: Data):
+def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair]):
     """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
 
-    `score` is the win rate, or without a judge the accuracy.
+    `score` is the win rate, or without a judge the accuracy. Writes the page of replies too.
     """
     before = []  # the start's replies, made once
 
     def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
-        del iteration
         row: dict[str, Any] = {}
         policy = trainer.policy(state)
+        before[:] = before or [judges.hear(judges.reference)]
+        after = judges.hear(policy)
         if judges.head is not None:
-            before[:] = before or [judges.hear(judges.reference)]
-            row |= figures(judges.hear(policy), before[0])
-        if held_out.pairs:
+            row |= figures(after, before[0])
+        if pairs:
             limits = {"prompt_tokens": run.config.prompt_tokens, "completion_tokens": run.config.completion_tokens}
-            margins = implicit_margins(policy, trainer.reference(state), held_out.pairs, **limits)
+            margins = implicit_margins(policy, trainer.reference(state), pairs, rows=judges.rows, **limits)
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
+        replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
+        (run.output / "replies.md").write_text(page(run, iteration, row, replies))
         return row | {"score": row.get("win_rate", row.get("implicit_accuracy", 0.0))}
 
     return evaluate
 
 
-def report(run: Run, trainer: Trainer, state: TrainState, judges: Judges, console: Console) -> None:
-    """Exports the model, writes the page, and prints the summary."""
+def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> None:
+    """Exports the model and prints the summary."""
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
     files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
-    files["checkpoints"] = "checkpoints/"
-    few = make_judges(run, trainer.model, judges.prompts[: run.shown], 1)
-    replies = dialogues(few.prompts, before=few.hear(few.reference), after=few.hear(trainer.policy(state)))
-    (run.output / "replies.md").write_text(page(run, last, replies))
-    files["replies"] = "replies.md"
+    files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
     if run.export:
         params = merged(run.config, trainer.model, state.params)
         save_pretrained(trainer.model, params, run.output / "model")
@@ -297,9 +302,10 @@ def summary(row: dict) -> list[str]:
     return lines
 
 
-def page(run: Run, row: dict, replies: list[dict]) -> str:
-    """A Markdown page: the figures, then each prompt with the reply before and after."""
-    lines = [f"# {title(run)}", "", *[f"- {line}" for line in summary(row)], ""]
+def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
+    """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
+    lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
+    lines += [*[f"- {line}" for line in summary(row)], ""]
     scored = f", and scored by `{run.judge}`" if run.judge else ""
     lines.append(f"Replies are sampled, cut at {run.config.completion_tokens} tokens{scored}.")
     for item in replies:

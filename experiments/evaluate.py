@@ -71,8 +71,10 @@ Heard = tuple[Replies, Judged | None]  # what a policy said, and the verdict, if
 class Judges:
     """Prompts, the reference and a head, and what they say of a policy's replies."""
 
-    def __init__(self, reference, head, prompts, *, prompt_tokens, completion_tokens, sampling, samples=4, seed=0):
-        """Takes N encoded prompts, a reward head or None, and the limits that replies are held to.
+    def __init__(
+        self, reference, head, prompts, *, prompt_tokens, completion_tokens, sampling, samples=4, seed=0, rows=None
+    ):
+        """Takes N encoded prompts, a reward head or None, the limits of replies, and how a mesh splits prompts.
 
         Raises ValueError for a head that was made on another model than the reference.
         """
@@ -80,12 +82,12 @@ class Judges:
             check_head(head, reference.model.config)
         self.reference, self.head, self.prompts, self.samples = reference, head, prompts, samples
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
-        self.key = jax.random.key(seed)
+        self.key, self.rows = jax.random.key(seed), rows
 
     def hear(self, policy: Policy) -> Heard:
         """The policy's replies and the head's verdict on them, None without a head."""
         limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
-        replies = write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, **limits)
+        replies = write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, rows=self.rows, **limits)
         if self.head is None:
             return replies, None
         judged = judge_replies(
@@ -95,6 +97,7 @@ class Judges:
             replies,
             prompt_tokens=self.prompt_tokens,
             sampling=self.sampling,
+            rows=self.rows,
         )
         return replies, judged
 

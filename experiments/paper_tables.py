@@ -6,6 +6,7 @@ and interrupted ones resumed, so a long table can be made in pieces. Prints Mark
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,8 @@ class Tables:
     """What to run, and on which budget."""
 
     methods: tuple[str, ...] = METHODS
-    """Methods of the main table, each with its tuned settings; "-offline" learns from dataset pairs."""
+    """Methods of the main table, each with its tuned settings; "-offline" learns from dataset pairs, and "@3e-4" after
+    a method takes that learning rate."""
     domains: tuple[str, ...] = DOMAINS
     """helpful, harmless, ultrafeedback: each has two reward heads, one to train on and one to judge."""
     data: tuple[str, ...] = ("tiny-helpful", "tiny-harmless", "tiny")
@@ -121,10 +123,16 @@ def config_of(label: str) -> AlignConfig:
     """The settings of a method or an ablation."""
     if label in ABLATIONS:
         return tuned("hard").replace(**ABLATIONS[label][0])
-    algo, dash, offline = label.partition("-")
-    if dash and offline != "offline":
-        raise ValueError(f'methods: {label!r} is unknown; write an algorithm, or one and "-offline"')
-    return tuned(algo, offline=bool(dash))
+    parts = re.fullmatch(r"(?P<algo>[a-z]+)(?P<offline>-offline)?(@(?P<rate>[\d.e-]+))?", label)
+    if parts is None:
+        raise ValueError(f'methods: {label!r} is unknown; write an algorithm, then "-offline", "@3e-4" or neither')
+    config = tuned(parts["algo"], offline=bool(parts["offline"]))
+    return config.replace(learning_rate=float(parts["rate"])) if parts["rate"] else config
+
+
+def paper_of(label: str) -> Paper | None:
+    """The paper's row of a method, if it has one."""
+    return PAPER.get(label.partition("@")[0])
 
 
 def cells(args: Tables) -> list[Cell]:
@@ -223,7 +231,7 @@ def main_table(args: Tables, runs: dict) -> str:
             equal, kl = (pooled(of, name) for name in ("win_rate_length_controlled", "kl_reference"))
             cells += [rate(pooled(of, "wins")), "-" if equal is None else f"{100 * equal.mean():.1f}"]
             cells += ["-" if kl is None else f"{kl.mean():.1f}"]
-            cells += [f"{getattr(PAPER[method], domain)}" if method in PAPER else "-"]
+            cells += [f"{getattr(paper, domain)}" if (paper := paper_of(method)) else "-"]
         rows.append(cells)
     return table(columns, rows, "Main")
 
@@ -243,7 +251,7 @@ def stability_table(args: Tables, runs: dict) -> str:
         norms = [updates(seed, "grad_norm", args.window) for seed in of]
         kls = [updates(seed, "kl_ref", args.window) for seed in of]
         changes = [np.diff(kl).std() for kl in kls if len(kl) > 1]
-        paper = PAPER.get(method)
+        paper = paper_of(method)
         rows.append(
             [
                 method,
@@ -285,34 +293,39 @@ def ablation_table(args: Tables, runs: dict) -> str:
 
 
 def draw(args: Tables, runs: dict, path: Path) -> None:
-    """Win rates with intervals per method and domain, and KL to the start along training."""
+    """Win rates with intervals per method and domain, the same against KL, and KL to the start along training."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(14, 4.5), constrained_layout=True)
+    figure, (rates, frontier, along) = plt.subplots(1, 3, figsize=(20, 4.8), constrained_layout=True)
     labels = [m for m in dict.fromkeys((*args.methods, *ABLATIONS)) if any((d, m) in runs for d in args.domains)]
     for i, domain in enumerate(args.domains):
         for x, label in enumerate(labels):
-            wins = pooled(runs.get((domain, label), []), "wins")
-            if wins is not None:
-                low, high = mean_interval(wins.mean(axis=0))
-                bars = [[wins.mean() - low], [high - wins.mean()]]
-                named = domain if x == 0 else None
-                axes[0].errorbar(x + 0.15 * (i - 1), wins.mean(), bars, fmt="o", color=f"C{i}", label=named, capsize=2)
-    axes[0].axhline(0.5, color="grey", linewidth=1)
-    axes[0].set_xticks(range(len(labels)), labels, rotation=35, ha="right")
-    axes[0].set(ylabel="held-out RM win rate over the start")
-    axes[0].legend(fontsize=8)
+            of = runs.get((domain, label), [])
+            wins, kl = pooled(of, "wins"), pooled(of, "kl_reference")
+            if wins is None or kl is None:
+                continue
+            mean, (low, high) = wins.mean(), mean_interval(wins.mean(axis=0))
+            style = dict(yerr=[[mean - low], [high - mean]], fmt="os^"[i], capsize=2)
+            rates.errorbar(x + 0.15 * (i - 1), mean, color=f"C{i}", label=domain if x == 0 else None, **style)
+            frontier.errorbar(kl.mean(), mean, color=f"C{x % 10}", **style)
+            frontier.annotate(label, (kl.mean(), mean), (3, 3), textcoords="offset points", fontsize=7)
+    rates.set_xticks(range(len(labels)), labels, rotation=35, ha="right")
+    rates.legend(fontsize=8)
+    for axes in (rates, frontier):
+        axes.axhline(0.5, color="grey", linewidth=1)
+        axes.set(ylabel="held-out RM win rate over the start")
+    frontier.set(xlabel="KL to the start, nats a reply", xscale="log")
     for label in labels:
         of = [seed for (_, m), seeds in runs.items() if m == label for seed in seeds]
         kl = [updates(seed, "kl_ref", 10**9) for seed in of]
         shortest = min(map(len, kl))
         if shortest:
-            axes[1].plot(np.mean([x[:shortest] for x in kl], axis=0), label=label, linewidth=1)
-    axes[1].set(xlabel="update", ylabel="KL to the start, nats a reply")
-    axes[1].legend(fontsize=7)
+            along.plot(np.mean([x[:shortest] for x in kl], axis=0), label=label, linewidth=1)
+    along.set(xlabel="update", ylabel="KL to the start, nats a reply")
+    along.legend(fontsize=7)
     figure.suptitle(f"{args.model}, {args.iterations} batches, {args.seeds} seed(s), 95% intervals over prompts")
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -30,7 +30,7 @@ from experiments.cli import run_main
 from experiments.statistics import mean_interval
 from experiments.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.terms import require_at_least
-from pairgrpo_jax.lm import Model, Policy, load_model, reward_model, save_pretrained
+from pairgrpo_jax.lm import Model, Policy, load_model, lora, reward_model, save_pretrained
 from pairgrpo_jax.lm import reward_training as training
 from pairgrpo_jax.lm.data import (
     EncodedPair,
@@ -113,6 +113,8 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
     check(run)
     model = load_model(run.model)
+    if run.mode == "lora":
+        lora.check(run.lora, model.config)
     pairs = read(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
         pooled = pool(run, model, pairs, console)
@@ -215,7 +217,7 @@ def make_trunk_program(run: Run, model: Model) -> TrunkProgram:
     @jax.jit
     def rewards(trainable, frozen, batch):
         policy = training.trunk(trainable, model, frozen, run.lora)
-        return reward_model.reward(policy, trainable["head"], *batch)
+        return reward_model.reward(policy, trainable["head"], *batch[:4])
 
     return TrunkProgram(optimizer, update, rewards)
 
@@ -230,8 +232,10 @@ def train_trunk(
     state = jax.device_put(state, jax.devices()[0])  # as what updates return, or they would compile twice
     frozen = model.params if run.mode == "lora" else None
     for position in range(max(1, math.ceil(run.epochs * len(tokens) / run.batch))):
-        index = batch_indices(len(tokens), run.batch, position, run.seed)
-        state, _ = program.update(state, frozen, training.pad_pairs([tokens[i] for i in index]))
+        batch = training.pad_pairs([tokens[i] for i in batch_indices(len(tokens), run.batch, position, run.seed)])
+        if run.mode == "lora" and run.lora.dropout:
+            batch = batch._replace(keys=jax.random.split(jax.random.fold_in(keys[1], position), run.batch))
+        state, _ = program.update(state, frozen, batch)
         check_finite(state)
     return state.params
 

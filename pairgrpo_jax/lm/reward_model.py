@@ -130,9 +130,11 @@ def score_and_reward(
     return scores, rewards(head, features(hidden, lengths, head.features))
 
 
-def reward(policy: Policy, head: RewardHead, prompts, prompt_lengths, completions, lengths) -> jax.Array:
+def reward(
+    policy: Policy, head: RewardHead, prompts, prompt_lengths, completions, lengths, *, dropout_key=None
+) -> jax.Array:
     """Rewards `[B, K]` alone; arguments as those of `score_and_reward`. Differentiable in the policy and the head."""
-    hidden = completion_hidden(policy, prompts, prompt_lengths, completions, lengths)
+    hidden = completion_hidden(policy, prompts, prompt_lengths, completions, lengths, dropout_key=dropout_key)
     return rewards(head, features(hidden, lengths, head.features))
 
 

@@ -21,12 +21,21 @@ L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 
 
 class PairTokens(NamedTuple):
-    """Padded tokens of B pairs, the chosen reply first: the arguments of `scoring.score`, with K = 2."""
+    """Padded tokens of B pairs, the chosen reply first: the arguments of `scoring.score`, with K = 2.
+
+    Attributes:
+      prompts: int32 `[B, P]`.
+      prompt_lengths: int32 `[B]`.
+      completions: int32 `[B, 2, T]`.
+      lengths: int32 `[B, 2]`.
+      keys: `[B]`, for LoRA's dropout; one a pair, so that micro-batches drop different inputs. None: no dropout.
+    """
 
     prompts: jax.Array
     prompt_lengths: jax.Array
     completions: jax.Array
     lengths: jax.Array
+    keys: jax.Array | None = None
 
 
 def encode(model: Model, rows: Sequence[Preference], prompt_tokens: int, reply_tokens: int) -> list[EncodedPair | None]:
@@ -84,7 +93,7 @@ def pair_features(
 
     @jax.jit
     def pooled(params, lora, tokens: PairTokens):
-        hidden = completion_hidden(Policy(policy.model, params, lora), *tokens)
+        hidden = completion_hidden(Policy(policy.model, params, lora), *tokens[:4])
         return features(hidden, tokens.lengths, names)
 
     rows, done = [None] * len(pairs), 0
@@ -196,7 +205,8 @@ def make_reward_loss(model: Model, frozen: Any, config: lora_lib.LoraConfig, l2:
     """
 
     def loss(trainable: Any, tokens: PairTokens) -> Objective:
-        both = reward(trunk(trainable, model, frozen, config), trainable["head"], *tokens)
+        key = None if tokens.keys is None else tokens.keys[0]
+        both = reward(trunk(trainable, model, frozen, config), trainable["head"], *tokens[:4], dropout_key=key)
         margin = both[:, 0] - both[:, 1]
         penalty = jnp.full_like(margin, jnp.square(trainable["head"].weight).sum() / 2)
         return {

@@ -91,6 +91,7 @@ def test_leaves_what_it_says(finished):
     assert names <= {path.name for path in output.iterdir()}
     page = (output / "replies.md").read_text()
     assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
+    assert "After 6 of 6 batches" in page
     assert "tokens/s" in words and "held out" in words
     from pairgrpo_jax.lm import load_model
 
@@ -124,9 +125,10 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
 
 
 @pytest.mark.slow
-def test_offline_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here):
+def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
     words = ["--algo", "dpo", "--evaluation-pairs", "3", "--no-export", "--output", "offline"]
+    words += ["--mesh", "fsdp", "--prompts", "8"]
     done = run_here(align.main, *ARGUMENTS, *words)
     assert done.returncode == 0 and "implicit-reward accuracy" in done.stdout, done.stderr
     assert len(read_metrics(workplace / "offline")[-1]["implicit_margins"]) == 3
@@ -170,6 +172,13 @@ def test_intervals_and_length_control():
 def test_an_unknown_method_of_the_tables_is_named(tmp_path, run_here):
     done = run_here(paper_tables.main, "--methods", "soft-ofline", "--output", tmp_path)
     assert done.returncode == 2 and "methods: 'soft-ofline' is unknown" in done.stderr
+
+
+def test_a_method_of_the_tables_can_name_its_learning_rate():
+    configs = [paper_tables.config_of(f"{label}@3e-4") for label in ("soft", "hard-offline")]
+    assert [config.learning_rate for config in configs] == [3e-4, 3e-4]
+    assert [config.offline for config in configs] == [False, True]
+    assert paper_tables.config_of("soft").learning_rate == 1e-4 and paper_tables.paper_of("hard@1e-4").harmless == 85.7
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):

@@ -24,7 +24,7 @@ from pairgrpo_jax.lm.alignment import (
     pair_batch,
     policy_of,
 )
-from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
+from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, judge_replies, write_replies
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
@@ -343,6 +343,27 @@ def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
     # Adam turns the sign of a rounding error into a whole step, so parameters are compared by how far they went.
     for here, there, before in zip(*map(jax.tree.leaves, (one.params, two.params, start))):
         assert distance(there, here) < 0.01 * distance(here, before)
+
+
+@pytest.mark.slow
+def test_held_out_figures_are_the_same_on_a_mesh(tiny):
+    """Three prompts and pairs on four devices."""
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    head = dataclasses.replace(init_head(tiny.config.hidden_size), weight=jnp.ones(2 * tiny.config.hidden_size))
+    limits, data = {"prompt_tokens": 8}, make_data()
+    prompts, found = data.prompts[:3], []
+    for placement in (Placement(), Placement(mesh)):
+        model = placement.model(tiny)
+        policy, rows = Policy(model, model.params), placement.rows
+        options = {"sampling": Sampling(), "batch": 2, "rows": rows}
+        replies = write_replies(policy, prompts, completion_tokens=6, key=jax.random.key(0), samples=2, **options)
+        judged = judge_replies(policy, head, prompts, replies, **limits, **options)
+        other = Policy(model, jax.tree.map(lambda x: 1.01 * x, model.params))
+        ranked = implicit_margins(policy, other, data.pairs[:3], **limits, completion_tokens=6, rows=rows)
+        found.append((replies.tokens, replies.logp, *judged, ranked))
+    for here, there in zip(*found):
+        assert len(here) == 3
+        np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
 
 
 def test_iterations_of_both_phases_are_stacked(tiny):

@@ -141,7 +141,7 @@ def test_pooled_features_of_a_data_set(tiny):
 
     for i in (0, 7, 23):
         tokens = pad_pairs([data[i]])
-        want = features(completion_hidden(policy, *tokens), tokens.lengths, NAMES)
+        want = features(completion_hidden(policy, *tokens[:4]), tokens.lengths, NAMES)
         np.testing.assert_allclose(pooled[i], want[0], rtol=1e-4, atol=1e-5)
     head, _ = reward_training.fit_head(pooled, np.arange(24), NAMES)
     both = np.asarray(rewards(head, jnp.asarray(pooled)))
@@ -173,6 +173,20 @@ def test_training_of_the_trunk_learns_and_agrees_when_accumulated(tiny, mode):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), once[1], apart[1])
     with pytest.raises(ValueError, match="choose from lora, full"):
         reward_training.init_trainable("frozen", tiny, start, config, jax.random.key(0))
+
+
+def test_every_micro_batch_drops_inputs_of_its_own(tiny):
+    config = lora.LoraConfig(rank=2, dropout=0.5)
+    trainable = reward_training.init_trainable("lora", tiny, random_head(), config, jax.random.key(0))
+    trainable["adapters"] = jax.tree.map(lambda x: x + 0.1, trainable["adapters"])  # B is 0 at first
+    loss = reward_training.make_reward_loss(tiny, tiny.params, config)
+    one, keys = pad_pairs(pairs(1)), jax.random.split(jax.random.key(1), 4)
+    each = [float(loss(trainable, one._replace(keys=keys[i : i + 1]))["bradley_terry"].mean) for i in range(4)]
+    assert len({*each, float(loss(trainable, one)["bradley_terry"].mean)}) == 5
+    update = make_update_step(loss, optax.sgd(0.0), accumulate=4)
+    four = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), one)._replace(keys=keys)
+    _, metrics = update(TrainState.create(trainable, optax.sgd(0.0), jax.random.key(2)), four)
+    np.testing.assert_allclose(metrics["bradley_terry"], np.mean(each), rtol=1e-5)
 
 
 def test_encoding_keeps_the_order_and_marks_what_does_not_fit(smollm2):

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
       alive: `[B]`, 0 for a group without a usable verdict.
       delta: scalar, the mass that Hard moves.
       multiplier: scalar, the trust region's Lagrange multiplier.
-      key: PRNG key of LoRA's dropout, or None.
+      keys: `[B]`, for LoRA's dropout; one a group, so that micro-batches drop different inputs. None: no dropout.
     """
 
     prompts: Any
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     alive: Any = None
     delta: Any = None
     multiplier: Any = None
-    key: Any = None
+    keys: Any = None
 
     @property
     def tokens(self) -> tuple:

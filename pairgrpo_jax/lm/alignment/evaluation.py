@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, ended, pair_batch
 from pairgrpo_jax.lm.data import EncodedPair, pad_texts
@@ -51,8 +52,20 @@ def write_replies(
     sampling: Sampling,
     samples: int = 1,
     batch: int = 16,
+    rows: NamedSharding | None = None,
 ) -> Replies:
-    """Samples replies to each prompt; a reply depends on its own key alone, so two policies can share keys."""
+    """Samples replies to each prompt; a reply depends on its own key alone, so two policies can share keys.
+
+    Args:
+      policy: who writes.
+      prompts: N of them.
+      completion_tokens: T.
+      key: of all replies.
+      sampling: the transform of the distribution.
+      samples: S.
+      batch: prompts at a time.
+      rows: splits these over the devices of a mesh; needed where the policy lives on one. The next functions' too.
+    """
     model, keys = policy.model, row_keys(key, len(prompts), samples)
 
     def write(index: np.ndarray):
@@ -67,11 +80,18 @@ def write_replies(
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             lora=policy.lora,
+            rows=rows,
         )
         return out.tokens, out.lengths, out.logp
 
-    tokens, lengths, logp = in_batches(write, len(prompts), min(batch, len(prompts)))
+    tokens, lengths, logp = in_batches(write, len(prompts), _batch(batch, len(prompts), rows))
     return Replies(tokens, lengths, logp.sum(-1), ended(model, tokens, lengths), _texts(model, tokens, lengths))
+
+
+def _batch(batch: int, count: int, rows: NamedSharding | None) -> int:
+    """At most `batch` of `count` rows at a time, rounded up so that each device has as many."""
+    devices = 1 if rows is None else rows.num_devices
+    return -(-min(batch, count) // devices) * devices
 
 
 def in_batches(run: Callable[[np.ndarray], Sequence], count: int, batch: int) -> list[np.ndarray]:
@@ -102,6 +122,7 @@ def judge_replies(
     prompt_tokens: int,
     sampling: Sampling,
     batch: int = 16,
+    rows: NamedSharding | None = None,
 ) -> Judged:
     """Rewards and the reference's log-probabilities of replies, in one pass of the reference."""
 
@@ -111,10 +132,11 @@ def judge_replies(
     compiled = jax.jit(judge)
 
     def run(index: np.ndarray):
-        tokens, lengths = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
-        return compiled(reference.params, head, Batch(tokens, lengths, replies.tokens[index], replies.lengths[index]))
+        texts = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
+        part = jax.device_put(Batch(*texts, replies.tokens[index], replies.lengths[index]), rows)
+        return compiled(reference.params, head, part)
 
-    return Judged(*in_batches(run, len(prompts), min(batch, len(prompts))))
+    return Judged(*in_batches(run, len(prompts), _batch(batch, len(prompts), rows)))
 
 
 def _rewards_and_logp(reference: Policy, head: RewardHead, batch: Batch, sampling: Sampling):
@@ -130,6 +152,7 @@ def implicit_margins(
     prompt_tokens: int,
     completion_tokens: int,
     batch: int = 16,
+    rows: NamedSharding | None = None,
 ) -> np.ndarray:
     """`[N]`: by how much (nats) the policy's log-ratio to the reference favours the chosen reply over the rejected."""
 
@@ -143,6 +166,6 @@ def implicit_margins(
 
     def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
-        return [compiled(policy[1:], reference[1:], part)]
+        return [compiled(policy[1:], reference[1:], jax.device_put(part, rows))]
 
-    return in_batches(run, len(pairs), batch)[0]
+    return in_batches(run, len(pairs), _batch(batch, len(pairs), rows))[0]

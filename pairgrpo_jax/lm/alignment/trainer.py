@@ -105,7 +105,8 @@ def make_loss(config: AlignConfig, model: Model, frozen: Any) -> Callable[[Any, 
 
     def loss(trainable, batch: Batch) -> core.Objective:
         policy = policy_of(config, model, frozen, trainable)
-        hidden = completion_hidden(policy, *batch.tokens, dropout_key=batch.key)
+        dropout_key = None if batch.keys is None else batch.keys[0]
+        hidden = completion_hidden(policy, *batch.tokens, dropout_key=dropout_key)
         supervised = batch.pairs is None and batch.advantages is None
         sampling = None if supervised else config.scored
         scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=sampling)
@@ -231,16 +232,19 @@ class _Run:
             for i, part in enumerate(np.split(order, config.minibatches)):
                 piece = batch
                 if config.minibatches > 1:
-                    piece = self.placement.batch(jax.tree.map(lambda x, p=part: x[p] if jnp.ndim(x) else x, batch))
-                if config.lora_dropout:
-                    piece = piece._replace(key=jax.random.fold_in(dropout_key, epoch * config.minibatches + i))
-                state, metrics = self.update(state, self.frozen, piece)
+                    piece = jax.tree.map(lambda x, p=part: x[p] if jnp.ndim(x) else x, batch)
+                piece = self.with_keys(piece, jax.random.fold_in(dropout_key, epoch * config.minibatches + i))
+                state, metrics = self.update(state, self.frozen, self.placement.batch(piece))
                 rows.append(metrics)
         measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         change = measured.pop("logp_change", None)
         if change is not None and config.online and not config.rescores:
             measured["sampler_gap"] = change[0]
         return state, measured
+
+    def with_keys(self, batch: Batch, key: jax.Array) -> Batch:
+        """The batch with keys for LoRA's dropout, if there is any."""
+        return batch._replace(keys=jax.random.split(key, len(batch.lengths))) if self.config.lora_dropout else batch
 
     @property
     def frozen(self) -> Any:
@@ -371,8 +375,7 @@ class _Run:
         config = self.config
         indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
         batch = chosen_batch([self.data.pairs[i] for i in indices], config.prompt_tokens, config.completion_tokens)
-        if config.lora_dropout:
-            batch = batch._replace(key=jax.random.fold_in(state.key, position))
+        batch = self.with_keys(batch, jax.random.fold_in(state.key, position))
         state, metrics = self.update(state, self.frozen, self.placement.batch(batch))
         extra = state.extra | {"position": state.extra["position"] + 1}
         if position + 1 == config.sft_iterations:
