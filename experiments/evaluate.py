@@ -143,9 +143,9 @@ def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[s
         rows = load_preferences(args.data).rows
     except ValueError:
         return {}
-    limits = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
-    pairs = encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits.values())[: args.prompts]
-    margins = implicit_margins(policy, reference, pairs, **limits)
+    limits = args.prompt_tokens, args.completion_tokens
+    pairs = encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits)[: args.prompts]
+    margins = implicit_margins(policy, reference, pairs, prompt_tokens=limits[0], completion_tokens=limits[1])
     low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
     return {"implicit_accuracy": accuracy, "implicit_accuracy_low": low, "implicit_accuracy_high": high}
