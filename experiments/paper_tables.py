@@ -81,8 +81,8 @@ class Tables:
     """Held-out preference pairs of each offline run."""
     seeds: int = 1
     """Runs per cell."""
-    window: int = 50
-    """Last updates that the stability table looks at."""
+    window: int = 16
+    """Last updates of each run that the stability table looks at."""
     output: Path = Path("runs/tables")
     """Folder of all runs."""
     report_only: bool = False
@@ -255,6 +255,7 @@ def stability_table(args: Tables, runs: dict) -> str:
         rows.append(
             [
                 method,
+                f"{len(kls[0])} of {len(updates(of[0], 'kl_ref', 10**9))}",
                 f"{np.mean([x.var() for x in norms]):.4g}",
                 f"{np.mean([x.var() / x.mean() ** 2 for x in norms]):.3f}",
                 f"{np.mean([x.std() for x in kls]):.3f}",
@@ -262,9 +263,9 @@ def stability_table(args: Tables, runs: dict) -> str:
                 f"{paper.variance}, {paper.kl_std}" if paper else "-",
             ]
         )
-    columns = ["method", "grad-norm variance", "variance / mean²", "std of KL(π‖π_ref), nats a reply"]
+    columns = ["method", "last updates", "grad-norm variance", "variance / mean²", "std of kl_ref, nats a reply"]
     columns += ["std of its change per update", "paper's variance, KL std (caveat above)"]
-    return table(columns, rows, f"Stability, last {args.window} updates")
+    return table(columns, rows, "Stability; kl_ref is estimated on the batch that is trained on")
 
 
 def accuracy_table(args: Tables, runs: dict) -> str:
@@ -286,9 +287,9 @@ def ablation_table(args: Tables, runs: dict) -> str:
     for label, (_, paper) in ABLATIONS.items():
         of = runs.get((domain, label), [])
         if of:
-            kl = np.mean([updates(seed, "kl_ref", 1)[-1] for seed in of])
-            rows.append([label, rate(pooled(of, "wins")), f"{kl:.2f}", str(paper)])
-    columns = ["setting", f"{domain}: held-out RM win %", "KL to the start at the end, nats a reply"]
+            kl = pooled(of, "kl_reference")
+            rows.append([label, rate(pooled(of, "wins")), "-" if kl is None else f"{kl.mean():.1f}", str(paper)])
+    columns = ["setting", f"{domain}: held-out RM win %", "KL to the start, nats a reply"]
     return table([*columns, "paper's UltraFeedback % (caveat above)"], rows, "Ablations of Hard-Pair-GRPO")
 
 
@@ -324,7 +325,7 @@ def draw(args: Tables, runs: dict, path: Path) -> None:
         shortest = min(map(len, kl))
         if shortest:
             along.plot(np.mean([x[:shortest] for x in kl], axis=0), label=label, linewidth=1)
-    along.set(xlabel="update", ylabel="KL to the start, nats a reply")
+    along.set(xlabel="update", ylabel="kl_ref, estimated on the batch it trains on, nats a reply")
     along.legend(fontsize=7)
     figure.suptitle(f"{args.model}, {args.iterations} batches, {args.seeds} seed(s), 95% intervals over prompts")
     figure.savefig(path, dpi=130)

@@ -85,7 +85,7 @@ class Run:
     output: Path = Path("runs/reward_model")
     """Folder for everything the run leaves."""
     resume: bool = False
-    """Go on with the run in `output`: features that were pooled are not pooled again."""
+    """Go on with the run in `output`: pairs that were pooled are not pooled again."""
 
 
 @dataclass(frozen=True)
@@ -157,22 +157,26 @@ def read(run: Run, model: Model, console: Console) -> Pairs:
 
 
 def pool(run: Run, model: Model, pairs: Pairs, console: Console) -> np.ndarray:
-    """Features `[N, 2, F]` from the frozen trunk, kept in the run's folder."""
-    path = run.output / "features.npy"
+    """Features `[N, 2, F]` from the frozen trunk, kept in the run's folder as they come."""
+    path, partial = run.output / "features.npy", run.output / "features.partial.npy"
     if path.exists():
         return np.load(path, allow_pickle=False)
-    started = time.monotonic()
+    if not partial.exists():
+        np.save(run.output / "features.new.npy", training.empty_features(model, len(pairs.tokens), run.features))
+        (run.output / "features.new.npy").rename(partial)
+    pooled = np.lib.format.open_memmap(partial, mode="r+")
+    total, started = len(pairs.tokens), time.monotonic()
+    before = int(np.isfinite(pooled).all((1, 2)).sum())
 
     def progress(done: int) -> None:
-        if done * 10 // len(pairs.tokens) > max(done - run.batch, 0) * 10 // len(pairs.tokens):
-            left = (time.monotonic() - started) * (len(pairs.tokens) / done - 1)
-            console.print(f"pooled {done} of {len(pairs.tokens)} pairs, {left:.0f} s left", highlight=False)
+        if done > before and done * 10 // total > max(done - run.batch, before) * 10 // total:
+            left = (time.monotonic() - started) * (total - done) / (done - before)
+            console.print(f"pooled {done} of {total} pairs, {left:.0f} s left", highlight=False)
 
     policy = Policy(model, model.params)
-    pooled = training.pair_features(policy, pairs.tokens, run.features, batch=run.batch, progress=progress)
-    np.save(path.with_suffix(".partial.npy"), pooled)
-    path.with_suffix(".partial.npy").rename(path)
-    return pooled
+    training.pair_features(policy, pairs.tokens, run.features, batch=run.batch, progress=progress, into=pooled)
+    partial.rename(path)
+    return np.asarray(pooled)
 
 
 def make_fit(run: Run, model: Model, pairs: Pairs, pooled: np.ndarray) -> Fit:

@@ -58,7 +58,8 @@ class ControlConfig:
     alpha: float = 2.0
     """Weight of the hinge beyond the trust region (hard)."""
     delta_0: float = 0.03
-    """Probability mass moved per pair at the start (hard); candidates start at 1/K each."""
+    """Probability mass moved at the start per pair of weight 1; candidates start at 1/K each. Scheme "all" weighs each
+    pair 1/(K-1) (hard)."""
     delta_gamma: float = 1.0
     """Factor of delta per iteration (hard)."""
     fit: Literal["reverse", "forward"] = "reverse"

@@ -1,10 +1,14 @@
 """Causal language models in Flax: load, score, generate and save real weights."""
 
-from pairgrpo_jax.lm import lora
-from pairgrpo_jax.lm.generation import Generation, generate
-from pairgrpo_jax.lm.model import Model, load_model, save_pretrained
-from pairgrpo_jax.lm.sampling import Sampling
-from pairgrpo_jax.lm.scoring import Policy, Scores, score
+try:
+    from pairgrpo_jax.lm import lora
+    from pairgrpo_jax.lm.generation import Generation, generate
+    from pairgrpo_jax.lm.model import Model, load_model, save_pretrained
+    from pairgrpo_jax.lm.sampling import Sampling
+    from pairgrpo_jax.lm.scoring import Policy, Scores, score
+except ModuleNotFoundError as error:
+    what = f"{error}: language models need the lm extra, pip install -c constraints.txt '.[lm]'"
+    raise ModuleNotFoundError(what, name=error.name) from error
 
 __all__ = [
     "Generation",

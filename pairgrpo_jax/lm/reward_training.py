@@ -13,7 +13,7 @@ from pairgrpo_jax.lm import lora as lora_lib
 from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_pair, pad_texts, ranked_right
 from pairgrpo_jax.lm.generation import bucket
 from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.reward_model import RewardHead, features, reward
+from pairgrpo_jax.lm.reward_model import RewardHead, feature_count, features, reward
 from pairgrpo_jax.lm.scoring import Policy, completion_hidden
 
 MODES = ("frozen", "lora", "full")
@@ -80,6 +80,7 @@ def pair_features(
     *,
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
+    into: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns float32 features `[N, 2, F]` of the chosen and the rejected replies, from one pass of the frozen trunk.
 
@@ -89,22 +90,30 @@ def pair_features(
       names: see `reward_model.features`.
       batch: pairs at a time.
       progress: called with the number of pairs done.
+      into: the array to fill, as `np.lib.format.open_memmap` opens one; what is finite in it is not computed again.
     """
+    if into is None:
+        into = empty_features(policy.model, len(pairs), names)
 
     @jax.jit
     def pooled(params, lora, tokens: PairTokens):
         hidden = completion_hidden(Policy(policy.model, params, lora), *tokens[:4])
         return features(hidden, tokens.lengths, names)
 
-    rows, done = [None] * len(pairs), 0
+    done = 0
     for index in batches_by_length(pairs, batch):
-        values = pooled(policy.params, policy.lora, pad_pairs([pairs[i] for i in index], batch))
-        for i, value in zip(index.tolist(), np.asarray(values)):
-            rows[i] = value
+        if not np.isfinite(into[index]).all():
+            values = pooled(policy.params, policy.lora, pad_pairs([pairs[i] for i in index], batch))
+            into[index] = np.asarray(values)[: len(index)]
         done += len(index)
         if progress is not None:
             progress(done)
-    return np.stack(rows)  # type: ignore
+    return into
+
+
+def empty_features(model: Model, count: int, names: tuple[str, ...]) -> np.ndarray:
+    """NaN for features `[N, 2, F]` to come."""
+    return np.full((count, 2, feature_count(names, model.config.hidden_size)), np.nan, np.float32)
 
 
 def fit_bradley_terry(differences: np.ndarray, l2: float) -> np.ndarray:

@@ -70,9 +70,12 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
         program.execute(args, Console(quiet=True))
     again = run(folder, tmp_path / "out", resume=True, **changed)
     np.save(tmp_path / "out" / "features.npy", 0 * np.load(tmp_path / "out" / "features.npy"))
-    if mode == "frozen":  # the kept features are used
+    if mode == "frozen":  # the kept features are used, and those of a run that was killed while it pooled
         program.execute(again, Console(quiet=True))
         assert json.loads((tmp_path / "out" / "figures.json").read_text())[0]["accuracy"] == 0.5
+        (tmp_path / "out" / "features.npy").rename(tmp_path / "out" / "features.partial.npy")
+        program.execute(again, Console(quiet=True))
+        assert not np.load(tmp_path / "out" / "features.npy").any()
 
 
 def test_bad_settings(folder, tmp_path):

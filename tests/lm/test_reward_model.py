@@ -143,6 +143,11 @@ def test_pooled_features_of_a_data_set(tiny):
         tokens = pad_pairs([data[i]])
         want = features(completion_hidden(policy, *tokens[:4]), tokens.lengths, NAMES)
         np.testing.assert_allclose(pooled[i], want[0], rtol=1e-4, atol=1e-5)
+    part = np.where(np.arange(24)[:, None, None] % 7 == 3, np.nan, np.full_like(pooled, 5.0))
+    reward_training.pair_features(policy, data, NAMES, batch=5, into=part)
+    kept = (part == 5).all((1, 2))  # batches that were whole are not run again
+    assert kept.any() and not kept.all()
+    np.testing.assert_array_equal(part[~kept], pooled[~kept])
     head, _ = reward_training.fit_head(pooled, np.arange(24), NAMES)
     both = np.asarray(rewards(head, jnp.asarray(pooled)))
     assert accuracy(both[:, 0] - both[:, 1]) == 1.0 and abs(both.mean()) < 1e-4

@@ -78,7 +78,8 @@ class AlignConfig:
     alpha: float = 0.5
     """Weight of the hinge beyond the trust region; 0: no trust region (hard)."""
     delta_0: float = 0.12
-    """Probability mass moved per pair at the start; candidates start at 1/K each (hard)."""
+    """Probability mass moved at the start per pair of weight 1; candidates start at 1/K each. Scheme "all" weighs each
+    pair 1/(K-1) (hard)."""
     delta_gamma: float = 0.98
     """Factor of delta per batch (hard)."""
     fit: Literal["reverse", "forward"] = "reverse"
