@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -39,13 +40,21 @@ from pairgrpo_jax.lm.alignment import (
 )
 from pairgrpo_jax.lm.alignment.config import PAIRED
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
-from pairgrpo_jax.lm.data import describe, load_preferences, load_prompts, preference_accuracy, split_by_first_turn
-from pairgrpo_jax.lm.reward_model import load_head
-from pairgrpo_jax.lm.sources import SourceError, judge, reward_function
+from pairgrpo_jax.lm.data import (
+    Loaded,
+    describe,
+    load_preferences,
+    load_prompts,
+    preference_accuracy,
+    split_by_first_turn,
+    spread,
+)
+from pairgrpo_jax.lm.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
+from pairgrpo_jax.lm.sources import Source, SourceError, head_source, judge, reward_function
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("output", "resume", "keep", "export", "shown", "reward_timeout", "reward_retries")
+FREE = ("output", "resume", "keep", "export", "shown", "reward_timeout", "reward_retries", "reward_on_error")
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
 
@@ -57,11 +66,16 @@ class Run:
     """A folder, a .gguf file, a hub id, or smollm2."""
     data: str = "tiny"
     """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
+    split: str = "train"
+    """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
+    held out."""
     reward: str = "harmless-a"
-    """Who judges samples while training: a reward head (a shipped name or a file), module:function of yours, or
+    """Who judges samples while training: a reward model (a shipped name, or a .safetensors of
+    experiments.train_reward_model), module:function of yours (several as module:f=0.7,module:g=0.3), or
     judge:module:function that compares two replies."""
-    judge: str = "harmless-b"
-    """Held-out reward head for the win rate; empty: none."""
+    judge: str = "other"
+    """Held-out reward head for the win rate, another than the reward; other: the other half of a shipped reward's data,
+    else harmless-b for smollm2 and none for other models; empty: none."""
     iterations: int = 24
     """Batches."""
     seed: int = 0
@@ -143,6 +157,17 @@ def check(run: Run) -> None:
     if run.evaluations > run.iterations:
         raise ValueError(f"evaluations={run.evaluations} must be at most iterations={run.iterations}")
     run.config.check()
+    if judge_of(run) == run.reward:
+        raise ValueError(f"judge={run.judge!r} is the reward itself, and nothing would be held out; choose another")
+
+
+def judge_of(run: Run) -> str:
+    """The name of the held-out head; empty for none."""
+    if run.judge != "other":
+        return run.judge
+    if run.reward in SHIPPED:
+        return run.reward[:-1] + {"a": "b", "b": "a"}[run.reward[-1]]
+    return "harmless-b" if run.model == "smollm2" else ""
 
 
 def load(run: Run, placement: Placement) -> Model:
@@ -157,28 +182,31 @@ def load(run: Run, placement: Placement) -> Model:
 def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
     """Held-out data, and the trainer on the rest."""
     config = run.config
-    prompts, held_out = split_by_first_turn(load_prompts(run.data))
     limits = (config.prompt_tokens, config.completion_tokens)
     pairs, held_out_pairs = [], []
     if not config.online or config.sft_iterations:
-        loaded = load_preferences(run.data)
-        console.print(f"{run.data}: {describe(loaded)}", highlight=False)
+        loaded = load_preferences(run.data, split=run.split)
         rows = split_by_first_turn(loaded.rows)
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
-    train_data = Data(encode_prompts(model, prompts, limits[0]), pairs)
-    test_data = Data(
-        encode_prompts(model, held_out, limits[0])[: run.evaluation_prompts], held_out_pairs[: run.evaluation_pairs]
-    )
-    console.print(
-        f"{len(train_data.prompts)} prompts to train on ({len(prompts) - len(train_data.prompts)} too long), "
-        f"{len(test_data.prompts)} held out",
-        highlight=False,
-    )
-    source = make_source(run) if config.online else None
+        held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
+        tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
+    loaded = load_prompts(run.data, split=run.split)
+    rows = split_by_first_turn(loaded.rows)
+    prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
+    held_out = spread(held_out, run.evaluation_prompts)
+    tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
+    train_data, test_data = Data(prompts, pairs), Data(held_out, held_out_pairs)
+    source = make_source(run, model) if config.online else None
     trainer = make_trainer(
         config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
     )
     return test_data, trainer
+
+
+def tell(run: Run, loaded: Loaded, kept: Sequence, held_out: Sequence, left_out: str, console: Console) -> None:
+    """Says what became of the data."""
+    line = f"{run.data}: {describe(loaded)}; {len(kept)} to train on ({left_out}), {len(held_out)} held out"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def make_placement(run: Run) -> Placement:
@@ -189,23 +217,51 @@ def make_placement(run: Run) -> Placement:
     return Placement(mesh, {}) if run.mesh == "data" else Placement(mesh)
 
 
-def make_source(run: Run):
-    """A reward head, or the user's function `module:function`, pairwise after `judge:`."""
-    how, _, rest = run.reward.partition(":")
-    module, _, name = (rest if how == "judge" else run.reward).partition(":")
-    if not name:
-        return load_head(run.reward)
-    if how == "judge" and run.config.algo not in PAIRED:
-        raise ValueError(f"reward: a judge gives pairs, and algo={run.config.algo!r} needs rewards: use soft or hard")
-    if how == "judge" and run.config.candidates % 2:
-        raise ValueError(f"candidates={run.config.candidates} must be even: a judge compares them two by two")
-    sys.path.insert(0, "")  # functions in the working directory
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward: cannot import {run.reward!r}: {error}") from error
+def make_source(run: Run, model: Model) -> Source | RewardHead:
+    """A reward model, or the user's functions: rewards, or comparisons after `judge:`."""
+    if ":" not in run.reward:
+        return reward_model_of(run, model)
     policy = {"timeout": run.reward_timeout, "retries": run.reward_retries, "on_error": run.reward_on_error}
-    return judge(function, **policy) if how == "judge" else reward_function(function, **policy)
+    how, _, rest = run.reward.partition(":")
+    if how != "judge":
+        named = [part.partition("=") for part in run.reward.split(",")]
+        try:
+            weights = [float(weight or 1) for _, _, weight in named]
+        except ValueError as error:
+            raise ValueError(f"reward={run.reward!r}: weights must be numbers, as in module:f=0.7") from error
+        return reward_function([user_function(name) for name, _, _ in named], weights, **policy)
+    if run.config.algo not in PAIRED:
+        raise ValueError(f"reward: a judge gives pairs, and algo={run.config.algo!r} needs rewards: use soft or hard")
+    if run.config.candidates % 2:
+        raise ValueError(f"candidates={run.config.candidates} must be even: a judge compares them two by two")
+    return judge(user_function(rest), **policy)
+
+
+def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
+    """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
+    tell_other_model(run, run.reward)
+    policy, head = load_reward_model(run.reward, model)
+    if policy.lora is None and policy.model is model:
+        return head
+    limits = {"prompt_tokens": run.config.prompt_tokens, "reply_tokens": run.config.completion_tokens}
+    return head_source(policy, head, **limits)
+
+
+def tell_other_model(run: Run, name: str) -> None:
+    """Warns of a head that was made on another model than this run's."""
+    made_on = about_head(name).get("model", run.model)
+    if made_on != run.model:
+        print(f"warning: {name} was made on {made_on}; is {run.model} the same model?", file=sys.stderr)
+
+
+def user_function(where: str) -> Callable:
+    """The function `module:function`, also of the working directory."""
+    module, _, name = where.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"reward: cannot import {where!r}: {error}") from error
 
 
 def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
@@ -213,15 +269,17 @@ def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placem
 
     Without a head there is nothing to judge, and it hears only the replies that are shown.
     """
-    config = run.config
+    config, head = run.config, judge_of(run)
+    if head:
+        tell_other_model(run, head)
     return Judges(
         Policy(model, model.params),
-        load_head(run.judge) if run.judge else None,
-        prompts if run.judge else prompts[: run.shown],
+        load_head(head) if head else None,
+        prompts if head else prompts[: run.shown],
         prompt_tokens=config.prompt_tokens,
         completion_tokens=config.completion_tokens,
         sampling=config.scored,
-        samples=run.evaluation_samples if run.judge else 1,
+        samples=run.evaluation_samples if head else 1,
         seed=run.seed,
         rows=placement.rows,
     )
@@ -273,6 +331,9 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
     console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
     for line in summary(last):
         console.print(line, highlight=False)
+    if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row["failed_groups"]))):
+        total = run.iterations * run.config.prompts
+        console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
     print_files(run.output, files, console)
 
 
@@ -306,7 +367,7 @@ def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
     """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
     lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
     lines += [*[f"- {line}" for line in summary(row)], ""]
-    scored = f", and scored by `{run.judge}`" if run.judge else ""
+    scored = f", and scored by `{judge_of(run)}`" if judge_of(run) else ""
     lines.append(f"Replies are sampled, cut at {run.config.completion_tokens} tokens{scored}.")
     for item in replies:
         lines += ["", "---", ""]

@@ -29,7 +29,14 @@ from pairgrpo_jax.lm.alignment.evaluation import (
     judge_replies,
     write_replies,
 )
-from pairgrpo_jax.lm.data import load_preferences, load_prompts, preference_accuracy, ranked_right, split_by_first_turn
+from pairgrpo_jax.lm.data import (
+    load_preferences,
+    load_prompts,
+    preference_accuracy,
+    ranked_right,
+    split_by_first_turn,
+    spread,
+)
 from pairgrpo_jax.lm.reward_model import check_head, load_head
 
 
@@ -47,6 +54,8 @@ class Evaluation:
     """Reward head, one that neither model was trained on."""
     data: str = "tiny"
     """Prompts or preferences; see experiments.align."""
+    split: str = "train"
+    """Split of the data; with --fold -1 a test split as a whole."""
     fold: int = 0
     """Fifth of the data, split by first turn, that is evaluated on; -1: all."""
     prompts: int = 64
@@ -140,11 +149,11 @@ def fold_of_rows(rows: list, fold: int) -> list:
 def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
     """Implicit-reward accuracy on the fold's labelled pairs, with its interval; nothing where data has none."""
     try:
-        rows = load_preferences(args.data).rows
+        rows = load_preferences(args.data, split=args.split).rows
     except ValueError:
         return {}
     limits = args.prompt_tokens, args.completion_tokens
-    pairs = encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits)[: args.prompts]
+    pairs = spread(encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits), args.prompts)
     margins = implicit_margins(policy, reference, pairs, prompt_tokens=limits[0], completion_tokens=limits[1])
     low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
@@ -182,11 +191,12 @@ def main() -> None:
     require_at_least(args, dict.fromkeys(("prompts", "samples", "prompt_tokens", "completion_tokens"), 1))
     reference, head = as_policy(args.reference), load_head(args.judge)
     a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
-    sizes = {p.model.config.vocab_size for p in (a, b, reference)}
-    if len(sizes) > 1:
-        raise ValueError(f"a, b and reference must share a vocabulary, got sizes {sorted(sizes)}")
-    prompts = fold_of_rows(load_prompts(args.data), args.fold)
-    prompts = encode_prompts(reference.model, prompts, args.prompt_tokens)[: args.prompts]
+    for name, other in (("a", a), ("b", b)):
+        sizes = other.model.config.vocab_size, reference.model.config.vocab_size
+        if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
+            raise ValueError(f"{name}: a, b and reference must share a vocabulary; sizes are {sizes[0]} and {sizes[1]}")
+    prompts = fold_of_rows(load_prompts(args.data, split=args.split).rows, args.fold)
+    prompts = spread(encode_prompts(reference.model, prompts, args.prompt_tokens), args.prompts)
     judges = Judges(
         reference,
         head,

@@ -21,6 +21,7 @@ from experiments.runs import complete, finished_metrics
 from experiments.statistics import mean_interval
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
 from pairgrpo_jax.lm.data import ranked_right
+from pairgrpo_jax.training import NonFiniteError
 
 METHODS = ("grpo", "rank", "ppo", "soft", "hard", "dpo", "ipo", "orpo", "soft-offline", "hard-offline")
 DOMAINS = ("helpful", "harmless", "ultrafeedback")
@@ -73,6 +74,8 @@ class Tables:
     """Make the ablation table, on the last of `domains`."""
     model: str = "smollm2"
     """As in experiments.align."""
+    heads: Path | None = None
+    """Folder of DOMAIN-a.safetensors and DOMAIN-b.safetensors for another model; the shipped heads fit smollm2."""
     iterations: int = 24
     """Batches of each run."""
     evaluation_prompts: int = 32
@@ -97,18 +100,22 @@ class Cell(NamedTuple):
     seed: int
 
 
-def main() -> int | None:
-    """Makes the runs that are missing and reports."""
+def main() -> int:
+    """Makes the runs that are missing and reports; 1 if one has diverged."""
     args = tyro.cli(Tables, description=__doc__)
     check(args)
-    console = Console()
-    if not args.report_only:
-        for cell in cells(args):
-            code = complete(align, run_of(args, cell), f"{cell.domain}, {cell.label}, seed {cell.seed}", console)
-            if code:
-                return code
+    console, diverged = Console(), 0
+    for cell in [] if args.report_only else cells(args):
+        title = f"{cell.domain}, {cell.label}, seed {cell.seed}"
+        try:
+            code = complete(align, run_of(args, cell), title, console)
+        except NonFiniteError as error:  # a result too: the other cells go on
+            console.print(f"{title} has diverged: {error}", highlight=False)
+            code, diverged = 0, 1
+        if code:
+            return code
     report(args, console)
-    return None
+    return diverged
 
 
 def check(args: Tables) -> None:
@@ -148,11 +155,14 @@ def cells(args: Tables) -> list[Cell]:
 def run_of(args: Tables, cell: Cell) -> align.Run:
     """The run of a cell."""
     folder = args.output / cell.domain / cell.label.replace(",", "").replace(" ", "_") / f"seed{cell.seed}"
+    heads = [f"{cell.domain}-{half}" for half in "ab"]
+    if args.heads is not None:
+        heads = [str(args.heads / f"{head}.safetensors") for head in heads]
     return align.Run(
         model=args.model,
         data=args.data[args.domains.index(cell.domain)],
-        reward=f"{cell.domain}-a",
-        judge=f"{cell.domain}-b",
+        reward=heads[0],
+        judge=heads[1],
         iterations=args.iterations,
         evaluation_prompts=args.evaluation_prompts,
         evaluation_pairs=args.evaluation_pairs,
@@ -237,8 +247,9 @@ def main_table(args: Tables, runs: dict) -> str:
 
 
 def updates(seed: list[dict], name: str, window: int) -> np.ndarray:
-    """A metric of each of the last `window` updates of a run."""
-    return np.concatenate([np.atleast_1d(row[name]) for row in seed if name in row] or [np.zeros(0)])[-window:]
+    """A metric of each of the last `window` updates of a run; skipped ones, which are not finite, left out."""
+    values = np.concatenate([np.atleast_1d(row[name]) for row in seed if name in row] or [np.zeros(0)])
+    return values[np.isfinite(values)][-window:]
 
 
 def stability_table(args: Tables, runs: dict) -> str:

@@ -10,6 +10,7 @@ low-rank adapters (`--mode lora`) or as a whole (`--mode full`). Writes heads, f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -181,7 +182,7 @@ def pool(run: Run, model: Model, pairs: Pairs, console: Console) -> np.ndarray:
 
 def make_fit(run: Run, model: Model, pairs: Pairs, pooled: np.ndarray) -> Fit:
     """How a reward model is fitted to some of the pairs."""
-    groups = pairs.fold(2**31, run.seed)
+    groups = pairs.fold(2**31 - 1, run.seed)  # odd, or all first turns of a half would be in half of the inner folds
 
     def fit_frozen(train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         head, l2 = training.fit_head(pooled[train], groups[train], run.features, run.l2)
@@ -284,6 +285,8 @@ def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any
             "data": Path(run.data).name if Path(run.data).exists() else run.data,
             "pairs": int((half == number).sum()),
             "accuracy": row["accuracy"],
+            "mode": run.mode,
+            "lora": dataclasses.asdict(run.lora),
         }
         save_head(fitted["head"], run.output / f"{name}.safetensors", l2=fitted["l2"], **about)
         if "adapters" in fitted:

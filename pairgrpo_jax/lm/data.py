@@ -1,9 +1,10 @@
 """Preference data: read in any common layout, cleaned with a count per reason, split, shuffled and encoded."""
 
 import hashlib
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from pairgrpo_jax.lm.generation import bucket
 from pairgrpo_jax.lm.model import Model
 from pairgrpo_jax.lm.readers import read_rows
-from pairgrpo_jax.lm.tokenizer import encode_chat, with_bos
+from pairgrpo_jax.lm.tokenizer import TemplateRefusal, encode_chat, with_bos
+
+_log = logging.getLogger("pairgrpo_jax.lm")
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = tuple[Message, ...]
@@ -19,6 +22,7 @@ Prompt = tuple[Message, ...]
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+_LIKE_PROMPT = ("question", "instruction", "input", "query", "context")
 
 
 class Preference(NamedTuple):
@@ -49,9 +53,9 @@ class EncodedPair(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """Clean rows, and how many were dropped for which reason."""
+    """Clean rows, preferences or prompts, and how many were dropped for which reason."""
 
-    rows: list[Preference]
+    rows: list[Any]
     dropped: dict[str, int]
 
 
@@ -75,18 +79,10 @@ def load_preferences(source: str, *, split: str = "train") -> Loaded:
     Raises:
       ValueError: for a source that cannot be read, columns of no layout above, or no usable row.
     """
-    rows, dropped = [], Counter()
-    for where, row in read_rows(source, split):
-        try:
-            rows.append(_preference(row, where))
-        except _Drop as reason:
-            dropped[str(reason)] += 1
-    if not rows:
-        raise ValueError(f"{source}: no usable preference ({_listed(dropped) or 'no row at all'})")
-    return Loaded(rows, dict(dropped))
+    return _load(_preference, "preference", source, split)
 
 
-def load_prompts(source: str, *, split: str = "train") -> list[Prompt]:
+def load_prompts(source: str, *, split: str = "train") -> Loaded:
     """Reads prompts for online training, each once: a `prompt` or `messages` column, or those of preferences.
 
     Replies at the end of `messages` are left out. For `source` and `split` see `load_preferences`.
@@ -94,27 +90,36 @@ def load_prompts(source: str, *, split: str = "train") -> list[Prompt]:
     Raises:
       ValueError: for a source that cannot be read, or without a usable prompt.
     """
-    prompts: dict[str, Prompt] = {}
+    loaded = _load(_only_prompt, "prompt", source, split)
+    once: dict[str, Prompt] = {}
+    for prompt in loaded.rows:
+        once.setdefault(repr(prompt), prompt)
+    return loaded._replace(rows=list(once.values()))
+
+
+def _load(read: Callable[[dict[str, Any], str], Any], what: str, source: str, split: str) -> Loaded:
+    rows, dropped = [], Counter()
     for where, row in read_rows(source, split):
         try:
-            prompt = _only_prompt(row, where)
-        except _Drop:
-            continue
-        prompts.setdefault(repr(prompt), prompt)
-    if not prompts:
-        raise ValueError(f"{source}: no usable prompt")
-    return list(prompts.values())
+            rows.append(read(row, where))
+        except _Drop as reason:
+            dropped[str(reason)] += 1
+    if not rows:
+        raise ValueError(f"{source}: no usable {what} ({_listed(dropped) or 'no row at all'})")
+    return Loaded(rows, dict(dropped))
 
 
 def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
-    if "chosen" in row or "text" in row:
+    column = next((name for name in ("prompt", "messages") if name in row), None)
+    if "chosen" in row or (column is None and "text" in row):
         return _preference(row, where).prompt
-    content = row.get("prompt", row.get("messages"))
-    if content is None:
+    if column is None:
         raise ValueError(
             f"{where}: expected a column 'prompt' or 'messages', or those of preferences; got {sorted(row)}"
         )
-    messages = _messages(content, where)
+    if row[column] is None:
+        raise _Drop("empty prompt")
+    messages = _messages(row[column], where)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     return _checked_prompt(messages)
@@ -125,6 +130,9 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
     chosen, rejected, scores = _sides(row, where)
     if not chosen or not rejected:
         raise _Drop("empty reply")
+    misnamed = next((name for name in _LIKE_PROMPT if isinstance(row.get(name), str)), None)
+    if misnamed and row.get("prompt") is None and isinstance(chosen, str) and not _TURN.match(chosen):
+        raise ValueError(f"{where}: no column 'prompt', but {misnamed!r}; rename it if it holds the prompt")
     prompt, good, bad = _prompt_and_replies(row.get("prompt"), chosen, rejected, where)
     good, bad = good.strip(), bad.strip()
     if not good or not bad:
@@ -143,17 +151,25 @@ def _sides(row: dict[str, Any], where: str) -> tuple[Any, Any, tuple[float, floa
     if "chosen" in row and "rejected" in row:
         scored = {**row, **row["metadata"]} if isinstance(row.get("metadata"), dict) else row
         scores = (scored.get("score_chosen"), scored.get("score_rejected"))
-        return row["chosen"], row["rejected"], None if None in scores else (float(scores[0]), float(scores[1]))  # type: ignore
+        return row["chosen"], row["rejected"], None if None in scores else _numbers(scores, where)
     if "text" in row and "score" in row:
         texts, scores = row["text"], row["score"]
-        if not len(texts) == len(scores) == 2:
+        if not all(isinstance(x, Sequence) and not isinstance(x, str) and len(x) == 2 for x in (texts, scores)):
             raise ValueError(f"{where}: 'text' and 'score' must hold two entries each")
+        scores = _numbers(scores, where)
         best = int(scores[1] > scores[0])
-        return texts[best], texts[1 - best], (float(scores[best]), float(scores[1 - best]))
+        return texts[best], texts[1 - best], (scores[best], scores[1 - best])
     raise ValueError(
         f"{where}: expected columns 'chosen' and 'rejected' (and perhaps 'prompt'), or 'text' and 'score'; "
         f"got {sorted(row)}"
     )
+
+
+def _numbers(scores: Sequence, where: str) -> tuple[float, float]:
+    try:
+        return float(scores[0]), float(scores[1])
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{where}: scores must be two numbers, got {list(scores)}") from e
 
 
 def _prompt_and_replies(prompt: Any, chosen: Any, rejected: Any, where: str) -> tuple[Prompt, str, str]:
@@ -223,7 +239,8 @@ def _listed(dropped: dict[str, int]) -> str:
 def describe(loaded: Loaded) -> str:
     """Returns one line: how many rows are left, and how many were dropped for which reason."""
     lost = sum(loaded.dropped.values())
-    return f"{len(loaded.rows)} preferences; dropped {lost}" + (f": {_listed(loaded.dropped)}" if lost else "")
+    what = "preferences" if loaded.rows and isinstance(loaded.rows[0], Preference) else "prompts"
+    return f"{len(loaded.rows)} {what}; dropped {lost}" + (f": {_listed(loaded.dropped)}" if lost else "")
 
 
 def first_turn(row: Any) -> str:
@@ -247,6 +264,12 @@ def split_by_first_turn(rows: Sequence, *, folds: int = 5, fold: int = 0, seed: 
         raise ValueError(f"folds={folds} must be >= 2 and fold={fold} in [0, {folds})")
     inside = [fold_of(first_turn(row), folds, seed) == fold for row in rows]
     return [r for r, x in zip(rows, inside) if not x], [r for r, x in zip(rows, inside) if x]
+
+
+def spread(rows: Sequence, count: int) -> list:
+    """At most `count` rows, in their order, from all over them (the same ones every time): files may be sorted."""
+    chosen = np.random.default_rng(0).permutation(len(rows))[:count]
+    return [rows[i] for i in sorted(chosen.tolist())]
 
 
 def fold_of(text: str, folds: int, seed: int) -> int:
@@ -274,20 +297,39 @@ def batch_indices(count: int, batch: int, position: int, seed: int) -> np.ndarra
 def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
     """Returns the ids that ask for the next reply, of at most `limit` tokens.
 
-    Oldest turns are dropped, up to the next user turn, until the rest fits; None if the last turn alone does not.
+    Oldest turns are dropped, up to the next user turn, until the rest fits; None if the last turn alone does not, or if
+    the model's chat template refuses the messages (logged), even with neighbouring turns of one speaker joined.
     A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
 
     Raises:
-      ValueError: if the model has no tokenizer, or its template refuses the messages.
+      ValueError: if the model has no tokenizer.
     """
     system = tuple(m for m in prompt[:1] if m["role"] == "system")
     turns = prompt[len(system) :]
     starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
     for start in [0, *(i for i in starts if i > 0)]:
-        ids = _encode(model, (*system, *turns[start:]))
+        messages = (*system, *turns[start:])
+        try:
+            ids = _encode(model, messages)
+        except TemplateRefusal:
+            try:
+                ids = _encode(model, joined(messages))
+            except TemplateRefusal as refusal:
+                _log.warning("a prompt is left out: %s", refusal)
+                return None
         if len(ids) <= limit:
             return ids
     return None
+
+
+def joined(messages: Prompt) -> Prompt:
+    """Messages with neighbours of one role made one: HH-RLHF holds some, and many chat templates refuse them."""
+    out: list[Message] = []
+    for message in messages:
+        if out and out[-1]["role"] == message["role"]:
+            message = message | {"content": f"{out.pop()['content']}\n\n{message['content']}"}
+        out.append(message)
+    return tuple(out)
 
 
 def _encode(model: Model, messages: Prompt) -> list[int]:
@@ -314,7 +356,7 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
 
 
 def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
-    """Returns the tokens of a preference, or None if its prompt does not fit; see `encode_prompt`, `encode_reply`."""
+    """Returns the tokens of a preference, or None where `encode_prompt` gives None; see there and `encode_reply`."""
     prompt = encode_prompt(model, row.prompt, prompt_tokens)
     if prompt is None:
         return None

@@ -217,7 +217,7 @@ def load_model(
         reader = safetensors_files.SafetensorsReader(path)
         tokenizer = tokenizers.from_folder(path)
     if tokenizer is not None:
-        tokenizers.check_vocab(tokenizer, config.vocab_size, where)
+        tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
     abstract = weights.abstract_params(config, dtype)
     params = weights.load(reader, names, abstract, shardings and shardings(abstract))
     return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat)

@@ -1,5 +1,6 @@
 """Reward models: a linear head on what a causal LM's layers hold of a reply."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -13,7 +14,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pairgrpo_jax.lm import lora
 from pairgrpo_jax.lm.config import ModelConfig
+from pairgrpo_jax.lm.model import Model, load_model
 from pairgrpo_jax.lm.sampling import Sampling
 from pairgrpo_jax.lm.scoring import Policy, Scores, completion_hidden, score_hidden
 
@@ -152,14 +155,51 @@ def save_head(head: RewardHead, path: Path | str, **about: Any) -> None:
 
 
 def load_head(name_or_path: Path | str) -> RewardHead:
-    """Loads a shipped head for SmolLM2-135M-Instruct, or a file of `save_head`.
+    """Loads a shipped head for SmolLM2-135M-Instruct, or a file of `save_head`, made on a frozen trunk.
 
     "helpful-a", "harmless-a" and "ultrafeedback-a" were trained on one half of their data, by first turn, "-b" on the
     other: one to train a policy on, the other to judge it.
 
     Raises:
-      ValueError: if there is no such head, or the file does not hold one.
+      ValueError: if there is no such head, the file does not hold one, or its trunk was trained with it.
     """
+    if (mode := about_head(name_or_path).get("mode", "frozen")) != "frozen":
+        raise ValueError(f"{name_or_path}: its trunk was trained too (mode {mode!r}); use load_reward_model")
+    return _load_head(name_or_path)[0]
+
+
+def about_head(name_or_path: Path | str) -> dict[str, Any]:
+    """The facts that `save_head` was given: model, data, accuracy; raises as `load_head`."""
+    return _load_head(name_or_path)[1]
+
+
+def load_reward_model(name_or_path: Path | str, model: Model) -> tuple[Policy, RewardHead]:
+    """Loads a head with the trunk it was trained on, as `experiments.train_reward_model` leaves them side by side.
+
+    Args:
+      name_or_path: a shipped head, or a file NAME.safetensors of any mode.
+      model: the base; the trunk itself (frozen), or what the adapters of NAME-adapters.safetensors go on (lora). A
+        whole trunk comes from the folder NAME-trunk (full).
+
+    Raises:
+      ValueError: as `load_head`, for files that are missing, and for a head or adapters that do not fit the model.
+    """
+    path, (head, about) = Path(name_or_path), _load_head(name_or_path)
+    mode, policy = about.get("mode", "frozen"), Policy(model, model.params)
+    if mode == "lora":
+        file = path.with_name(f"{path.stem}-adapters.safetensors")
+        config = lora.LoraConfig(**about["lora"])
+        config = dataclasses.replace(config, targets=tuple(config.targets))  # JSON has no tuples
+        adapters = lora.load_adapters(file, config, model.config)
+        policy = policy._replace(lora=lora.variables(config, adapters))
+    elif mode == "full":
+        trunk = load_model(path.with_name(f"{path.stem}-trunk"))
+        policy = Policy(trunk, trunk.params)
+    check_head(head, policy.model.config)
+    return policy, head
+
+
+def _load_head(name_or_path: Path | str) -> tuple[RewardHead, dict[str, Any]]:
     name = str(name_or_path)
     path = Path(name)
     if name in SHIPPED:
@@ -169,11 +209,12 @@ def load_head(name_or_path: Path | str) -> RewardHead:
     try:
         with safe_open(path, "numpy") as file:
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-            names = tuple(json.loads((file.metadata() or {})["features"]))
+            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            names = tuple(about.pop("features"))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
         raise ValueError(f"{name}: not a reward head: {e}") from e
     if weight.ndim != 1 or bias.shape != (1,) or not set(names) <= set(FEATURES) or not names:
         raise ValueError(f"{name}: not a reward head: weight {weight.shape}, bias {bias.shape}, features {names}")
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise ValueError(f"{name}: the weights are not finite")
-    return RewardHead(jnp.asarray(weight, jnp.float32), jnp.asarray(bias[0], jnp.float32), names)
+    return RewardHead(jnp.asarray(weight, jnp.float32), jnp.asarray(bias[0], jnp.float32), names), about

@@ -110,7 +110,14 @@ def reward_function(
             rewards = _rewards_of(function, prompts, completions, shape, policy)
             failed |= ~np.isfinite(rewards).all(-1)
             total += weight * rewards
-        return Judgement(np.where(failed[:, None], 0.0, total).astype(np.float32), None, failed)
+        with np.errstate(over="ignore"):
+            total = total.astype(np.float32)
+        beyond = ~np.isfinite(total).all(-1) & ~failed
+        if beyond.any():
+            problem = f"rewards beyond float32 in groups {np.flatnonzero(beyond).tolist()[:8]} of {shape[0]}"
+            _give_up(functions[0], problem, None, policy)
+        failed |= beyond
+        return Judgement(np.where(failed[:, None], 0, total), None, failed)
 
     return source
 
@@ -118,16 +125,18 @@ def reward_function(
 def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> np.ndarray:
     """Returns float64 `[B, K]`, nan where the function has failed and the policy is to skip."""
     rewards, problem, cause = np.full(shape, np.nan), "", None
-    for _ in range(policy.retries + 1):
+    for tries_left in range(policy.retries, -1, -1):
         try:
             rewards = _as_rewards(_call(function, (prompts, completions), policy.timeout), shape)
         except Exception as e:  # anything that a user's function raises
             problem, cause = f"{type(e).__name__}: {e}", e
-            continue
-        bad = np.flatnonzero(~np.isfinite(rewards).all(-1)).tolist()
-        if not bad:
-            return rewards
-        problem, cause = f"a reward that is not a finite number in groups {bad[:8]} of {shape[0]}", None
+        else:
+            bad = np.flatnonzero(~np.isfinite(rewards).all(-1)).tolist()
+            if not bad:
+                return rewards
+            problem, cause = f"a reward that is not a finite number in groups {bad[:8]} of {shape[0]}", None
+        if tries_left:
+            _log.warning("%s failed: %s; trying again, %d more times at most", _name(function), problem, tries_left)
     _give_up(function, problem, cause, policy)
     return rewards
 
@@ -166,8 +175,10 @@ def judge(
       on_error: "raise" or "skip".
 
     Raises:
-      ValueError: for an unknown `compare`; on a call, for odd K with "disjoint".
+      ValueError: for an unknown `compare`, or a judge that cannot be called; on a call, for odd K with "disjoint".
     """
+    if not callable(function):
+        raise ValueError(f"function: expected a callable judge, got {function!r}")
     if compare not in ("disjoint", "all"):
         raise ValueError(f'compare={compare!r} is unknown; choose "disjoint" or "all"')
     policy = ErrorPolicy(timeout, retries, on_error)
@@ -210,7 +221,9 @@ def _ask(function: Callable, questions: list[tuple], policy: ErrorPolicy) -> lis
             bounded = [asyncio.wait_for(function(*q), policy.timeout) for q in questions]
             return await asyncio.gather(*bounded, return_exceptions=True)
 
-        answers = _call(together, (), None)
+        # One that blocks its loop never gives it back: a second more than any comparison may take ends the wait.
+        answers = _caught(together, (), None if policy.timeout is None else policy.timeout + 1)
+        answers = [answers] * len(questions) if isinstance(answers, Exception) else answers
     else:
         answers = [_caught(function, q, policy.timeout) for q in questions]
     return [_verdict(function, q, answer, policy) for q, answer in zip(questions, answers)]
@@ -285,11 +298,14 @@ def _group_shape(prompts: list, completions: list[list[str]]) -> tuple[int, int]
 
 
 def _give_up(function: Callable, problem: str, cause: Exception | None, policy: ErrorPolicy) -> None:
-    name = getattr(function, "__name__", type(function).__name__)
-    message = f"{name} failed ({policy.retries + 1} tries): {problem}"
+    message = f"{_name(function)} failed ({policy.retries + 1} tries): {problem}"
     if policy.on_error == "raise":
         raise SourceError(f'{message}; on_error="skip" goes on without the groups concerned') from cause
     _log.warning("%s; skipped", message)
+
+
+def _name(function: Callable) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _caught(function: Callable, arguments: tuple, timeout: float | None) -> Any:

@@ -1,5 +1,6 @@
 """Tokenizers and chat templates: from a folder, or rebuilt exactly from GGUF fields."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,14 @@ def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
         raise ValueError(f"{folder}: cannot read the tokenizer: {e}") from e
 
 
-def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, where: str) -> None:
-    """Raises ValueError if the tokenizer can give an id that the model has no row for."""
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
+    """Raises ValueError if the tokenizer is another model's: an id without a row, or none that ends a text."""
+    known = set(tokenizer.get_vocab().values())
+    highest = max(known, default=-1)
     if highest >= vocab_size:
         raise ValueError(f"{where}: the tokenizer's ids go up to {highest}, field 'vocab_size' = {vocab_size}")
+    if eos_ids and not known.intersection(eos_ids):
+        raise ValueError(f"{where}: field 'eos_token_id' = {list(eos_ids)}: the tokenizer has none of these ids")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -131,17 +135,21 @@ def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids[1:] if ids[:2] == [bos, bos] else ids if ids[:1] == [bos] else [bos, *ids]
 
 
+class TemplateRefusal(ValueError):
+    """A chat template does not take these messages: roles that do not alternate, or a system turn."""
+
+
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
     """Returns the prompt that asks for the next reply to a list of `{role, content}` messages.
 
     Raises:
-      ValueError: if the tokenizer has no chat template, or the template refuses the messages.
+      ValueError: if the tokenizer has no chat template; TemplateRefusal if the template refuses the messages.
     """
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template; complete plain text instead")
     try:
         text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as e:  # jinja2 raises what the template raises
-        raise ValueError(f"the chat template refuses these messages: {e}") from e
+        raise TemplateRefusal(f"the chat template refuses these messages: {e}") from e
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
     return with_bos(tokenizer, ids)

@@ -8,18 +8,20 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import align, paper_tables
+from experiments import align, evaluate, paper_tables
 from experiments.benchmarks.resume import result
 from experiments.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.lm.reward_model import DEFAULT, RewardHead, save_head
 from pairgrpo_jax.training import read_metrics
 
 SMALL = (
     "--prompts 2 --candidates 2 --prompt-tokens 64 --completion-tokens 6 --lora-rank 2 --iterations 6 --save-every 2"
 )
-SMALL += " --evaluation-prompts 2 --evaluation-samples 1 --shown 2 --judge="
+SMALL += " --evaluation-prompts 2 --evaluation-samples 2 --shown 2 --judge head.safetensors"
 ARGUMENTS = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:vowels", *SMALL.split()]
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}\n{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}a{% endif %}"
@@ -52,7 +54,13 @@ def workplace(tmp_path_factory):
     write_model(folder / "model")
     rows = [{"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    weight = jax.random.normal(jax.random.key(1), (32,))
+    save_head(RewardHead(weight, jnp.zeros(()), DEFAULT), folder / "head.safetensors", model="model")
     (folder / "rewards.py").write_text(
+        "calls = []\n"
+        "def late(prompts, completions):\n"
+        "    calls.append(1)\n"
+        "    return 1 / 0 if len(calls) == 4 else vowels(prompts, completions)\n"
         "def vowels(prompts, completions):\n"
         "    return [[float(sum(x in 'aeiou' for x in text)) for text in group] for group in completions]\n"
         "def broken(prompts, completions):\n"
@@ -91,7 +99,9 @@ def test_leaves_what_it_says(finished):
     assert names <= {path.name for path in output.iterdir()}
     page = (output / "replies.md").read_text()
     assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
-    assert "After 6 of 6 batches" in page
+    assert "After 6 of 6 batches" in page and "scored by `head.safetensors`" in page
+    assert len(rows[-1]["wins"]) == 2 and rows[-1]["win_rate"] == np.mean(rows[-1]["wins"]) == rows[-1]["score"]
+    assert rows[-1]["kl_reference"] != 0 and "held-out proxy-RM win rate over the start" in words
     assert "tokens/s" in words and "held out" in words
     from pairgrpo_jax.lm import load_model
 
@@ -122,6 +132,36 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
     done = run_here(align.main, *words, "--reward-on-error", "skip", "--output", "skipped")
     assert done.returncode == 0, done.stderr
     assert all(row["failed_groups"] == 2 for row in read_metrics(workplace / "skipped"))
+    assert "12 of 12 groups had no usable verdict and were left out" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_failure_in_the_middle_loses_nothing(workplace, finished, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = [*ARGUMENTS, "--reward", "rewards:late=0.25,rewards:vowels=0.75", "--save-every", "100", "--no-export"]
+    done = run_here(align.main, *words, "--output", "late")
+    assert done.returncode == 1 and "batch 3: late failed (1 tries): ZeroDivisionError" in done.stderr
+    assert len(read_metrics(workplace / "late")) == 3
+    done = run_here(align.main, *words, "--output", "late", "--resume", "--reward-on-error", "skip")
+    assert done.returncode == 0 and "after 3 of 6 iterations" in done.stdout, done.stderr
+    assert result(workplace / "late") == result(finished[0])
+
+
+@pytest.mark.slow
+def test_evaluate_compares_two_models(workplace, finished, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = "--b model --reference model --judge head.safetensors --data pairs.jsonl --prompts 2 --samples 2"
+    words = [*words.split(), "--completion-tokens", "6", "--output", "figures.json"]
+    assert run_here(evaluate.main, "--a", "model", *words).returncode == 0
+    same = json.loads((workplace / "figures.json").read_text())["figures"]
+    assert same["wins"] == [0.5, 0.5] and abs(same["kl_reference"]) < 1e-4 and same["implicit_accuracy"] == 0.5
+    done = run_here(evaluate.main, "--a", "whole", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((workplace / "figures.json").read_text())
+    assert abs(found["figures"]["kl_reference"]) > 1e-4 and found["figures"]["prompts"] == len(found["replies"]) == 2
+    trained = read_metrics(finished[0])[-1]  # the run's own evaluation: the same prompts, keys and judge
+    assert found["figures"]["wins"] == trained["wins"]
+    np.testing.assert_allclose(found["figures"]["kl_reference"], trained["kl_reference"], rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -144,6 +184,8 @@ BAD = [
     (["--prompt-tokens", "3"], "prompt_tokens=3: none of"),
     (["--judge", "nowhere"], "nowhere"),
     (["--judge", "harmless-b"], "head: made for 1152 features, and this model gives 32"),
+    (["--reward", "head.safetensors"], "is the reward itself"),
+    (["--reward", "rewards:vowels=much"], "weights must be numbers"),
     (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
     (["--reward", "judge:rewards:vowels", "--candidates", "3"], "candidates=3 must be even"),
 ]

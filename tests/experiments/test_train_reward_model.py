@@ -9,8 +9,9 @@ from rich.console import Console
 from experiments import train_reward_model as program
 from experiments.text_baseline import longer_margins, tfidf_margins
 from experiments.train_reward_model import Run
-from pairgrpo_jax.lm import load_model, save_pretrained
-from pairgrpo_jax.lm.reward_model import load_head
+from pairgrpo_jax.lm import load_model, reward_model, save_pretrained
+from pairgrpo_jax.lm.reward_model import load_reward_model
+from pairgrpo_jax.lm.reward_training import pad_pairs
 from pairgrpo_jax.training import RunFolderError
 
 GOOD, BAD = ("sun", "warm", "light", "day"), ("mud", "cold", "dark", "night")
@@ -62,10 +63,16 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
         assert rows["reward model"]["accuracy"] > 0.9 and rows["reward model"]["margin"] > 0
         low, high = rows["longer reply"]["interval"]
         assert low < rows["longer reply"]["accuracy"] < high
-    assert all(load_head(tmp_path / "out" / f"{half}.safetensors").weight.shape == (128,) for half in "ab")
     assert (tmp_path / "out" / "a-adapters.safetensors").exists() == (mode == "lora")
     if mode == "full":
         assert load_model(tmp_path / "out" / "a-trunk").config.hidden_size == 64
+    figures = rows["half a, tested on the other"]
+    policy, head = load_reward_model(tmp_path / "out" / "a.safetensors", load_model(folder / "model"))
+    pairs = program.read(args, policy.model, Console(quiet=True))
+    held_out = pairs.fold(2, 0) != 0
+    tokens = pad_pairs([pair for pair, used in zip(pairs.tokens, held_out) if used])
+    both = reward_model.reward(policy, head, *tokens[:4])
+    np.testing.assert_allclose(np.mean(both[:, 0] - both[:, 1]), figures["margin"], rtol=1e-3)
     with pytest.raises(RunFolderError, match="--resume"):
         program.execute(args, Console(quiet=True))
     again = run(folder, tmp_path / "out", resume=True, **changed)

@@ -447,7 +447,7 @@ def test_a_source_that_does_not_fit_the_model_is_named(tiny):
 @pytest.mark.slow
 def test_one_real_update_of_smollm2(smollm2):
     config = AlignConfig(prompts=2, candidates=2, completion_tokens=8, epochs=2)
-    data = Data(encode_prompts(smollm2, load_prompts("tiny")[:4], config.prompt_tokens))
+    data = Data(encode_prompts(smollm2, load_prompts("tiny").rows[:4], config.prompt_tokens))
     longer = reward_function(lambda prompts, completions: [[float(len(x)) for x in group] for group in completions])
     trainer = make_trainer(config, smollm2, data, longer, iterations=1)
     state, rows = run(trainer, 1)

@@ -1,5 +1,7 @@
 """Preference data: every layout, cleaning, splits, batches, encoding."""
 
+import copy
+import dataclasses
 import gzip
 import json
 
@@ -125,6 +127,12 @@ BAD_FILES = {
     "role": ('{"chosen": [{"role": "bot", "content": "x"}], "rejected": [{"role": "bot", "content": "y"}]}', "bot"),
     "message": ('{"chosen": [{"text": "x"}], "rejected": [{"text": "y"}]}', "messages must be a list"),
     "empty": ("", "no row at all"),
+    "another name": ('{"question": "a", "chosen": "b", "rejected": "c"}', "no column 'prompt', but 'question'; rename"),
+    "one score": ('{"text": "ab", "score": 0.5}', "must hold two entries each"),
+    "words as scores": (
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "good", "score_rejected": "bad"}',
+        r"x\.jsonl:1: scores must be two numbers, got \['good', 'bad'\]",
+    ),
 }
 
 
@@ -178,10 +186,36 @@ def test_hub(monkeypatch):
 
 def test_prompts(tmp_path):
     rows = [{"prompt": "Hi there"}, {"messages": [USER, said("x")]}, {"prompt": ""}, {"prompt": [said("q", "user")]}]
-    assert load_prompts(write(tmp_path / "x.jsonl", rows)) == [(USER,), (said("q", "user"),)]
-    assert load_prompts(write(tmp_path / "y.jsonl", [LAYOUTS["transcripts"]])) == [(USER,)]
+    assert load_prompts(write(tmp_path / "x.jsonl", rows)).rows == [(USER,), (said("q", "user"),)]
+    assert load_prompts(write(tmp_path / "y.jsonl", [LAYOUTS["transcripts"]])).rows == [(USER,)]
+    loaded = load_prompts(write(tmp_path / "w.jsonl", [*rows, {"prompt": None}, {"prompt": "b", "text": "c"}]))
+    assert loaded.rows[2:] == [(said("b", "user"),)] and loaded.dropped == {"empty prompt": 2}
+    assert data.describe(loaded) == "3 prompts; dropped 2: 2 empty prompt"
     with pytest.raises(ValueError, match="column 'prompt' or 'messages'"):
         load_prompts(write(tmp_path / "z.jsonl", [{"question": "q"}]))
+
+
+def test_a_spread_sample_is_the_same_every_time_and_from_all_over():
+    rows = list(range(100))
+    assert data.spread(rows, 200) == rows
+    some = data.spread(rows, 10)
+    assert some == data.spread(rows, 10) == sorted(set(some)) and len(some) == 10 and some[-1] >= 50 > some[0]
+
+
+ALTERNATE = "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+ALTERNATE += "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m['content'] }}>{% endfor %}"
+
+
+def test_templates_that_refuse(smollm2, caplog):
+    """As Gemma's and Mistral's do: HH-RLHF holds two turns of one speaker in a row."""
+    tokenizer = copy.deepcopy(smollm2.tokenizer)
+    tokenizer.chat_template = ALTERNATE
+    model = dataclasses.replace(smollm2, tokenizer=tokenizer)
+    twice = (USER, said("one"), said("two"), said("and?", "user"))
+    ids = data.encode_prompt(model, twice, 64)
+    assert tokenizer.decode(ids) == "<Hi there><one\n\ntwo><and?>"
+    assert data.encode_prompt(model, (said("be kind", "system"), USER), 64) is None
+    assert "a prompt is left out: the chat template refuses these messages: roles must alternate" in caplog.text
 
 
 def test_tiny_set():

@@ -86,6 +86,10 @@ def test_head_files(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="not a reward head"):
             load_head(tmp_path / name)
+    save_head(head, tmp_path / "own.safetensors", mode="lora")
+    with pytest.raises(ValueError, match="its trunk was trained too"):
+        load_head(tmp_path / "own.safetensors")
+    assert reward_model.about_head("harmless-a")["model"] == "smollm2"
     save_head(head.replace(weight=head.weight * jnp.nan), tmp_path / "nan.safetensors")
     with pytest.raises(ValueError, match="not finite"):
         load_head(tmp_path / "nan.safetensors")

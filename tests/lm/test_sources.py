@@ -80,7 +80,7 @@ def test_failure_of_a_batch(name):
     assert time.monotonic() - start < 2
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None, 1e39])
 def test_a_bad_reward_fails_its_group_alone(bad):
     values = [[1.0, 2.0, 3.0, 4.0], [1.0, bad, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]
     with pytest.raises(SourceError, match=r"groups \[1\] of 3"):
@@ -150,6 +150,10 @@ async def broken_async(prompt, a, b):
     return broken(prompt, a, b)
 
 
+async def blocks(prompt, a, b):
+    time.sleep(5)
+
+
 def odd(prompt, a, b):
     return "a" if prompt[0]["content"] == "1" else longer(prompt, a, b)
 
@@ -167,6 +171,12 @@ def test_judge_failures(function):
     _, pairs, failed = judge(function, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
     assert failed.tolist() == [False, True, False]
     np.testing.assert_array_equal(pairs.weight.sum(-1), [2, 0, 2])
+
+
+def test_a_judge_that_blocks_its_loop_is_left_behind():
+    start = time.monotonic()
+    _, pairs, failed = judge(blocks, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
+    assert failed.all() and not pairs.weight.any() and time.monotonic() - start < 3
 
 
 def test_judge_retries():
@@ -214,6 +224,8 @@ def test_bad_arguments():
         reward_function([])
     with pytest.raises(ValueError, match="compare"):
         judge(longer, compare="some")
+    with pytest.raises(ValueError, match="callable judge"):
+        judge(5)
     with pytest.raises(ValueError, match="even number"):
         judge(longer)(PROMPTS, [c[:3] for c in COMPLETIONS])
     with pytest.raises(ValueError, match="K >= 1 texts for each of 3 prompts"):

@@ -133,7 +133,12 @@ class AlignConfig:
     @property
     def rescores(self) -> bool:
         """Whether pi_old's log-probabilities come from the training graph: the sampler's do not fit a cut one."""
-        return self.rescore or self.top_k is not None or self.top_p is not None
+        return self.rescore or self.cuts
+
+    @property
+    def cuts(self) -> bool:
+        """Whether samples come from a part of the distribution."""
+        return self.top_k is not None or self.top_p is not None
 
     @property
     def lora(self) -> LoraConfig | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from pairgrpo_jax.lm.reward_model import RewardHead, check_head, score_and_rewar
 from pairgrpo_jax.lm.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.sources import Source, SourceError
 from pairgrpo_jax.training import TrainState, make_update_step
+
+_log = logging.getLogger("pairgrpo_jax.lm")
 
 
 class Trainer(NamedTuple):
@@ -165,7 +169,6 @@ class _Run:
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
         self.judge_tokens = jax.jit(self._judge_tokens)
         self.signal = jax.jit(lambda batch, rewards, pairs, key: learning_signal(config, batch, rewards, pairs, key))
-        self.cache = self._reference_cache() if config.reference == "cached" and not config.online else None
 
     def trainer(self) -> Trainer:
         return Trainer(self.model, self.init, self.iterate, self.policy, self.reference)
@@ -238,7 +241,7 @@ class _Run:
                 rows.append(metrics)
         measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         change = measured.pop("logp_change", None)
-        if change is not None and config.online and not config.rescores:
+        if change is not None and config.online and not config.rescores and not config.lora_dropout:
             measured["sampler_gap"] = change[0]
         return state, measured
 
@@ -280,7 +283,8 @@ class _Run:
         batch = self.placement.batch(batch)
         if config.rescores or config.algo == "ppo":
             logp, values = self.old_scores(state.params, self.frozen, batch)
-            gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
+            if not config.cuts:
+                gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
             batch = batch._replace(old_logp=logp if config.rescores else batch.old_logp, old_values=values)
         batch, rewards, pairs = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key)
@@ -331,6 +335,8 @@ class _Run:
             judgement = self.source([prompt.messages for prompt in prompts], groups)  # type: ignore[operator]
         except SourceError as error:
             raise SourceError(f"batch {position}: {error}") from error
+        if np.any(judgement.failed):
+            _log.warning("batch %d: no verdict on groups %s", position, np.flatnonzero(judgement.failed).tolist())
         rewards, failed = judgement.rewards, np.asarray(judgement.failed, bool)
         if rewards is None:
             return judgement
@@ -355,12 +361,13 @@ class _Run:
         return pair_batch(pairs, self.config.prompt_tokens, self.config.completion_tokens)
 
     def offline_reference(self, state: TrainState, batch: Batch, indices: np.ndarray) -> Any:
-        if self.cache is not None:
+        if self.config.reference == "cached":
             return self.placement.batch(self.cache[indices])
         reference = self.reference(state)
         return self.ref_logp(reference.params, reference.lora, batch)
 
-    def _reference_cache(self) -> np.ndarray:
+    @functools.cached_property
+    def cache(self) -> np.ndarray:
         """`[N,2,T]` log-probabilities of all pairs, in data set order so that a resumed run finds the same."""
         pairs = self.data.pairs
 
