@@ -10,6 +10,7 @@ import pytest
 
 from pairgrpo_jax.lm import data
 from pairgrpo_jax.lm.data import Preference, batch_indices, load_preferences, load_prompts, split_by_first_turn
+from pairgrpo_jax.lm.tokenizer import check_vocab
 
 USER = {"role": "user", "content": "Hi there"}
 WANT = Preference((USER,), "Good day", "Go away")
@@ -297,3 +298,12 @@ def test_encoding_without_template_and_with_several_ends(smollm2):
     assert plain.tokenizer.decode(data.encode_reply(plain, "Red.", 99)) == " Red.<|im_end|>"
     config = dataclasses.replace(smollm2.config, eos_ids=(0, 2))
     assert data.end_of_turn(dataclasses.replace(smollm2, config=config)) == 2
+
+
+def test_a_tokenizer_of_another_model_is_refused(smollm2):
+    size, ends = smollm2.config.vocab_size, smollm2.config.eos_ids
+    check_vocab(smollm2.tokenizer, size, ends, "config.json")
+    with pytest.raises(ValueError, match=r"config.json: the tokenizer's ids go up to \d+, field 'vocab_size' = 100"):
+        check_vocab(smollm2.tokenizer, 100, ends, "config.json")
+    with pytest.raises(ValueError, match="'eos_token_id' = .128001.: the tokenizer has none"):
+        check_vocab(smollm2.tokenizer, 200_000, (128_001,), "config.json")
