@@ -305,5 +305,5 @@ def test_a_tokenizer_of_another_model_is_refused(smollm2):
     check_vocab(smollm2.tokenizer, size, ends, "config.json")
     with pytest.raises(ValueError, match=r"config.json: the tokenizer's ids go up to \d+, field 'vocab_size' = 100"):
         check_vocab(smollm2.tokenizer, 100, ends, "config.json")
-    with pytest.raises(ValueError, match="'eos_token_id' = .128001.: the tokenizer has none"):
+    with pytest.raises(ValueError, match=r"'eos_token_id' = .128001.: the tokenizer has none"):
         check_vocab(smollm2.tokenizer, 200_000, (128_001,), "config.json")
