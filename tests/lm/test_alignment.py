@@ -339,7 +339,7 @@ def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
     placement = Placement(mesh, {}) if replicated else Placement(mesh)
     two, more = run(trainer_of(tiny, config, placement=placement), 2)
     for here, there in zip(rows, more):
-        np.testing.assert_allclose(there["loss"], here["loss"], rtol=1e-4)
+        np.testing.assert_allclose(there["loss"], here["loss"], rtol=5e-4)
     # Adam turns the sign of a rounding error into a whole step, so parameters are compared by how far they went.
     for here, there, before in zip(*map(jax.tree.leaves, (one.params, two.params, start))):
         assert distance(there, here) < 0.01 * distance(here, before)

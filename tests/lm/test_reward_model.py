@@ -189,7 +189,7 @@ def test_every_micro_batch_drops_inputs_of_its_own(tiny):
     trainable = reward_training.init_trainable("lora", tiny, random_head(), config, jax.random.key(0))
     trainable["adapters"] = jax.tree.map(lambda x: x + 0.1, trainable["adapters"])  # B is 0 at first
     loss = reward_training.make_reward_loss(tiny, tiny.params, config)
-    one, keys = pad_pairs(pairs(1)), jax.random.split(jax.random.key(1), 4)
+    one, keys = pad_pairs([EncodedPair([5, 9], [7, 8, 20], [60, 70, 80])]), jax.random.split(jax.random.key(1), 4)
     each = [float(loss(trainable, one._replace(keys=keys[i : i + 1]))["bradley_terry"].mean) for i in range(4)]
     assert len({*each, float(loss(trainable, one)["bradley_terry"].mean)}) == 5
     update = make_update_step(loss, optax.sgd(0.0), accumulate=4)
