@@ -198,7 +198,7 @@ def budget(args: Tables, runs: dict) -> str:
     seconds = np.mean([row[-1]["seconds"] for row in rows])
     return (
         f"{args.model}, {args.iterations} batches a run, {args.evaluation_prompts} held-out prompts, "
-        f"{args.seeds} seed(s), {len(rows)} runs of {seconds / 60:.1f} minutes on average."
+        f"{args.seeds} seed(s) at most, {len(rows)} runs of {seconds / 60:.1f} minutes on average."
     )
 
 
@@ -226,7 +226,7 @@ def table(columns: list[str], rows: list[list[str]], heading: str) -> str:
 
 def main_table(args: Tables, runs: dict) -> str:
     """Win rates over the start, per domain, the paper's beside them."""
-    columns, rows = ["method"], []
+    columns, rows = ["method", "seeds"], []
     for domain in args.domains:
         columns += [
             f"{domain}: held-out RM win % over the start",
@@ -235,7 +235,7 @@ def main_table(args: Tables, runs: dict) -> str:
             f"paper's {domain} % (caveat above)",
         ]
     for method in args.methods:
-        cells = [method]
+        cells = [method, " / ".join(str(len(runs.get((domain, method), []))) for domain in args.domains)]
         for domain in args.domains:
             of = runs.get((domain, method), [])
             equal, kl = (pooled(of, name) for name in ("win_rate_length_controlled", "kl_reference"))

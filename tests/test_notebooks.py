@@ -17,6 +17,7 @@ def test_notebook_is_committed_with_outputs(name):
     assert "You will learn" in "".join(cells[0]["source"])
     outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
     assert not any(output["output_type"] == "error" for output in outputs)
     assert not any("/tmp/" in json.dumps(output) for output in outputs)
     assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 1.5e6
