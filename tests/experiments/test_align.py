@@ -16,7 +16,7 @@ from experiments import align, evaluate, paper_tables
 from experiments.benchmarks.resume import result
 from experiments.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm.reward_model import DEFAULT, RewardHead, save_head
-from pairgrpo_jax.training import read_metrics
+from pairgrpo_jax.training import NonFiniteError, read_metrics
 
 SMALL = (
     "--prompts 2 --candidates 2 --prompt-tokens 64 --completion-tokens 6 --lora-rank 2 --iterations 6 --save-every 2"
@@ -221,6 +221,34 @@ def test_a_method_of_the_tables_can_name_its_learning_rate():
     assert [config.learning_rate for config in configs] == [3e-4, 3e-4]
     assert [config.offline for config in configs] == [False, True]
     assert paper_tables.config_of("soft").learning_rate == 1e-4 and paper_tables.paper_of("hard@1e-4").harmless == 85.7
+
+
+def test_a_diverged_cell_does_not_stop_the_others(tmp_path, monkeypatch, run_here):
+    made = []
+
+    def complete(program, run, title, console):
+        made.append((title, run.reward))
+        if "soft" in title:
+            raise NonFiniteError("too many")
+        return 0
+
+    monkeypatch.setattr(paper_tables, "complete", complete)
+    monkeypatch.setattr(paper_tables, "report", lambda args, console: None)
+    words = "--methods soft hard --domains helpful --data tiny-helpful --no-ablations --heads mine --output".split()
+    done = run_here(paper_tables.main, *words, tmp_path)
+    assert done.returncode == 1 and "helpful, soft, seed 0 has diverged: too many" in done.stdout
+    head = "mine/helpful-a.safetensors"
+    assert made == [("helpful, soft, seed 0", head), ("helpful, hard, seed 0", head)]
+
+
+def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
+    judges = {"helpful-a": "helpful-b", "harmless-b": "harmless-a", "mine:f": "harmless-b"}
+    assert {reward: align.judge_of(align.Run(reward=reward)) for reward in judges} == judges
+    assert align.judge_of(align.Run(reward="mine:f", model="other")) == ""
+    align.tell_other_model(align.Run(), "helpful-a")
+    assert not capsys.readouterr().err
+    align.tell_other_model(align.Run(model="other"), "helpful-a")
+    assert "helpful-a was made on smollm2; is other the same model?" in capsys.readouterr().err
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):
