@@ -336,8 +336,9 @@ def draw(args: Tables, runs: dict, path: Path) -> None:
         shortest = min(map(len, kl))
         if shortest:
             along.plot(np.mean([x[:shortest] for x in kl], axis=0), label=label, linewidth=1)
-    along.set(xlabel="update", ylabel="kl_ref, estimated on the batch it trains on, nats a reply")
-    along.legend(fontsize=7)
+    along.set(xlabel="update", ylabel="kl_ref on the training batch, nats a reply")
+    along.set_yscale("symlog", linthresh=1)
+    along.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(f"{args.model}, {args.iterations} batches, {args.seeds} seed(s), 95% intervals over prompts")
     figure.savefig(path, dpi=130)
     plt.close(figure)
