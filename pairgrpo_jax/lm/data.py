@@ -308,15 +308,11 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
     turns = prompt[len(system) :]
     starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
     for start in [0, *(i for i in starts if i > 0)]:
-        messages = (*system, *turns[start:])
         try:
-            ids = _encode(model, messages)
-        except TemplateRefusal:
-            try:
-                ids = _encode(model, joined(messages))
-            except TemplateRefusal as refusal:
-                _log.warning("a prompt is left out: %s", refusal)
-                return None
+            ids = _encode(model, (*system, *turns[start:]))
+        except TemplateRefusal as refusal:
+            _log.warning("a prompt is left out: %s", refusal)
+            return None
         if len(ids) <= limit:
             return ids
     return None
@@ -335,7 +331,10 @@ def joined(messages: Prompt) -> Prompt:
 def _encode(model: Model, messages: Prompt) -> list[int]:
     tokenizer = _tokenizer(model)
     if tokenizer.chat_template:
-        return encode_chat(tokenizer, list(messages))
+        try:
+            return encode_chat(tokenizer, list(messages))
+        except TemplateRefusal:
+            return encode_chat(tokenizer, list(joined(messages)))
     turns = [
         f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
     ]

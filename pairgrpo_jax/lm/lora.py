@@ -83,15 +83,14 @@ def load_adapters(path: Path, lora: LoraConfig, config: ModelConfig) -> Any:
       ValueError: if there is no such file, or it does not hold the adapters of `lora` on this model.
     """
     try:
-        flat = {tuple(name.split("/")): value for name, value in load_file(path).items()}
+        flat = load_file(path)
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path}: cannot read adapters: {e}") from e
-    want: dict[tuple, Any] = flax.traverse_util.flatten_dict(
-        jax.eval_shape(lambda: init(lora, config, jax.random.key(0)))
-    )
+    shapes = jax.eval_shape(lambda: init(lora, config, jax.random.key(0)))
+    want: dict[str, Any] = flax.traverse_util.flatten_dict(shapes, sep="/")
     if {k: v.shape for k, v in flat.items()} != {k: v.shape for k, v in want.items()}:
         raise ValueError(f"{path}: not the adapters of {lora} on this model")
-    return flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()})
+    return flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep="/")
 
 
 def variables(lora: LoraConfig, adapters: Any) -> Any:
