@@ -49,8 +49,8 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
-from pairgrpo_jax.lm.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
-from pairgrpo_jax.lm.sources import Source, SourceError, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, head_source, judge, reward_function
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.

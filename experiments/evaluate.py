@@ -37,7 +37,7 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
-from pairgrpo_jax.lm.reward_model import check_head, load_head
+from pairgrpo_jax.lm.rewards.reward_model import check_head, load_head
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import tyro
 
 from experiments.cli import run_main
 from pairgrpo_jax.lm import Model, generate, load_model
-from pairgrpo_jax.lm.tokenizer import encode, encode_chat
+from pairgrpo_jax.lm.files.tokenizer import encode, encode_chat
 
 
 @dataclasses.dataclass(frozen=True)

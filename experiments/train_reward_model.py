@@ -31,8 +31,7 @@ from experiments.cli import run_main
 from experiments.statistics import mean_interval
 from experiments.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.terms import require_at_least
-from pairgrpo_jax.lm import Model, Policy, load_model, lora, reward_model, save_pretrained
-from pairgrpo_jax.lm import reward_training as training
+from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.data import (
     EncodedPair,
     Preference,
@@ -44,8 +43,11 @@ from pairgrpo_jax.lm.data import (
     preference_accuracy,
     ranked_right,
 )
-from pairgrpo_jax.lm.lora import LoraConfig
-from pairgrpo_jax.lm.reward_model import RewardHead, save_head
+from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.lora import LoraConfig
+from pairgrpo_jax.lm.rewards import reward_model
+from pairgrpo_jax.lm.rewards import reward_training as training
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, save_head
 from pairgrpo_jax.training import TrainState, check_finite, make_update_step, open_folder, settings
 
 _FREE = ("output", "resume")

@@ -222,8 +222,8 @@ def scoring(args: Scoring) -> None:
     import jax.numpy as jnp
 
     from pairgrpo_jax.lm import Policy, score
-    from pairgrpo_jax.lm.model import Model
-    from pairgrpo_jax.lm.weights import abstract_params
+    from pairgrpo_jax.lm.models.model import Model
+    from pairgrpo_jax.lm.models.params import abstract_params
 
     model = Model(smollm2_config(), None, remat=True)
     b, k, p, t = args.prompts, args.samples, args.prompt_tokens, args.completion_tokens
@@ -248,7 +248,7 @@ def scoring(args: Scoring) -> None:
 
 def smollm2_config():
     """Returns SmolLM2-135M's config, without its weights."""
-    from pairgrpo_jax.lm.model import read_config
+    from pairgrpo_jax.lm.models.model import read_config
 
     sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536}
     sizes |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
@@ -261,8 +261,8 @@ import json, re, sys, time
 import jax
 from pathlib import Path
 from pairgrpo_jax.lm import load_model
-from pairgrpo_jax.lm.model import read_config
-from pairgrpo_jax.lm.tokenizer import from_folder
+from pairgrpo_jax.lm.models.model import read_config
+from pairgrpo_jax.lm.files.tokenizer import from_folder
 folder = Path(sys.argv[1])
 read_config(json.loads((folder / "config.json").read_text()), "config.json"), from_folder(folder)  # imports
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -295,7 +295,7 @@ def loading(args: Loading) -> None:
 
 def plan(args: Plan) -> None:
     """Prints the plan for each number of devices; XLA's own count comes from a child process."""
-    from pairgrpo_jax.lm import sharding
+    from pairgrpo_jax.lm.models import sharding
 
     for count in args.devices:
         axes = mesh_axes(count)
@@ -317,7 +317,7 @@ def mesh_axes(count: int) -> dict[str, int]:
 
 def llama2_config():
     """Returns Llama-2 7B's config."""
-    from pairgrpo_jax.lm.model import read_config
+    from pairgrpo_jax.lm.models.model import read_config
 
     return read_config({"model_type": "llama", "max_position_embeddings": 4096}, "llama-2-7b")
 
@@ -328,9 +328,10 @@ def compile_step(count: int, rows: int, steps: int) -> None:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from pairgrpo_jax.lm import Policy, score, sharding
-    from pairgrpo_jax.lm.model import Model
-    from pairgrpo_jax.lm.weights import abstract_params
+    from pairgrpo_jax.lm import Policy, score
+    from pairgrpo_jax.lm.models import sharding
+    from pairgrpo_jax.lm.models.model import Model
+    from pairgrpo_jax.lm.models.params import abstract_params
 
     axes = mesh_axes(count)
     auto = (jax.sharding.AxisType.Auto,) * 2

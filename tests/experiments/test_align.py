@@ -15,7 +15,7 @@ import pytest
 from experiments import align, evaluate, paper_tables
 from experiments.benchmarks.resume import result
 from experiments.statistics import length_controlled_rate, mean_interval
-from pairgrpo_jax.lm.reward_model import DEFAULT, RewardHead, save_head
+from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
 SMALL = (
@@ -33,8 +33,8 @@ def write_model(folder):
     from transformers import PreTrainedTokenizerFast
 
     from pairgrpo_jax.lm import save_pretrained
-    from pairgrpo_jax.lm.model import Model, read_config
-    from pairgrpo_jax.lm.weights import init_params
+    from pairgrpo_jax.lm.models.model import Model, read_config
+    from pairgrpo_jax.lm.models.params import init_params
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*letters, "<end>"])}, []))

@@ -9,9 +9,10 @@ from rich.console import Console
 from experiments import train_reward_model as program
 from experiments.text_baseline import longer_margins, tfidf_margins
 from experiments.train_reward_model import Run
-from pairgrpo_jax.lm import load_model, reward_model, save_pretrained
-from pairgrpo_jax.lm.reward_model import load_reward_model
-from pairgrpo_jax.lm.reward_training import pad_pairs
+from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.rewards import reward_model
+from pairgrpo_jax.lm.rewards.reward_model import load_reward_model
+from pairgrpo_jax.lm.rewards.reward_training import pad_pairs
 from pairgrpo_jax.training import RunFolderError
 
 GOOD, BAD = ("sun", "warm", "light", "day"), ("mud", "cold", "dark", "night")

@@ -177,8 +177,8 @@ def tiny_model(family: str = "llama", index: int = 0):
     """Returns our model of a tiny config with random weights; needs no torch."""
     import jax
 
-    from pairgrpo_jax.lm.model import Model, read_config
-    from pairgrpo_jax.lm.weights import init_params
+    from pairgrpo_jax.lm.models.model import Model, read_config
+    from pairgrpo_jax.lm.models.params import init_params
 
     fields = config_fields(family, index)
     config = read_config(fields, "config.json")

@@ -28,8 +28,8 @@ from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, judge_replies
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
-from pairgrpo_jax.lm.reward_model import init_head
-from pairgrpo_jax.lm.sources import judge, reward_function
+from pairgrpo_jax.lm.rewards.reward_model import init_head
+from pairgrpo_jax.lm.rewards.sources import judge, reward_function
 from pairgrpo_jax.training import Checkpoints
 
 BASE = AlignConfig(

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pairgrpo_jax.lm.config import ModelConfig, RopeConfig
-from pairgrpo_jax.lm.decoder import Decoder, run
-from pairgrpo_jax.lm.model import read_config
-from pairgrpo_jax.lm.rope import frequencies
-from pairgrpo_jax.lm.weights import abstract_params, init_params
+from pairgrpo_jax.lm.models.config import ModelConfig, RopeConfig
+from pairgrpo_jax.lm.models.decoder import Decoder, run
+from pairgrpo_jax.lm.models.model import read_config
+from pairgrpo_jax.lm.models.params import abstract_params, init_params
+from pairgrpo_jax.lm.models.rope import frequencies
 
 BASE = ModelConfig(
     family="test",

@@ -10,7 +10,7 @@ import pytest
 
 from pairgrpo_jax.lm import data
 from pairgrpo_jax.lm.data import Preference, batch_indices, load_preferences, load_prompts, split_by_first_turn
-from pairgrpo_jax.lm.tokenizer import check_vocab
+from pairgrpo_jax.lm.files.tokenizer import check_vocab
 
 USER = {"role": "user", "content": "Hi there"}
 WANT = Preference((USER,), "Good day", "Go away")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import load_model, save_pretrained
-from pairgrpo_jax.lm.gguf_file import GGUFFile
-from pairgrpo_jax.lm.model import read_config
-from pairgrpo_jax.lm.safetensors_files import SafetensorsReader
+from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.safetensors_files import SafetensorsReader
+from pairgrpo_jax.lm.models.model import read_config
 
 from .conftest import FAMILY_CONFIGS, config_fields, tiny_model
 

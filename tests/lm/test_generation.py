@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import Policy, Sampling, generate, score
-from pairgrpo_jax.lm import cache as kv_cache
-from pairgrpo_jax.lm.generation import bucket
+from pairgrpo_jax.lm.models import cache as kv_cache
+from pairgrpo_jax.lm.models.generation import bucket
 
 from .conftest import FAMILY_CONFIGS, tiny_model
 

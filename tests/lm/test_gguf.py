@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import load_model
-from pairgrpo_jax.lm.model import FAMILIES
-from pairgrpo_jax.lm.tokenizer import encode, from_gguf
-from pairgrpo_jax.lm.weights import stored_tensors
+from pairgrpo_jax.lm.files.tokenizer import encode, from_gguf
+from pairgrpo_jax.lm.files.weights import stored_tensors
+from pairgrpo_jax.lm.models.model import FAMILIES
 
 from .conftest import tiny_model
 
@@ -111,7 +111,7 @@ def test_llama3_rope_factors_are_applied(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     rope = load_model(tmp_path / "factors.gguf").config.rope
-    from pairgrpo_jax.lm.rope import frequencies
+    from pairgrpo_jax.lm.models.rope import frequencies
 
     want = 500.0 ** (-np.arange(0, 16, 2) / 16) / np.linspace(1, 8, 8)
     np.testing.assert_allclose(frequencies(rope, 16, jnp.asarray([9]))[0], want, rtol=1e-5)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pairgrpo_jax.lm import load_model, lora, save_pretrained
+from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.models import lora
 
 from .conftest import tiny_model
 

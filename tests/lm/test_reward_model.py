@@ -6,11 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from pairgrpo_jax.lm import Policy, Sampling, lora, reward_model, reward_training, score
+from pairgrpo_jax.lm import Policy, Sampling, score
 from pairgrpo_jax.lm.data import EncodedPair, load_preferences
 from pairgrpo_jax.lm.data import preference_accuracy as accuracy
-from pairgrpo_jax.lm.reward_model import RewardHead, features, load_head, rewards, save_head, score_and_reward
-from pairgrpo_jax.lm.reward_training import fit_bradley_terry, pad_pairs
+from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.rewards import reward_model, reward_training
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, features, load_head, rewards, save_head, score_and_reward
+from pairgrpo_jax.lm.rewards.reward_training import fit_bradley_terry, pad_pairs
 from pairgrpo_jax.training import TrainState, make_update_step
 
 from .conftest import tiny_model
@@ -141,7 +143,7 @@ def test_pooled_features_of_a_data_set(tiny):
     policy = Policy(tiny, tiny.params)
     pooled = reward_training.pair_features(policy, data, NAMES, batch=5, progress=seen.append)
     assert pooled.shape == (24, 2, 129) and seen == [5, 10, 15, 20, 24]
-    from pairgrpo_jax.lm.scoring import completion_hidden
+    from pairgrpo_jax.lm.models.scoring import completion_hidden
 
     for i in (0, 7, 23):
         tokens = pad_pairs([data[i]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import Sampling
-from pairgrpo_jax.lm.sampling import draw, transform
+from pairgrpo_jax.lm.models.sampling import draw, transform
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 613)).astype(np.float32) * 3
 

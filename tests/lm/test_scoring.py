@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pairgrpo_jax.lm import Policy, Sampling, lora, score
-from pairgrpo_jax.lm.sampling import transform
-from pairgrpo_jax.lm.scoring import piecewise_limit
+from pairgrpo_jax.lm import Policy, Sampling, score
+from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.sampling import transform
+from pairgrpo_jax.lm.models.scoring import piecewise_limit
 
 from .conftest import tiny_model
 
@@ -112,7 +113,7 @@ def test_padding_contents_do_not_matter(tiny):
 def test_memory_is_at_most_60_percent_of_the_naive_form():
     import dataclasses
 
-    from pairgrpo_jax.lm.weights import abstract_params
+    from pairgrpo_jax.lm.models.params import abstract_params
 
     model = tiny_model()
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=20_000))

@@ -7,9 +7,10 @@ import sys
 import jax
 import pytest
 
-from pairgrpo_jax.lm import save_pretrained, sharding
-from pairgrpo_jax.lm.model import read_config
-from pairgrpo_jax.lm.weights import abstract_params
+from pairgrpo_jax.lm import save_pretrained
+from pairgrpo_jax.lm.models import sharding
+from pairgrpo_jax.lm.models.model import read_config
+from pairgrpo_jax.lm.models.params import abstract_params
 
 from .conftest import tiny_model
 
@@ -18,7 +19,8 @@ LLAMA2_7B = {"model_type": "llama", "max_position_embeddings": 4096}
 SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from pairgrpo_jax.lm import load_model, sharding
+from pairgrpo_jax.lm import load_model
+from pairgrpo_jax.lm.models import sharding
 whole = load_model(sys.argv[1])
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 split = load_model(sys.argv[1], shardings=lambda tree: sharding.shardings(tree, mesh))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import generate, load_model, save_pretrained
-from pairgrpo_jax.lm.model import smollm2_path
-from pairgrpo_jax.lm.tokenizer import encode, encode_chat
+from pairgrpo_jax.lm.files.checkpoint import smollm2_path
+from pairgrpo_jax.lm.files.tokenizer import encode, encode_chat
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from pairgrpo_jax.lm.sources import SourceError, dataset_labels, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import SourceError, dataset_labels, head_source, judge, reward_function
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
 COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "x", "xx", "y"], ["", "pp", "p", "ppp"]]
@@ -203,7 +203,7 @@ def test_dataset_labels():
 def test_head_source_gives_the_rewards_of_the_tokens(smollm2):
     from pairgrpo_jax.lm import Policy
     from pairgrpo_jax.lm.data import encode_prompt, encode_reply, pad_texts
-    from pairgrpo_jax.lm.reward_model import load_head, score_and_reward
+    from pairgrpo_jax.lm.rewards.reward_model import load_head, score_and_reward
 
     policy, head = Policy(smollm2, smollm2.params), load_head("helpful-a")
     long = ({"role": "user", "content": "why " * 60},)

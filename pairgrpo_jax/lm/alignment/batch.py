@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.lm.data import EncodedPair, Message, Preference, encode_pair, encode_prompt, pad_texts
-from pairgrpo_jax.lm.model import Model
+from pairgrpo_jax.lm.models.model import Model
 
 
 class Batch(NamedTuple):

@@ -10,9 +10,9 @@ from pairgrpo_jax.core.hard import FITS, TRUST_REGIONS
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
 from pairgrpo_jax.core.surrogate import AGGREGATES, LEVELS
 from pairgrpo_jax.core.terms import require_at_least, require_choice, require_positive
-from pairgrpo_jax.lm.lora import LoraConfig
-from pairgrpo_jax.lm.sampling import Sampling
-from pairgrpo_jax.lm.sampling import check as check_sampling
+from pairgrpo_jax.lm.models.lora import LoraConfig
+from pairgrpo_jax.lm.models.sampling import Sampling
+from pairgrpo_jax.lm.models.sampling import check as check_sampling
 
 Algorithm = Literal["grpo", "soft", "hard", "ppo", "rank", "dpo", "ipo", "orpo"]
 OFFLINE = ("dpo", "ipo", "orpo")

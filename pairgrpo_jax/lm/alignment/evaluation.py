@@ -11,11 +11,11 @@ from jax.sharding import NamedSharding
 
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, ended, pair_batch
 from pairgrpo_jax.lm.data import EncodedPair, pad_texts
-from pairgrpo_jax.lm.generation import generate, row_keys
-from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.reward_model import RewardHead, score_and_reward
-from pairgrpo_jax.lm.sampling import Sampling
-from pairgrpo_jax.lm.scoring import Policy, score
+from pairgrpo_jax.lm.models.generation import generate, row_keys
+from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.sampling import Sampling
+from pairgrpo_jax.lm.models.scoring import Policy, score
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, score_and_reward
 
 
 class Replies(NamedTuple):

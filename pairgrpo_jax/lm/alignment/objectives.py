@@ -10,7 +10,7 @@ from pairgrpo_jax.core.surrogate import aggregate_steps
 from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.data import ranked_right
-from pairgrpo_jax.lm.scoring import Scores
+from pairgrpo_jax.lm.models.scoring import Scores
 
 _KL = {"k1": core.kl_k1, "k2": core.kl_k2, "k3": core.kl_k3}
 

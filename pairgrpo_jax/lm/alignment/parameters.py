@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pairgrpo_jax.lm import lora, sharding
 from pairgrpo_jax.lm.alignment.config import AlignConfig
-from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.scoring import Policy
+from pairgrpo_jax.lm.models import lora, sharding
+from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.scoring import Policy
 from pairgrpo_jax.training.placement import replicate, split
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 
 from pairgrpo_jax import core
-from pairgrpo_jax.lm import lora
 from pairgrpo_jax.lm.alignment import objectives
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
@@ -21,11 +20,12 @@ from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
 from pairgrpo_jax.lm.alignment.signals import learning_signal, offline_signal, verdict_metrics
 from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
-from pairgrpo_jax.lm.generation import generate
-from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.reward_model import RewardHead, check_head, score_and_reward
-from pairgrpo_jax.lm.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
-from pairgrpo_jax.lm.sources import Source, SourceError
+from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.generation import generate
+from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError
 from pairgrpo_jax.training import TrainState, make_update_step
 
 _log = logging.getLogger("pairgrpo_jax.lm")

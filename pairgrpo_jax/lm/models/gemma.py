@@ -1,7 +1,7 @@
 """Gemma 2 and the text part of Gemma 3 (https://arxiv.org/abs/2408.00118, 2503.19786)."""
 
-from pairgrpo_jax.lm import qwen
-from pairgrpo_jax.lm.config import (
+from pairgrpo_jax.lm.models import qwen
+from pairgrpo_jax.lm.models.config import (
     ACTIVATIONS,
     FieldReader,
     ModelConfig,
@@ -9,8 +9,8 @@ from pairgrpo_jax.lm.config import (
     read_windows,
     token_ids,
 )
-from pairgrpo_jax.lm.names import Source
-from pairgrpo_jax.lm.rope import read_rope
+from pairgrpo_jax.lm.models.names import Source
+from pairgrpo_jax.lm.models.rope import read_rope
 
 MODEL_TYPES = ("gemma2", "gemma3_text")
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from pairgrpo_jax.lm.config import ModelConfig
-from pairgrpo_jax.lm.decoder import Decoder, run, unembed
-from pairgrpo_jax.lm.model import Model, default_positions
-from pairgrpo_jax.lm.sampling import Sampling, check, transform
+from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
+from pairgrpo_jax.lm.models.model import Model, default_positions
+from pairgrpo_jax.lm.models.sampling import Sampling, check, transform
 
 
 class Policy(NamedTuple):

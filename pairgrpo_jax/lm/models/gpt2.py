@@ -1,8 +1,8 @@
 """GPT-2: learned positions, layer norms, plain feed-forward, fused q, k and v."""
 
-from pairgrpo_jax.lm.attention import default_scale
-from pairgrpo_jax.lm.config import ACTIVATIONS, FieldReader, ModelConfig, token_ids
-from pairgrpo_jax.lm.names import Source
+from pairgrpo_jax.lm.models.attention import default_scale
+from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, token_ids
+from pairgrpo_jax.lm.models.names import Source
 
 MODEL_TYPES = ("gpt2",)
 

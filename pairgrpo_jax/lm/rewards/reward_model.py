@@ -14,11 +14,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pairgrpo_jax.lm import lora
-from pairgrpo_jax.lm.config import ModelConfig
-from pairgrpo_jax.lm.model import Model, load_model
-from pairgrpo_jax.lm.sampling import Sampling
-from pairgrpo_jax.lm.scoring import Policy, Scores, completion_hidden, score_hidden
+from pairgrpo_jax.lm.files.adapters import load_adapters
+from pairgrpo_jax.lm.files.checkpoint import load_model
+from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.sampling import Sampling
+from pairgrpo_jax.lm.models.scoring import Policy, Scores, completion_hidden, score_hidden
 
 SHIPPED = tuple(f"{domain}-{half}" for domain in ("helpful", "harmless", "ultrafeedback") for half in "ab")
 FEATURES = ("mean", "last", "length")
@@ -190,7 +192,7 @@ def load_reward_model(name_or_path: Path | str, model: Model) -> tuple[Policy, R
         file = path.with_name(f"{path.stem}-adapters.safetensors")
         config = lora.LoraConfig(**about["lora"])
         config = dataclasses.replace(config, targets=tuple(config.targets))  # JSON has no tuples
-        adapters = lora.load_adapters(file, config, model.config)
+        adapters = load_adapters(file, config, model.config)
         policy = policy._replace(lora=lora.variables(config, adapters))
     elif mode == "full":
         trunk = load_model(path.with_name(f"{path.stem}-trunk"))

@@ -1,8 +1,8 @@
 """Llama, and Mistral which differs by a sliding window (https://arxiv.org/abs/2302.13971)."""
 
-from pairgrpo_jax.lm.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, token_ids
-from pairgrpo_jax.lm.names import Source
-from pairgrpo_jax.lm.rope import read_rope
+from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, token_ids
+from pairgrpo_jax.lm.models.names import Source
+from pairgrpo_jax.lm.models.rope import read_rope
 
 MODEL_TYPES = ("llama", "mistral")
 

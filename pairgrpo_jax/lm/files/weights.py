@@ -7,12 +7,9 @@ from typing import Any, Protocol
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.lm.config import ModelConfig
-from pairgrpo_jax.lm.decoder import Decoder
-from pairgrpo_jax.lm.names import Source
+from pairgrpo_jax.lm.models.names import Source
 
 _UNUSED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old releases
 _PREFIXES = ("model.", "transformer.")  # absent from checkpoints saved without their head
@@ -34,22 +31,6 @@ class Reader(Protocol):
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Returns a block of a tensor."""
         ...
-
-
-@functools.cache
-def abstract_params(config: ModelConfig, dtype=jnp.float32) -> Any:
-    """Returns the parameter tree as `jax.ShapeDtypeStruct`s; nothing is allocated."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    init = functools.partial(Decoder(config).init, past=[])
-    tree = jax.eval_shape(init, jax.random.key(0), tokens, tokens)["params"]
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
-
-
-def init_params(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Any:
-    """Returns random parameters (normal, 0.02), for tests and for training from scratch."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    init = jax.jit(functools.partial(Decoder(config).init, past=[]))
-    return jax.tree.map(lambda x: x.astype(dtype), init(key, tokens, tokens)["params"])
 
 
 def load(

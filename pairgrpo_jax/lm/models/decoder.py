@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.core.terms import as_float
-from pairgrpo_jax.lm import rope
-from pairgrpo_jax.lm.attention import KV, attend, default_scale
-from pairgrpo_jax.lm.config import ModelConfig
+from pairgrpo_jax.lm.models import rope
+from pairgrpo_jax.lm.models.attention import KV, attend, default_scale
+from pairgrpo_jax.lm.models.config import ModelConfig
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,

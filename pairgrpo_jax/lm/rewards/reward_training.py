@@ -9,12 +9,12 @@ import numpy as np
 from scipy.optimize import minimize
 
 from pairgrpo_jax.core.terms import Objective, mean_term
-from pairgrpo_jax.lm import lora as lora_lib
 from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_pair, pad_texts, ranked_right
-from pairgrpo_jax.lm.generation import bucket
-from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.reward_model import RewardHead, feature_count, features, reward
-from pairgrpo_jax.lm.scoring import Policy, completion_hidden
+from pairgrpo_jax.lm.models import lora as lora_lib
+from pairgrpo_jax.lm.models.generation import bucket
+from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, feature_count, features, reward
 
 MODES = ("frozen", "lora", "full")
 L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)

@@ -1,17 +1,14 @@
 """Low-rank adapters on any linear layers (LoRA, https://arxiv.org/abs/2106.09685)."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from pairgrpo_jax.lm.config import ModelConfig
-from pairgrpo_jax.lm.weights import abstract_params
+from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.params import abstract_params
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
 
@@ -74,23 +71,6 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float3
         adapters[(*path, "a")] = a / jnp.sqrt(d).astype(dtype)
         adapters[(*path, "b")] = jnp.zeros((*stack, lora.rank, out), dtype)
     return flax.traverse_util.unflatten_dict(adapters)
-
-
-def load_adapters(path: Path, lora: LoraConfig, config: ModelConfig) -> Any:
-    """Reads adapters that were saved flat, names joined by "/".
-
-    Raises:
-      ValueError: if there is no such file, or it does not hold the adapters of `lora` on this model.
-    """
-    try:
-        flat = load_file(path)
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path}: cannot read adapters: {e}") from e
-    shapes = jax.eval_shape(lambda: init(lora, config, jax.random.key(0)))
-    want: dict[str, Any] = flax.traverse_util.flatten_dict(shapes, sep="/")
-    if {k: v.shape for k, v in flat.items()} != {k: v.shape for k, v in want.items()}:
-        raise ValueError(f"{path}: not the adapters of {lora} on this model")
-    return flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep="/")
 
 
 def variables(lora: LoraConfig, adapters: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.lm.config import FieldReader, RopeConfig
+from pairgrpo_jax.lm.models.config import FieldReader, RopeConfig
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 # What each kind must bring, beside `factor`; other fields are refused by name.

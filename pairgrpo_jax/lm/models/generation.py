@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from pairgrpo_jax.lm import cache as kv_cache
-from pairgrpo_jax.lm import sampling as sampling_lib
-from pairgrpo_jax.lm.attention import KV
-from pairgrpo_jax.lm.cache import Cache
-from pairgrpo_jax.lm.config import ModelConfig
-from pairgrpo_jax.lm.decoder import Decoder, run, unembed
-from pairgrpo_jax.lm.model import Model, default_positions
-from pairgrpo_jax.lm.sampling import Sampling
+from pairgrpo_jax.lm.models import cache as kv_cache
+from pairgrpo_jax.lm.models import sampling as sampling_lib
+from pairgrpo_jax.lm.models.attention import KV
+from pairgrpo_jax.lm.models.cache import Cache
+from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
+from pairgrpo_jax.lm.models.model import Model, default_positions
+from pairgrpo_jax.lm.models.sampling import Sampling
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 

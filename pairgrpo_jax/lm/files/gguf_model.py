@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from pairgrpo_jax.lm.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 
 _FAMILIES = {
     "llama": "llama",

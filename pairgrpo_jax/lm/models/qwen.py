@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from pairgrpo_jax.lm import llama
-from pairgrpo_jax.lm.config import (
+from pairgrpo_jax.lm.models import llama
+from pairgrpo_jax.lm.models.config import (
     ACTIVATIONS,
     FieldReader,
     ModelConfig,
@@ -11,8 +11,8 @@ from pairgrpo_jax.lm.config import (
     read_windows,
     token_ids,
 )
-from pairgrpo_jax.lm.names import Source
-from pairgrpo_jax.lm.rope import read_rope
+from pairgrpo_jax.lm.models.names import Source
+from pairgrpo_jax.lm.models.rope import read_rope
 
 MODEL_TYPES = ("qwen2", "qwen3")
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
 from pairgrpo_jax.lm.data import Prompt, encode_prompt, encode_reply, pad_texts
-from pairgrpo_jax.lm.reward_model import RewardHead, reward
-from pairgrpo_jax.lm.scoring import Policy as LanguageModel
+from pairgrpo_jax.lm.models.scoring import Policy as LanguageModel
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, reward
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 

@@ -1,27 +1,17 @@
-"""Preference data: read in any common layout, cleaned with a count per reason, split, shuffled and encoded."""
+"""Preference data read in any common layout and cleaned, with a count per reason."""
 
-import hashlib
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from pairgrpo_jax.lm.generation import bucket
-from pairgrpo_jax.lm.model import Model
-from pairgrpo_jax.lm.readers import read_rows
-from pairgrpo_jax.lm.tokenizer import TemplateRefusal, encode_chat, with_bos
-
-_log = logging.getLogger("pairgrpo_jax.lm")
+from pairgrpo_jax.lm.data.readers import read_rows
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Prompt = tuple[Message, ...]
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
-_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 _LIKE_PROMPT = ("question", "instruction", "input", "query", "context")
 
 
@@ -37,19 +27,6 @@ class Preference(NamedTuple):
     prompt: Prompt
     chosen: str
     rejected: str
-
-
-class EncodedPair(NamedTuple):
-    """Tokens of a prompt, of the chosen and of the rejected reply."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-    @property
-    def replies(self) -> tuple[list[int], list[int]]:
-        """Both replies, the chosen one first."""
-        return self.chosen, self.rejected
 
 
 class Loaded(NamedTuple):
@@ -241,169 +218,3 @@ def describe(loaded: Loaded) -> str:
     lost = sum(loaded.dropped.values())
     what = "preferences" if loaded.rows and isinstance(loaded.rows[0], Preference) else "prompts"
     return f"{len(loaded.rows)} {what}; dropped {lost}" + (f": {_listed(loaded.dropped)}" if lost else "")
-
-
-def first_turn(row: Any) -> str:
-    """Returns the first user turn of a preference or a prompt."""
-    prompt: Prompt = row.prompt if isinstance(row, Preference) else row
-    return next(m["content"] for m in prompt if m["role"] == "user")
-
-
-def split_by_first_turn(rows: Sequence, *, folds: int = 5, fold: int = 0, seed: int = 0) -> tuple[list, list]:
-    """Splits preferences or prompts so that no first user turn is on both sides.
-
-    A turn's fold is a hash of its text and the seed: it does not depend on the other rows or their order.
-
-    Returns:
-      All rows of other folds, and the rows of this fold.
-
-    Raises:
-      ValueError: unless folds >= 2 and 0 <= fold < folds.
-    """
-    if folds < 2 or not 0 <= fold < folds:
-        raise ValueError(f"folds={folds} must be >= 2 and fold={fold} in [0, {folds})")
-    inside = [fold_of(first_turn(row), folds, seed) == fold for row in rows]
-    return [r for r, x in zip(rows, inside) if not x], [r for r, x in zip(rows, inside) if x]
-
-
-def spread(rows: Sequence, count: int) -> list:
-    """At most `count` rows, in their order, from all over them (the same ones every time): files may be sorted."""
-    chosen = np.random.default_rng(0).permutation(len(rows))[:count]
-    return [rows[i] for i in sorted(chosen.tolist())]
-
-
-def fold_of(text: str, folds: int, seed: int) -> int:
-    """Returns the fold of a text, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % folds
-
-
-def batch_indices(count: int, batch: int, position: int, seed: int) -> np.ndarray:
-    """Returns the indices `[batch]` of batch number `position` of an endless stream, reshuffled every epoch.
-
-    A pure function: the position, one integer, is all that a checkpoint must hold.
-
-    Raises:
-      ValueError: for count or batch < 1, or position < 0.
-    """
-    if count < 1 or batch < 1 or position < 0:
-        raise ValueError(f"count={count} and batch={batch} must be positive, position={position} not negative")
-    places = position * batch + np.arange(batch)
-    epochs = places // count
-    orders = {e: np.random.default_rng([seed, e]).permutation(count) for e in np.unique(epochs).tolist()}
-    return np.array([orders[e][i] for e, i in zip(epochs.tolist(), places % count)])
-
-
-def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
-    """Returns the ids that ask for the next reply, of at most `limit` tokens.
-
-    Oldest turns are dropped, up to the next user turn, until the rest fits; None if the last turn alone does not, or if
-    the model's chat template refuses the messages (logged), even with neighbouring turns of one speaker joined.
-    A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
-
-    Raises:
-      ValueError: if the model has no tokenizer.
-    """
-    system = tuple(m for m in prompt[:1] if m["role"] == "system")
-    turns = prompt[len(system) :]
-    starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
-    for start in [0, *(i for i in starts if i > 0)]:
-        try:
-            ids = _encode(model, (*system, *turns[start:]))
-        except TemplateRefusal as refusal:
-            _log.warning("a prompt is left out: %s", refusal)
-            return None
-        if len(ids) <= limit:
-            return ids
-    return None
-
-
-def joined(messages: Prompt) -> Prompt:
-    """Messages with neighbours of one role made one: HH-RLHF holds some, and many chat templates refuse them."""
-    out: list[Message] = []
-    for message in messages:
-        if out and out[-1]["role"] == message["role"]:
-            message = message | {"content": f"{out.pop()['content']}\n\n{message['content']}"}
-        out.append(message)
-    return tuple(out)
-
-
-def _encode(model: Model, messages: Prompt) -> list[int]:
-    tokenizer = _tokenizer(model)
-    if tokenizer.chat_template:
-        try:
-            return encode_chat(tokenizer, list(messages))
-        except TemplateRefusal:
-            return encode_chat(tokenizer, list(joined(messages)))
-    turns = [
-        f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
-    ]
-    ids = tokenizer("".join(turns) + "\n\nAssistant:", add_special_tokens=False)["input_ids"]
-    return with_bos(tokenizer, ids)
-
-
-def encode_reply(model: Model, text: str, limit: int) -> list[int]:
-    """Returns the ids of a reply and its end-of-turn id, or the first `limit` ids, without it, of a longer one.
-
-    Raises:
-      ValueError: if the model has no tokenizer or no end-of-sequence id.
-    """
-    tokenizer = _tokenizer(model)
-    text = text if tokenizer.chat_template else f" {text}"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids, end_of_turn(model)][:limit]
-
-
-def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
-    """Returns the tokens of a preference, or None where `encode_prompt` gives None; see there and `encode_reply`."""
-    prompt = encode_prompt(model, row.prompt, prompt_tokens)
-    if prompt is None:
-        return None
-    return EncodedPair(prompt, *(encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected)))
-
-
-def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns right-padded int32 tokens `[N, T]` and lengths `[N]`.
-
-    T is `width`, at which texts are cut; or the longest text's length, rounded up so that few shapes compile.
-    """
-    width = bucket(max(map(len, texts)), 32) if width is None else width
-    lengths = np.array([min(len(text), width) for text in texts], np.int32)
-    tokens = np.zeros((len(texts), width), np.int32)
-    for row, text, length in zip(tokens, texts, lengths):
-        row[:length] = text[:length]
-    return tokens, lengths
-
-
-def ranked_right(margins: Any) -> Any:
-    """Returns 1 where a pair is ranked as labelled (a positive margin), 0.5 at a tie, 0 elsewhere; any shape."""
-    return (margins > 0) + (margins == 0) / 2
-
-
-def preference_accuracy(margins: np.ndarray) -> float:
-    """Returns the share of pairs ranked as labelled; ties count half."""
-    return float(np.mean(ranked_right(margins)))
-
-
-def end_of_turn(model: Model) -> int:
-    """Returns the id that ends a reply: the one that the chat template writes, out of the model's end ids.
-
-    Raises:
-      ValueError: if the model has no tokenizer or no end-of-sequence id.
-    """
-    tokenizer, ends = _tokenizer(model), list(model.config.eos_ids)
-    if not ends:
-        raise ValueError("the model's config has no eos_token_id, so a reply cannot end")
-    if tokenizer.chat_template and len(ends) > 1:
-        question = {"role": "user", "content": "a"}
-        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        said = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "b"}], tokenize=False)
-        ids = tokenizer(said[len(asked) :], add_special_tokens=False)["input_ids"]
-        return next((i for i in ids if i in ends), ends[0])
-    return ends[0]
-
-
-def _tokenizer(model: Model) -> Any:
-    if model.tokenizer is None:
-        raise ValueError("the model has no tokenizer, so no text can be encoded")
-    return model.tokenizer

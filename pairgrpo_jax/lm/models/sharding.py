@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from pairgrpo_jax.lm.config import ModelConfig
-from pairgrpo_jax.lm.weights import abstract_params
+from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.params import abstract_params
 
 # Names of the axes of each kind of parameter, last axes last; the layer axis is never split.
 _AXES = {
@@ -35,7 +35,7 @@ def specs(abstract: Any, axis_sizes: Mapping[str, int], rules: Mapping[str, str]
     An axis that the mesh does not have, or that does not divide, stays whole.
 
     Args:
-      abstract: the parameter tree (`weights.abstract_params`).
+      abstract: the parameter tree (`params.abstract_params`).
       axis_sizes: size of each mesh axis, by name.
       rules: which mesh axis splits which parameter axis.
     """

@@ -1,0 +1,55 @@
+"""Rows of prompts and preferences: read, cleaned, split and encoded."""
+
+from pairgrpo_jax.lm.data.encode import (
+    EncodedPair,
+    encode_pair,
+    encode_prompt,
+    encode_reply,
+    end_of_turn,
+    joined,
+    pad_texts,
+)
+from pairgrpo_jax.lm.data.rows import (
+    Loaded,
+    Message,
+    Preference,
+    Prompt,
+    describe,
+    load_preferences,
+    load_prompts,
+    parse_transcript,
+)
+from pairgrpo_jax.lm.data.split import (
+    batch_indices,
+    first_turn,
+    fold_of,
+    preference_accuracy,
+    ranked_right,
+    split_by_first_turn,
+    spread,
+)
+
+__all__ = [
+    "EncodedPair",
+    "Loaded",
+    "Message",
+    "Preference",
+    "Prompt",
+    "batch_indices",
+    "describe",
+    "encode_pair",
+    "encode_prompt",
+    "encode_reply",
+    "end_of_turn",
+    "first_turn",
+    "fold_of",
+    "joined",
+    "load_preferences",
+    "load_prompts",
+    "pad_texts",
+    "parse_transcript",
+    "preference_accuracy",
+    "ranked_right",
+    "split_by_first_turn",
+    "spread",
+]

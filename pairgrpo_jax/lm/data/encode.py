@@ -1,0 +1,133 @@
+"""Prompts and replies as tokens."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pairgrpo_jax.lm.data.rows import Message, Preference, Prompt
+from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, encode_chat, with_bos
+from pairgrpo_jax.lm.models.generation import bucket
+from pairgrpo_jax.lm.models.model import Model
+
+_log = logging.getLogger("pairgrpo_jax.lm")
+_SPEAKERS = {"user": "Human", "assistant": "Assistant"}
+
+
+class EncodedPair(NamedTuple):
+    """Tokens of a prompt, of the chosen and of the rejected reply."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def replies(self) -> tuple[list[int], list[int]]:
+        """Both replies, the chosen one first."""
+        return self.chosen, self.rejected
+
+
+def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
+    """Returns the ids that ask for the next reply, of at most `limit` tokens.
+
+    Oldest turns are dropped, up to the next user turn, until the rest fits; None if the last turn alone does not, or if
+    the model's chat template refuses the messages (logged), even with neighbouring turns of one speaker joined.
+    A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
+
+    Raises:
+      ValueError: if the model has no tokenizer.
+    """
+    system = tuple(m for m in prompt[:1] if m["role"] == "system")
+    turns = prompt[len(system) :]
+    starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
+    for start in [0, *(i for i in starts if i > 0)]:
+        try:
+            ids = _encode(model, (*system, *turns[start:]))
+        except TemplateRefusal as refusal:
+            _log.warning("a prompt is left out: %s", refusal)
+            return None
+        if len(ids) <= limit:
+            return ids
+    return None
+
+
+def joined(messages: Prompt) -> Prompt:
+    """Messages with neighbours of one role made one: HH-RLHF holds some, and many chat templates refuse them."""
+    out: list[Message] = []
+    for message in messages:
+        if out and out[-1]["role"] == message["role"]:
+            message = message | {"content": f"{out.pop()['content']}\n\n{message['content']}"}
+        out.append(message)
+    return tuple(out)
+
+
+def _encode(model: Model, messages: Prompt) -> list[int]:
+    tokenizer = _tokenizer(model)
+    if tokenizer.chat_template:
+        try:
+            return encode_chat(tokenizer, list(messages))
+        except TemplateRefusal:
+            return encode_chat(tokenizer, list(joined(messages)))
+    turns = [
+        f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
+    ]
+    ids = tokenizer("".join(turns) + "\n\nAssistant:", add_special_tokens=False)["input_ids"]
+    return with_bos(tokenizer, ids)
+
+
+def encode_reply(model: Model, text: str, limit: int) -> list[int]:
+    """Returns the ids of a reply and its end-of-turn id, or the first `limit` ids, without it, of a longer one.
+
+    Raises:
+      ValueError: if the model has no tokenizer or no end-of-sequence id.
+    """
+    tokenizer = _tokenizer(model)
+    text = text if tokenizer.chat_template else f" {text}"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*ids, end_of_turn(model)][:limit]
+
+
+def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
+    """Returns the tokens of a preference, or None where `encode_prompt` gives None; see there and `encode_reply`."""
+    prompt = encode_prompt(model, row.prompt, prompt_tokens)
+    if prompt is None:
+        return None
+    return EncodedPair(prompt, *(encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected)))
+
+
+def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns right-padded int32 tokens `[N, T]` and lengths `[N]`.
+
+    T is `width`, at which texts are cut; or the longest text's length, rounded up so that few shapes compile.
+    """
+    width = bucket(max(map(len, texts)), 32) if width is None else width
+    lengths = np.array([min(len(text), width) for text in texts], np.int32)
+    tokens = np.zeros((len(texts), width), np.int32)
+    for row, text, length in zip(tokens, texts, lengths):
+        row[:length] = text[:length]
+    return tokens, lengths
+
+
+def end_of_turn(model: Model) -> int:
+    """Returns the id that ends a reply: the one that the chat template writes, out of the model's end ids.
+
+    Raises:
+      ValueError: if the model has no tokenizer or no end-of-sequence id.
+    """
+    tokenizer, ends = _tokenizer(model), list(model.config.eos_ids)
+    if not ends:
+        raise ValueError("the model's config has no eos_token_id, so a reply cannot end")
+    if tokenizer.chat_template and len(ends) > 1:
+        question = {"role": "user", "content": "a"}
+        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+        said = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "b"}], tokenize=False)
+        ids = tokenizer(said[len(asked) :], add_special_tokens=False)["input_ids"]
+        return next((i for i in ids if i in ends), ends[0])
+    return ends[0]
+
+
+def _tokenizer(model: Model) -> Any:
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer, so no text can be encoded")
+    return model.tokenizer

@@ -1,0 +1,1 @@
+"""What is read and written: safetensors, GGUF, tokenizers, templates, adapters."""

