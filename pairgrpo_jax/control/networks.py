@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.control.config import ControlConfig
+from pairgrpo_jax.control.config import Network
 
 
 class Mlp(nn.Module):
@@ -89,7 +89,7 @@ class Networks(NamedTuple):
         return jnp.squeeze(self.critic.apply(params["critic"], obs), axis=-1)  # type: ignore[arg-type]
 
 
-def make_networks(config: ControlConfig, action_size: int) -> Networks:
+def make_networks(config: Network, action_size: int, *, critic: bool) -> Networks:
     """The networks that `config` asks for."""
     policy = GaussianPolicy(config.hidden, action_size, config.init_log_std, config.min_log_std)
-    return Networks(policy, Mlp(config.hidden, 1, last_gain=1.0) if config.critic else None)
+    return Networks(policy, Mlp(config.hidden, 1, last_gain=1.0) if critic else None)

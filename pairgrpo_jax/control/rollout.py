@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pairgrpo_jax import core
 from pairgrpo_jax.control import env as env_lib
-from pairgrpo_jax.control.config import ControlConfig
+from pairgrpo_jax.control.config import Collection
 from pairgrpo_jax.control.env import Env, EnvState
 from pairgrpo_jax.control.networks import action_distribution, to_control
 
@@ -35,27 +35,27 @@ class Batch(NamedTuple):
     value_target: jax.Array | None = None  # [G, K, T]
 
 
-def start_states(env: Env, config: ControlConfig, key: jax.Array) -> EnvState:
+def start_states(env: Env, config: Collection, key: jax.Array) -> EnvState:
     """Trunks (or all environments, unforked) whose ages are staggered over the episode by whole horizons."""
-    n = config.groups if config.forks else config.groups * config.candidates
+    n = config.groups if config.fork else config.groups * config.candidates
     state = env.reset(key, n)
     segments = env.episode_length // config.horizon
     return state.replace(age=(jnp.arange(n) % segments) * config.horizon)
 
 
-def next_states(env: Env, config: ControlConfig, state: EnvState, key: jax.Array) -> EnvState:
+def next_states(env: Env, config: Collection, state: EnvState, key: jax.Array) -> EnvState:
     """The states to go on from: a uniformly random branch of each group, reset at the time limit.
 
     The best branch would bias the distribution of states.
     """
     branch_key, reset_key = jax.random.split(key)
-    if config.forks:
+    if config.fork:
         branch = jax.random.randint(branch_key, (config.groups,), 0, config.candidates)
         state = env_lib.select(state, jnp.arange(config.groups) * config.candidates + branch)
     return env_lib.where(state.done > 0, env.reset(reset_key, state.done.shape[0]), state)
 
 
-def collect(env: Env, config: ControlConfig, policy, state: EnvState, key: jax.Array):
+def collect(env: Env, config: Collection, policy, state: EnvState, key: jax.Array, *, squash: bool):
     """Rolls all branches H steps.
 
     Args:
@@ -64,22 +64,23 @@ def collect(env: Env, config: ControlConfig, policy, state: EnvState, key: jax.A
       policy: `obs [n,D] raw -> mean [n,A], log_std [A]`.
       state: the trunks.
       key: PRNG key.
+      squash: see `to_control`.
 
     Returns:
       The branches' last states, `[n]`, and the `Trajectory`.
     """
-    branches = env_lib.fork(state, config.candidates) if config.forks else state
+    branches = env_lib.fork(state, config.candidates) if config.fork else state
 
     def step(state, key):
         mean, log_std = policy(state.obs)
         action = action_distribution(mean, log_std).sample(seed=key)
-        after = env.step(state, to_control(action, config.squash))
+        after = env.step(state, to_control(action, squash))
         return after, Trajectory(state.obs, action, mean, after.reward)
 
     return jax.lax.scan(step, branches, jax.random.split(key, config.horizon))
 
 
-def score(config: ControlConfig, reward: jax.Array, values: jax.Array | None) -> jax.Array:
+def score(config: Collection, reward: jax.Array, values: jax.Array | None) -> jax.Array:
     """The number by which candidates are compared.
 
     Args:
@@ -101,7 +102,7 @@ def score(config: ControlConfig, reward: jax.Array, values: jax.Array | None) ->
     return to_go[:, 0] if config.advantage == "segment" else to_go.T
 
 
-def to_groups(config: ControlConfig, x: jax.Array) -> jax.Array:
+def to_groups(config: Collection, x: jax.Array) -> jax.Array:
     """`[H, n, ...]` -> `[G, K, T, ...]`: one group per (time, group) slice, T = 1, or per segment, T = H."""
     x = x.reshape(config.horizon, config.groups, config.candidates, *x.shape[2:])
     if config.advantage == "segment":

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from pairgrpo_jax import core
-from pairgrpo_jax.control.algorithms import Algorithm, Labels, make_algorithm
-from pairgrpo_jax.control.config import ControlConfig
+from pairgrpo_jax.control.config import ControlConfig, ControlOptimizer
 from pairgrpo_jax.control.env import Env
 from pairgrpo_jax.control.networks import Networks, action_distribution, make_networks, to_control
 from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import Batch, collect, make_batch, next_states, start_states
+from pairgrpo_jax.methods import Adaptive, Likelihoods, Verdict
 from pairgrpo_jax.training import TrainState, make_update_step
 
 
@@ -41,7 +41,6 @@ class Learner(NamedTuple):
     """What is fitted, to what, and how."""
 
     networks: Networks
-    algorithm: Algorithm
     optimizer: optax.GradientTransformation
 
 
@@ -52,8 +51,8 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
       ValueError: for settings that do not fit together.
     """
     config.check(env.episode_length)
-    networks = make_networks(config, env.action_size)
-    learner = Learner(networks, make_algorithm(config), make_optimizer(config, iterations))
+    networks = make_networks(config.network, env.action_size, critic=config.collection.critic)
+    learner = Learner(networks, make_optimizer(config.optimizer, iterations))
 
     def init(key):
         key, network_key, env_key = jax.random.split(key, 3)
@@ -62,14 +61,15 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
             learner.optimizer,
             key,
             normalizer=Normalizer.create(env.observation_size),
-            env_state=start_states(env, config, env_key),
+            env_state=start_states(env, config.collection, env_key),
         )
 
     def iterate(state, count):
         return jax.lax.scan(lambda state, _: iteration(env, config, learner, state), state, length=count)
 
     def play(state, key, episodes, deterministic, steps):
-        return play_episodes(env, config, networks, state, key, episodes, deterministic, steps)
+        squash = config.network.squash
+        return play_episodes(env, networks, state, key, episodes, deterministic, steps, squash=squash)
 
     def evaluate(state, key, episodes, deterministic):
         return jnp.sum(play(state, key, episodes, deterministic, env.episode_length)[1], axis=0)
@@ -83,54 +83,53 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
 def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainState) -> tuple[TrainState, core.Metrics]:
     """Collects one batch and updates on it."""
     key, act_key, pair_key, next_key, shuffle_key = jax.random.split(state.key, 5)
-    networks, algorithm, optimizer = learner
-    norm = state.normalizer
+    networks, optimizer = learner
+    method, adaptive, norm = config.method, Adaptive(state.delta_step, state.multiplier), state.normalizer
 
     def act(obs):
         return networks.act(state.params, norm.normalize(obs))
 
-    last, trajectory = collect(env, config, act, state.env_state, act_key)
+    last, trajectory = collect(env, config.collection, act, state.env_state, act_key, squash=config.network.squash)
     obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
     values = networks.values(state.params, obs)
     _, log_std = act(last.obs)
     batch, scores = make_batch(
-        config, trajectory, obs[:-1], log_std, values, lambda x: algorithm.signal(x, pair_key, state)
+        config.collection,
+        trajectory,
+        obs[:-1],
+        log_std,
+        values,
+        lambda x: method.signal(Verdict(x), pair_key, adaptive),
     )
-    loss = make_loss(config, algorithm, networks, state, log_std)
+    loss = make_loss(config, networks, adaptive, log_std)
     # Inner loops need not carry the simulators.
     fitted, metrics = fit(config, loss, optimizer, state.replace(env_state=None), batch, shuffle_key)
     kl = realised_kl(networks, fitted.params, batch, log_std)
-    multiplier, delta = state.multiplier, None
-    if config.algo == "hard":
-        delta = metrics["delta"] = jnp.asarray(
-            core.delta_schedule(config.delta_0, config.delta_gamma)(state.delta_step)
-        )
-        if config.trust_region == "lagrangian":
-            multiplier = core.update_multiplier(multiplier, kl, config.beta)
-    pairs = batch.signal.pairs if isinstance(batch.signal, Labels) else None
-    metrics |= core.conditions(scores, pairs, delta=delta)
+    metrics |= method.report(adaptive)
+    metrics |= core.conditions(scores, getattr(batch.signal, "pairs", None), delta=metrics.get("delta"))
     metrics |= {
         "realised_kl": kl,
         "return": jnp.mean(trajectory.reward) * env.episode_length,
         "std": jnp.mean(jnp.exp(log_std)),
     }
+    renewed = method.renewed(adaptive, kl)
     return fitted.replace(
         key=key,
-        delta_step=state.delta_step + 1,
-        multiplier=multiplier,
+        delta_step=renewed.batches,
+        multiplier=renewed.multiplier,
         normalizer=norm.update(trajectory.obs),
-        env_state=next_states(env, config, last, next_key),
+        env_state=next_states(env, config.collection, last, next_key),
     ), metrics
 
 
-def make_optimizer(config: ControlConfig, iterations: int) -> optax.GradientTransformation:
+def make_optimizer(config: ControlOptimizer, iterations: int) -> optax.GradientTransformation:
     """Adam with a clipped global norm; the rate decays linearly over the run by option."""
-    updates = iterations * config.epochs * config.minibatches
+    updates = iterations * config.updates_per_batch
     rate = optax.linear_schedule(config.learning_rate, 0.0, updates) if config.anneal else config.learning_rate
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate, eps=1e-5))
 
 
-def make_loss(config: ControlConfig, algorithm: Algorithm, networks: Networks, state: TrainState, old_log_std):
+def make_loss(config: ControlConfig, networks: Networks, adaptive: Adaptive, old_log_std):
     """`(params, batch) -> Objective`: the method's terms, plus value error and entropy bonus, alike for all methods."""
 
     def loss(params, batch: Batch) -> core.Objective:
@@ -138,13 +137,16 @@ def make_loss(config: ControlConfig, algorithm: Algorithm, networks: Networks, s
         distribution = action_distribution(mean, log_std)
         logp = distribution.log_prob(batch.action)
         kl = core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std)
-        terms = algorithm.objective(logp, batch.old_logp, batch.signal, kl, state)
+        likelihoods = Likelihoods(jnp.asarray(logp), batch.old_logp, kl=kl)
+        terms = config.method.objective(likelihoods, batch.signal, adaptive)
         terms["kl_old"] = core.mean_term(kl)
-        terms["entropy"] = core.mean_term(jnp.asarray(distribution.entropy()), weight=-config.entropy_weight)
+        terms["entropy"] = core.mean_term(jnp.asarray(distribution.entropy()), weight=-config.optimizer.entropy_weight)
         values = networks.values(params, batch.obs)
         if values is None or batch.value is None or batch.value_target is None:
             return terms
-        return terms | core.value_terms(values, batch.value, batch.value_target, value_weight=config.value_weight)
+        return terms | core.value_terms(
+            values, batch.value, batch.value_target, value_weight=config.optimizer.value_weight
+        )
 
     return loss
 
@@ -155,25 +157,26 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
     Returns:
       The new state and the metrics, means over the updates that were made.
     """
-    limit = ("kl_old", config.limit_kl) if config.limit_kl else None
+    how = config.optimizer
+    limit = ("kl_old", how.limit_kl) if how.limit_kl else None
     update = make_update_step(loss, optimizer, limit=limit, parallel=None)
 
     def epoch(carry, key):
-        order = jax.random.permutation(key, config.units).reshape(config.minibatches, -1)
+        order = jax.random.permutation(key, config.collection.units).reshape(how.minibatches, -1)
         return jax.lax.scan(minibatch, carry, order)
 
     def minibatch(carry, index):
         state, stop = carry
         part = jax.tree.map(lambda x: x[index], batch)
-        if not config.target_kl:
+        if not how.target_kl:
             state, metrics = update(state, part)
             return (state, stop), metrics | {"used": jnp.ones(())}
         after, metrics = update(state, part)
-        stop = stop | (metrics["kl_old"] > config.target_kl)  # measured before this update, which is then not made
+        stop = stop | (metrics["kl_old"] > how.target_kl)  # measured before this update, which is then not made
         state = jax.tree.map(lambda new, old: jnp.where(stop, old, new), after, state)
         return (state, stop), metrics | {"used": 1.0 - stop}
 
-    (state, _), metrics = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), jax.random.split(key, config.epochs))
+    (state, _), metrics = jax.lax.scan(epoch, (state, jnp.zeros((), bool)), jax.random.split(key, how.epochs))
     used, skipped = metrics.pop("used"), metrics.pop("skipped")
     made = used * (1 - skipped)  # a skipped update's loss and gradient are not finite
     means = {name: jnp.sum(jnp.where(made > 0, x, 0)) / jnp.maximum(jnp.sum(made), 1) for name, x in metrics.items()}
@@ -187,7 +190,7 @@ def realised_kl(networks: Networks, params, batch: Batch, old_log_std: jax.Array
 
 
 def play_episodes(
-    env: Env, config: ControlConfig, networks: Networks, state: TrainState, key, episodes, deterministic, steps
+    env: Env, networks: Networks, state: TrainState, key, episodes, deterministic, steps, *, squash: bool
 ):
     """Positions `[steps, episodes, 9]` and rewards `[steps, episodes]` of fresh episodes."""
     reset_key, act_key = jax.random.split(key)
@@ -195,7 +198,7 @@ def play_episodes(
     def step(env_state, key):
         mean, log_std = networks.act(state.params, state.normalizer.normalize(env_state.obs))
         action = mean if deterministic else action_distribution(mean, log_std).sample(seed=key)
-        env_state = env.step(env_state, to_control(action, config.squash))
+        env_state = env.step(env_state, to_control(action, squash))
         return env_state, (env.qpos(env_state), env_state.reward)
 
     return jax.lax.scan(step, env.reset(reset_key, episodes), jax.random.split(act_key, steps))[1]

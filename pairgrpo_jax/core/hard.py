@@ -6,6 +6,8 @@ A candidate's own probability means nothing for a sequence (about e^-100) or a d
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,9 @@ from pairgrpo_jax.core.terms import (
 )
 
 CANDIDATES = ("empirical", "likelihood")
-FITS = ("reverse", "forward")
-TRUST_REGIONS = ("hinge", "lagrangian")
+Fit = Literal["reverse", "forward"]
+TrustRegion = Literal["hinge", "lagrangian"]
+FITS, TRUST_REGIONS = get_args(Fit), get_args(TrustRegion)
 
 
 def delta_schedule(delta_0: float, gamma: float) -> optax.Schedule:

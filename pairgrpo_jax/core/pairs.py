@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
@@ -13,7 +13,8 @@ import numpy as np
 from pairgrpo_jax.core.advantages import require_group
 from pairgrpo_jax.core.terms import as_float, require_choice, require_nonnegative
 
-PAIR_SCHEMES = ("best_worst", "matched", "all", "bradley_terry", "margin_weighted")
+Scheme = Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"]
+PAIR_SCHEMES = get_args(Scheme)
 
 
 class Pairs(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 
@@ -20,8 +22,9 @@ from pairgrpo_jax.core.terms import (
     require_same_shape,
 )
 
-LEVELS = ("token", "sequence")
-AGGREGATES = ("sequence_mean", "token_mean", "constant")
+Level = Literal["token", "sequence"]
+Aggregate = Literal["sequence_mean", "token_mean", "constant"]
+LEVELS, AGGREGATES = get_args(Level), get_args(Aggregate)
 Clip = float | tuple[float, float]
 
 

@@ -104,7 +104,7 @@ def require_same_shape(**arrays: jax.Array) -> None:
     )
 
 
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError that lists the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")

@@ -1,0 +1,107 @@
+"""Bounds of settings: each is written once, beside its field, and checked when the object is made.
+
+@dataclass(frozen=True)
+class Example(Settings):
+    clip: Annotated[float, AtLeast(0)] = 0.2
+    fit: Literal["reverse", "forward"] = "reverse"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+
+import jax
+import numpy as np
+
+from pairgrpo_jax.core.terms import require_choice
+
+
+class Bound(NamedTuple):
+    """An interval; `ends` such as "(]" leaves an end out."""
+
+    low: float
+    high: float = math.inf
+    ends: str = "[]"
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies inside; NaN does not."""
+        above = value >= self.low if self.ends[0] == "[" else value > self.low
+        return above and (value <= self.high if self.ends[1] == "]" else value < self.high)
+
+    def __str__(self):
+        if self.high == math.inf:
+            return f"{'>=' if self.ends[0] == '[' else '>'} {self.low}"
+        return f"in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+AtLeast = Within = Bound
+
+
+def Above(low: float) -> Bound:
+    """More than `low`."""
+    return Bound(low, ends="(]")
+
+
+class Settings:
+    """Base of frozen dataclasses whose fields carry their bounds.
+
+    Raises:
+      ValueError: on construction, for a value that is out of its field's bounds or none of its choices. Arrays, traced
+        ones too, pass unchecked, so that settings can be mapped over.
+    """
+
+    def __post_init__(self):
+        for name, hint in field_types(type(self)).items():
+            _check(name, getattr(self, name), hint)
+
+    def replace(self, **changes) -> Self:
+        """A copy with some fields changed; a name that is none of its own changes the part that has it."""
+        mine = field_types(type(self))
+        for part in [name for name in mine if isinstance(getattr(self, name), Settings) and name not in changes]:
+            value = getattr(self, part)
+            inner = {name: changes.pop(name) for name in list(changes) if name not in mine and value.has(name)}
+            changes |= {part: value.replace(**inner)} if inner else {}
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def has(self, name: str) -> bool:
+        """Whether it, or a part of it, has a field of this name."""
+        parts = (getattr(self, field) for field in field_types(type(self)))
+        return name in field_types(type(self)) or any(isinstance(x, Settings) and x.has(name) for x in parts)
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotated type of every field of a dataclass."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def bare(hint: Any) -> tuple[Any, list]:
+    """A type without `Annotated` and `None`, and what it was annotated with."""
+    notes: list = []
+    if get_origin(hint) is Annotated:
+        hint, *notes = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(one for one in get_args(hint) if one is not type(None))
+    return hint, notes
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    kind, notes = bare(hint)
+    if value is None and type(None) in get_args(get_args(hint)[0] if notes else hint):
+        return
+    if get_origin(kind) is Literal:
+        require_choice(name, value, get_args(kind))
+    if kind not in (int, float) or isinstance(value, jax.Array):
+        return
+    if not isinstance(value, (int, float, np.number)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if kind is int and value != int(value):
+        raise ValueError(f"{name} must be a whole number, got {value}")
+    for bound in notes:
+        if isinstance(bound, Bound) and not bound.holds(float(value)):
+            raise ValueError(f"{name} must be {bound}, got {value}")

@@ -1,0 +1,48 @@
+"""The methods of the family, one file each; the same objects train HalfCheetah and language models."""
+
+import difflib
+
+from pairgrpo_jax.methods.dpo import Dpo
+from pairgrpo_jax.methods.grpo import Grpo
+from pairgrpo_jax.methods.hard_pair import HardPair
+from pairgrpo_jax.methods.ipo import Ipo
+from pairgrpo_jax.methods.method import Adaptive, Advantages, Labels, Likelihoods, Method, Verdict
+from pairgrpo_jax.methods.orpo import Orpo
+from pairgrpo_jax.methods.ppo import Ppo
+from pairgrpo_jax.methods.rank_grpo import RankGrpo
+from pairgrpo_jax.methods.simpo import SimPo, simpo_loss
+from pairgrpo_jax.methods.soft_pair import SoftPair
+
+METHODS: tuple[type[Method], ...] = (Grpo, RankGrpo, Ppo, SoftPair, HardPair, Dpo, Ipo, Orpo, SimPo)
+NAMES = tuple(method.name for method in METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of this name; ValueError that suggests the nearest for an unknown one."""
+    if name in NAMES:
+        return METHODS[NAMES.index(name)]
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    raise ValueError(f"method {name!r} is unknown{f'; did you mean {near[0]}?' if near else ''} ({', '.join(NAMES)})")
+
+
+__all__ = [
+    "METHODS",
+    "NAMES",
+    "Adaptive",
+    "Advantages",
+    "Dpo",
+    "Grpo",
+    "HardPair",
+    "Ipo",
+    "Labels",
+    "Likelihoods",
+    "Method",
+    "Orpo",
+    "Ppo",
+    "RankGrpo",
+    "SimPo",
+    "SoftPair",
+    "Verdict",
+    "method_class",
+    "simpo_loss",
+]

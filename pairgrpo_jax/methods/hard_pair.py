@@ -1,0 +1,91 @@
+"""Hard-Pair-GRPO (arXiv 2605.06375)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import jax.numpy as jnp
+
+from pairgrpo_jax import core
+from pairgrpo_jax.core.bounds import AtLeast, Within
+from pairgrpo_jax.core.hard import Fit, TrustRegion
+from pairgrpo_jax.core.surrogate import Aggregate
+from pairgrpo_jax.methods.method import Adaptive, Labels
+from pairgrpo_jax.methods.pairs import PairMethod
+
+
+@dataclass(frozen=True)
+class HardPair(PairMethod):
+    """Hard-Pair-GRPO (arXiv 2605.06375): fits a target that moves probability from rejected to preferred candidates."""
+
+    name: ClassVar[str] = "hard"
+    delta_0: Annotated[float, AtLeast(0)] = 0.02
+    """Probability mass moved at the start per pair of weight 1; candidates start at 1/K each. Scheme "all" weighs each
+    pair 1/(K-1)."""
+    delta_gamma: Annotated[float, Within(0, 1, "(]")] = 0.98
+    """Factor of delta per batch."""
+    fit: Fit = "reverse"
+    """KL(p_theta || q) or KL(q || p_theta)."""
+    trust_region: TrustRegion = "hinge"
+    """Fixed hinge weight, or a learned multiplier."""
+    hinge: Literal["candidates", "tokens"] = "candidates"
+    """KL of the trust region: of the candidate distribution, or of the policy, the mean over tokens (control steps)."""
+    beta: Annotated[float, AtLeast(0)] = 0.01
+    """Radius of the trust region, in nats."""
+    alpha: Annotated[float, AtLeast(0)] = 0.5
+    """Weight of the hinge beyond the radius; 0: no trust region."""
+    project_target: bool = False
+    """Shrink delta in each group until KL(q || p0) <= beta."""
+    length_normalize: bool = False
+    """Mean instead of sum of a candidate's log-ratios over its steps."""
+    aggregate: Aggregate = "sequence_mean"
+    """How the KL of tokens is averaged (hinge="tokens")."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.trust_region == "lagrangian" and not self.beta > 0:
+            raise ValueError(f'beta must be > 0 with trust_region="lagrangian", got {self.beta}')
+
+    def delta(self, adaptive: Adaptive):
+        """delta_t of this batch."""
+        return core.delta_schedule(self.delta_0, self.delta_gamma)(adaptive.batches)
+
+    def signal(self, verdict, key, adaptive):
+        """The pairs and the target, which all updates on a batch share."""
+        pairs = self.pairs(verdict, key)
+        zeros = jnp.zeros((verdict.mask if verdict.scores is None else verdict.scores).shape[:2])
+        p0 = jnp.exp(core.candidate_log_probs(zeros, zeros)[0])  # as the loss has it
+        radius = self.beta if self.project_target else None
+        return Labels(pairs, core.hard_pair_target(p0, pairs, self.delta(adaptive), max_kl=radius))
+
+    def objective(self, likelihoods, signal, adaptive):
+        """KL to the target and the trust region, whose KL is the term `kl`."""
+        terms = core.hard_pair_grpo_loss.objective(
+            likelihoods.logp,
+            likelihoods.old_logp,
+            signal.pairs,
+            self.delta(adaptive),
+            mask=likelihoods.mask,
+            kl=likelihoods.kl_old if self.hinge == "tokens" else None,
+            alpha=self.alpha,
+            beta=self.beta,
+            fit=self.fit,
+            trust_region=self.trust_region,
+            multiplier=adaptive.multiplier,
+            target=signal.target,
+            length_normalize=self.length_normalize,
+            aggregate=self.aggregate,
+        )
+        return {"surrogate": terms.pop("fit")} | terms
+
+    def renewed(self, adaptive, kl=None):
+        """The next delta, and the multiplier's dual step."""
+        after = super().renewed(adaptive)
+        if self.trust_region == "hinge" or kl is None:
+            return after
+        return after._replace(multiplier=core.update_multiplier(adaptive.multiplier, kl, self.beta))
+
+    def report(self, adaptive):
+        """`delta`."""
+        return {"delta": jnp.asarray(self.delta(adaptive))}

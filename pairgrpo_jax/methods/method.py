@@ -1,0 +1,129 @@
+"""What a method is: its own settings, what it learns from, and what it minimises; pure functions of arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax import core
+from pairgrpo_jax.core.bounds import Settings
+
+
+class Verdict(NamedTuple):
+    """What is known of B groups of K candidates before the first update on them.
+
+    Attributes:
+      scores: `[B,K]` rewards, or advantages (also `[B,K,T]`) that a critic made; None where pairs were judged.
+      pairs: `Pairs` `[B,P]` of a judge or a data set, or None.
+      alive: `[B]`, 0 for a group without a usable verdict; None: all have one.
+      mask: `[B,K,T]`, 1 where a step counts; None: all do.
+    """
+
+    scores: Any = None
+    pairs: Any = None
+    alive: Any = None
+    mask: Any = None
+
+
+class Likelihoods(NamedTuple):
+    """What the policies say of the candidates in one update.
+
+    Attributes:
+      logp: `[B,K,T]` log-probabilities under the policy that is trained.
+      old_logp: the same under pi_old, which sampled them.
+      ref_logp: the same under pi_ref, or None.
+      mask: `[B,K,T]`, 1 where a step counts; None: all do.
+      kl: `[B,K,T]` exact KL(pi_theta || pi_old) of every step; None: methods estimate it by k2.
+    """
+
+    logp: jax.Array
+    old_logp: Any = None
+    ref_logp: Any = None
+    mask: Any = None
+    kl: Any = None
+
+    @property
+    def kl_old(self) -> jax.Array:
+        """KL(pi_theta || pi_old) `[B,K,T]`."""
+        return core.kl_k2(self.logp, self.old_logp) if self.kl is None else self.kl
+
+    def sequences(self, logp: jax.Array, mean: bool) -> tuple[jax.Array, jax.Array]:
+        """Log-probability of the chosen (first) and of the rejected sequence of each pair, `[B]`: sum or token mean."""
+        mask = jnp.ones_like(logp) if self.mask is None else self.mask
+        total = jnp.sum(logp * mask, axis=-1)
+        total = total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if mean else total
+        return total[:, 0], total[:, 1]
+
+
+class Adaptive(NamedTuple):
+    """What a method changes from batch to batch; a part of the train state.
+
+    Attributes:
+      batches: int32 scalar, how many batches it has learned from: the t of delta_t.
+      multiplier: float32 scalar, the Lagrange multiplier of a trust region.
+    """
+
+    batches: jax.Array
+    multiplier: jax.Array
+
+
+class Advantages(NamedTuple):
+    """A signal: advantages `[B,K]` or `[B,K,T]`, and `alive [B]` or None."""
+
+    advantages: jax.Array
+    alive: jax.Array | None = None
+
+    @property
+    def candidate_weight(self) -> jax.Array | None:
+        """`alive` for each candidate, `[B,K]`."""
+        return None if self.alive is None else jnp.broadcast_to(self.alive[:, None], self.advantages.shape[:2])
+
+
+class Labels(NamedTuple):
+    """A signal: pairs `[B,P]`, and Hard's target `[B,K]`."""
+
+    pairs: core.Pairs
+    target: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Method(Settings):
+    """A method of the family. Frozen, hashable, compared by value; its fields are its own hyper-parameters.
+
+    Facts that trainers ask (class attributes):
+      name: what the command line calls it.
+      online: it can learn from its own samples; offline: from a data set's pairs, chosen before rejected.
+      comparisons: it learns from pairs, so that a judge's will do; else it needs scores.
+      reference: its loss needs pi_ref. critic: its advantages come from a value network.
+      ratio: it learns through the ratio to pi_old, which must be scored before the first update.
+    """
+
+    name: ClassVar[str]
+    online: ClassVar[bool] = True
+    offline: ClassVar[bool] = False
+    comparisons: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
+    critic: ClassVar[bool] = False
+    ratio: ClassVar[bool] = True
+
+    def check_group(self, size: int) -> None:
+        """Raises ValueError if groups of K = `size` candidates do not suit the settings."""
+
+    def signal(self, verdict: Verdict, key: jax.Array, adaptive: Adaptive) -> Any:
+        """What the updates on a batch share: a pytree whose leaves begin with B. `key` is for random labels."""
+        raise NotImplementedError
+
+    def objective(self, likelihoods: Likelihoods, signal: Any, adaptive: Adaptive) -> core.Objective:
+        """Exact terms of one update; the one that the method improves is called `surrogate`."""
+        raise NotImplementedError
+
+    def renewed(self, adaptive: Adaptive, kl: jax.Array | None = None) -> Adaptive:
+        """For the next batch, after updates that ended at this KL (nats) of the trust region; None: none was made."""
+        return adaptive._replace(batches=adaptive.batches + 1)
+
+    def report(self, adaptive: Adaptive) -> core.Metrics:
+        """What of it is worth logging with a batch."""
+        return {}

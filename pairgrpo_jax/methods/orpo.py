@@ -1,0 +1,25 @@
+"""ORPO (arXiv 2403.07691)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pairgrpo_jax import core
+from pairgrpo_jax.core.bounds import AtLeast
+from pairgrpo_jax.methods.preference import Offline
+
+
+@dataclass(frozen=True)
+class Orpo(Offline):
+    """ORPO (arXiv 2403.07691, eq. 6): likelihood of the chosen sequence, and the odds ratio; needs no reference."""
+
+    name: ClassVar[str] = "orpo"
+    weight: Annotated[float, AtLeast(0)] = 0.1
+    """Of the odds-ratio term, the paper's lambda."""
+
+    def objective(self, likelihoods, signal, adaptive):
+        """The mean over pairs; the likelihood is the term `surrogate`."""
+        chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True)
+        terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight)
+        return {"surrogate": terms.pop("nll")} | terms

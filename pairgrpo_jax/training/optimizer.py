@@ -1,0 +1,29 @@
+"""How a batch is fitted: passes, updates and Adam's step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+
+
+@dataclass(frozen=True)
+class Optimizer(Settings):
+    """Updates on each batch, with Adam and a clipped global gradient norm."""
+
+    epochs: Annotated[int, AtLeast(1)] = 1
+    """Passes over each batch."""
+    minibatches: Annotated[int, AtLeast(1)] = 1
+    """Updates per pass."""
+    learning_rate: Annotated[float, AtLeast(0)] = 1e-3
+    """Adam's step size at the start."""
+    anneal: bool = False
+    """Decay the learning rate linearly to 0 over the run."""
+    max_grad_norm: Annotated[float, Above(0)] = 1.0
+    """Global gradient-norm clip; inf: none."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps on each batch."""
+        return self.epochs * self.minibatches
