@@ -43,29 +43,41 @@ OPTIONS = {
     "grpo": dict(clip_high=0.28, level="sequence", aggregate="token_mean", scale="batch", ref_beta=0.05, ref_kl="k2"),
     "rank": dict(aggregate="constant", ref_beta=0.1, anneal=True, minibatches=2, top_k=20),
     "soft": dict(scheme="matched", margin=0.1, aggregate="token_mean", ref_beta=0.05, accumulate=2, rescore=True),
-    "hard": dict(scheme="best_worst", trust_region="lagrangian", hinge="tokens", project_target=True, fit="forward", length_normalize=True, ref_beta=0.02, delta_gamma=0.9),
+    "hard": dict(
+        scheme="best_worst",
+        trust_region="lagrangian",
+        hinge="tokens",
+        project_target=True,
+        fit="forward",
+        length_normalize=True,
+        ref_beta=0.02,
+        delta_gamma=0.9,
+    ),
     "ppo": dict(ref_beta=0.05, trace=0.9, value_weight=0.3, clip_high=0.3, lora_dropout=0.1),
-    "dpo": dict(reference="cached", length_normalize=True, ref_beta=0.01),
+    "dpo": dict(reference_scores="cached", length_normalize=True, ref_beta=0.01),
 }
 
 
 def align(model, data, name: str, option: str, decode=None) -> dict:
     from pairgrpo_jax.lm.alignment import make_trainer, tuned
-    from pairgrpo_jax.lm.sources import judge, reward_function
+    from pairgrpo_jax.lm.rewards.sources import judge, reward_function
 
     algo, _, offline = name.partition("-")
-    config = tuned(algo, bool(offline)).replace(**{k: v for k, v in SMALL.items()})
+    config = tuned(algo, bool(offline))
+    config = config.replace(**{k: v for k, v in SMALL.items() if config.has(k)})
     if option == "options":
         config = config.replace(**OPTIONS[algo])
     if option == "sft":
         config = config.replace(sft_iterations=1)
     if option == "full":
         config = config.replace(lora_rank=0)
-    source = reward_function(lambda prompts, completions: [[float(sum(map(ord, t)) % 97) for t in g] for g in completions])
+    source = reward_function(
+        lambda prompts, completions: [[float(sum(map(ord, t)) % 97) for t in g] for g in completions]
+    )
     if option == "judge":
         source = judge(lambda prompt, a, b: int(sum(map(ord, a)) % 97 < sum(map(ord, b)) % 97))
     if option == "head":
-        from pairgrpo_jax.lm.reward_model import init_head
+        from pairgrpo_jax.lm.rewards.reward_model import init_head
 
         head = init_head(model.config.hidden_size)
         source = head.replace(weight=jax.random.normal(jax.random.key(0), head.weight.shape))
@@ -87,4 +99,6 @@ def tiny_data():
     rng = np.random.default_rng(0)
     ids = lambda low, high, n: rng.integers(low, high, n).tolist()  # noqa: E731
     prompts = [EncodedPrompt(({"role": "user", "content": str(i)},), ids(3, 97, 3 + i % 5)) for i in range(8)]
-    return Data(prompts, [EncodedPair(p.ids, [*ids(3, 40, 4), 2], [*ids(60, 97, 3 + i % 2), 2]) for i, p in enumerate(prompts)])
+    return Data(
+        prompts, [EncodedPair(p.ids, [*ids(3, 40, 4), 2], [*ids(60, 97, 3 + i % 2), 2]) for i, p in enumerate(prompts)]
+    )

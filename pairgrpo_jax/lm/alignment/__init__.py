@@ -7,7 +7,7 @@ from pairgrpo_jax.lm.alignment.batch import (
     encode_prompts,
     pair_batch,
 )
-from pairgrpo_jax.lm.alignment.config import AlignConfig
+from pairgrpo_jax.lm.alignment.config import Adapters, AlignConfig, AlignOptimizer, Critic, Reference, Samples, Texts
 from pairgrpo_jax.lm.alignment.objectives import objective
 from pairgrpo_jax.lm.alignment.parameters import Placement, merged, policy_of
 from pairgrpo_jax.lm.alignment.presets import tuned
@@ -15,12 +15,18 @@ from pairgrpo_jax.lm.alignment.trainer import Data, Trainer, make_loss, make_opt
 from pairgrpo_jax.lm.data import EncodedPair
 
 __all__ = [
+    "Adapters",
     "AlignConfig",
+    "AlignOptimizer",
     "Batch",
+    "Critic",
     "Data",
     "EncodedPair",
     "EncodedPrompt",
     "Placement",
+    "Reference",
+    "Samples",
+    "Texts",
     "Trainer",
     "encode_pairs",
     "encode_prompts",

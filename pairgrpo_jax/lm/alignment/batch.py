@@ -23,13 +23,10 @@ class Batch(NamedTuple):
       lengths: int32 `[B,K]`.
       old_logp: `[B,K,T]` under pi_old, which sampled them.
       ref_logp: `[B,K,T]` under pi_ref.
-      advantages: `[B,K]`, or `[B,K,T]` for ppo.
-      pairs: `Pairs`, `[B,Q]`.
+      signal: what the method learns from, leaves `[B,...]`; None for supervised fine-tuning.
       old_values: `[B,K,T]`, the critic's when the batch was collected.
       returns: `[B,K,T]`, its targets.
       alive: `[B]`, 0 for a group without a usable verdict.
-      delta: scalar, the mass that Hard moves.
-      multiplier: scalar, the trust region's Lagrange multiplier.
       keys: `[B]`, for LoRA's dropout; one a group, so that micro-batches drop different inputs. None: no dropout.
     """
 
@@ -39,19 +36,21 @@ class Batch(NamedTuple):
     lengths: Any
     old_logp: Any = None
     ref_logp: Any = None
-    advantages: Any = None
-    pairs: Any = None
+    signal: Any = None
     old_values: Any = None
     returns: Any = None
     alive: Any = None
-    delta: Any = None
-    multiplier: Any = None
     keys: Any = None
 
     @property
     def tokens(self) -> tuple:
         """The four arrays that a model is run on."""
         return self.prompts, self.prompt_lengths, self.completions, self.lengths
+
+    @property
+    def pairs(self) -> Any:
+        """`Pairs` `[B,Q]` of the signal, if it holds any."""
+        return getattr(self.signal, "pairs", None)
 
     @property
     def mask(self) -> jax.Array:

@@ -17,29 +17,29 @@ from pairgrpo_jax.training.placement import replicate, split
 
 
 def init_trainable(config: AlignConfig, model: Model, key: jax.Array) -> dict[str, Any]:
-    """New parameters to train: `lora` adapters or a copy of the `model`, and for ppo a `value` head that says 0."""
+    """New parameters to train: `lora` adapters or a copy of the `model`; a critic's `value` head, which says 0."""
     trainable: dict[str, Any] = {}
-    if config.lora is not None:
-        trainable["lora"] = lora.init(config.lora, model.config, key)
+    if config.adapters.lora is not None:
+        trainable["lora"] = lora.init(config.adapters.lora, model.config, key)
     else:
         trainable["model"] = jax.tree.map(jnp.copy, model.params)  # donated later, while the reference stays
-    if config.algo == "ppo":
+    if config.critic is not None:
         trainable["value"] = {"weight": jnp.zeros(model.config.hidden_size), "bias": jnp.zeros(())}
     return trainable
 
 
 def policy_of(config: AlignConfig, model: Model, frozen: Any, trainable: dict[str, Any]) -> Policy:
     """The policy that `trainable` makes of the frozen base parameters (which full fine-tuning does not use)."""
-    if config.lora is None:
+    if config.adapters.lora is None:
         return Policy(model, trainable["model"])
-    return Policy(model, frozen, lora.variables(config.lora, trainable["lora"]))
+    return Policy(model, frozen, lora.variables(config.adapters.lora, trainable["lora"]))
 
 
 def merged(config: AlignConfig, model: Model, trainable: dict[str, Any]) -> Any:
     """One parameter tree, adapters added in, for `save_pretrained`."""
-    if config.lora is None:
+    if config.adapters.lora is None:
         return trainable["model"]
-    return lora.merge(config.lora, model.params, trainable["lora"])
+    return lora.merge(config.adapters.lora, model.params, trainable["lora"])
 
 
 def critic(value: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:

@@ -5,27 +5,22 @@ Online the learning rate was tuned on Hard and on Soft; GRPO, rank-GRPO and PPO,
 
 from __future__ import annotations
 
-from pairgrpo_jax.lm.alignment.config import OFFLINE, AlignConfig
+from pairgrpo_jax.lm.alignment.config import AlignConfig, AlignOptimizer, Critic, Texts
+from pairgrpo_jax.methods import HardPair, method_class
 
-_ONLINE: dict[str, dict] = {
-    "hard": {},
-    "soft": {"beta": 0.01, "learning_rate": 1e-4},
-    "grpo": {"learning_rate": 1e-4},
-    "rank": {"learning_rate": 1e-4},
-    "ppo": {"learning_rate": 1e-4},
-}
-_PAIRS = {"prompts": 16, "epochs": 1, "learning_rate": 5e-4}
-_OFFLINE: dict[str, dict] = {
-    "dpo": {"beta": 0.1},
-    "ipo": {"beta": 0.1},
-    "orpo": {"beta": 0.1},
-    "soft": {"beta": 0.01, "epochs": 2},
-    "hard": {"beta": 0.05, "delta_0": 0.2, "epochs": 2},
-}
+_HARD = HardPair(beta=0.3, delta_0=0.12)
+_PAIRS = Texts(prompts=16)
 
 
-def tuned(algo: str = "hard", offline: bool = False) -> AlignConfig:
-    """`AlignConfig` for a method; unknown names are left for the config's own check."""
-    offline = offline or algo in OFFLINE
-    changes = _PAIRS | _OFFLINE.get(algo, {}) if offline else _ONLINE.get(algo, {})
-    return AlignConfig(algo=algo, offline=offline).replace(**changes)  # type: ignore[arg-type]
+def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:
+    """`AlignConfig` of a method; `offline` of one that can learn from both; ValueError for an unknown one."""
+    made = method_class(method)()
+    hard = isinstance(made, HardPair)
+    if offline or not made.online:
+        made = HardPair(beta=0.05, delta_0=0.2) if hard else made
+        how = AlignOptimizer(epochs=2 if made.ratio else 1, learning_rate=5e-4)
+        return AlignConfig(made, None, _PAIRS, how)
+    critic = Critic() if made.critic else None
+    return AlignConfig(
+        _HARD if hard else made, critic=critic, optimizer=AlignOptimizer(learning_rate=1e-3 if hard else 1e-4)
+    )

@@ -1,4 +1,4 @@
-"""From verdicts to what a method learns from: advantages, pairs, or value targets; and the figures logged with them."""
+"""From verdicts to what a method learns from, with the critic's targets; and the figures logged with them."""
 
 from __future__ import annotations
 
@@ -9,63 +9,53 @@ from pairgrpo_jax import core
 from pairgrpo_jax.core import Pairs
 from pairgrpo_jax.core.pairs import groups_with_pairs
 from pairgrpo_jax.lm.alignment.batch import Batch
-from pairgrpo_jax.lm.alignment.config import PAIRED, AlignConfig
+from pairgrpo_jax.lm.alignment.config import AlignConfig
+from pairgrpo_jax.methods import Adaptive, Verdict
 
 
 def learning_signal(
-    config: AlignConfig, batch: Batch, rewards: jax.Array | None, pairs: Pairs | None, key: jax.Array
+    config: AlignConfig,
+    batch: Batch,
+    rewards: jax.Array | None,
+    pairs: Pairs | None,
+    key: jax.Array,
+    adaptive: Adaptive,
 ) -> Batch:
-    """Adds the method's advantages, pairs or value targets to a batch.
+    """Adds the method's signal to a batch, and the critic's targets.
 
     Args:
-      config: names the method.
-      batch: sampled, with `alive` (and, for ppo, `old_values`).
+      config: the method.
+      batch: sampled, with `alive` (and `old_values` of a critic), or a data set's pairs.
       rewards: `[B,K]`, or None where a judge compared.
-      pairs: the judge's, or None where there are rewards.
-      key: for the random labels of `scheme="bradley_terry"`.
+      pairs: the judge's or the data set's, or None where there are rewards.
+      key: for random labels.
+      adaptive: what the method changes from batch to batch.
 
     Raises:
       ValueError: if the method needs rewards and there are none.
     """
-    if config.algo in PAIRED and pairs is not None:
-        return batch._replace(pairs=pairs._replace(weight=pairs.weight * batch.alive[:, None]))
-    if rewards is None:
-        raise ValueError(f"algo={config.algo!r} needs rewards, and the judge gives pairs: use soft or hard, or rewards")
-    if config.algo in PAIRED:
-        pairs = core.pairs_from_rewards(rewards, scheme=config.scheme, margin=config.margin, key=key)
-        return learning_signal(config, batch, rewards, pairs, key)
-    if config.algo == "ppo":
-        return _value_targets(config, batch, rewards)
-    advantages = core.rank_advantages(rewards) if config.algo == "rank" else _group_advantages(config, batch, rewards)
-    return batch._replace(advantages=advantages * batch.alive[:, None])
+    method, scores = config.method, rewards
+    if pairs is None or not method.comparisons:
+        if rewards is None:
+            raise ValueError(f"{method.name} needs rewards, and the judge gives pairs: use soft or hard, or rewards")
+        pairs = None
+    if config.critic is not None:
+        batch, scores = _value_targets(batch, rewards, config.critic.trace, config.reference.ref_beta)
+    verdict = Verdict(scores, pairs, batch.alive, batch.mask)
+    return batch._replace(signal=method.signal(verdict, key, adaptive))
 
 
-def _group_advantages(config: AlignConfig, batch: Batch, rewards: jax.Array) -> jax.Array:
-    """Those of the groups alive; the std of a batch counts no others."""
-    if config.scale != "batch":
-        return core.group_advantages(rewards, scale=config.scale)
-    share = jnp.maximum(jnp.mean(batch.alive), 1e-6)
-    mean = core.mean_term(jnp.mean(rewards, axis=-1), batch.alive).mean
-    filled = jnp.where(batch.alive[:, None] > 0, rewards, mean)  # adds nothing to the sum of squares, but to the count
-    return core.group_advantages(filled, scale="batch") * jnp.sqrt(share)
+def _value_targets(batch: Batch, rewards, trace: float, ref_beta: float) -> tuple[Batch, jax.Array]:
+    """The critic's targets and the advantages `[B,K,T]`, by GAE.
 
-
-def _value_targets(config: AlignConfig, batch: Batch, rewards) -> Batch:
-    """The reward comes with the last token; every token pays `ref_beta` times its log-ratio to the reference."""
+    The reward comes with the last token; every token pays `ref_beta` times its log-ratio to the reference.
+    """
     mask = batch.mask
     last = mask * (1 - jnp.pad(mask[..., 1:], ((0, 0), (0, 0), (0, 1))))
-    shaped = last * rewards[..., None] - config.ref_beta * mask * (batch.old_logp - batch.ref_logp)
+    shaped = last * rewards[..., None] - ref_beta * mask * (batch.old_logp - batch.ref_logp)
     values = batch.old_values * mask
-    advantages = core.gae(shaped, values, jnp.zeros_like(rewards), mask - last, trace=config.trace)
-    counted = mask * batch.alive[:, None, None]
-    mean, square = (core.mean_term(x, counted).mean for x in (advantages, advantages**2))
-    normal = (advantages - mean) * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + 1e-8)
-    return batch._replace(advantages=normal * counted, returns=(advantages + values) * mask)
-
-
-def offline_signal(batch: Batch) -> Batch:
-    """A data set's own labels."""
-    return batch._replace(pairs=core.chosen_rejected_pairs(len(batch.lengths)))
+    advantages = core.gae(shaped, values, jnp.zeros_like(rewards), mask - last, trace=trace)
+    return batch._replace(returns=(advantages + values) * mask), advantages
 
 
 def verdict_metrics(batch: Batch, rewards: jax.Array | None, ended: jax.Array) -> core.Metrics:

@@ -18,7 +18,7 @@ from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, 
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
-from pairgrpo_jax.lm.alignment.signals import learning_signal, offline_signal, verdict_metrics
+from pairgrpo_jax.lm.alignment.signals import learning_signal, verdict_metrics
 from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import generate
@@ -26,6 +26,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError
+from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState, make_update_step
 
 _log = logging.getLogger("pairgrpo_jax.lm")
@@ -95,53 +96,56 @@ def make_optimizer(config: AlignConfig, iterations: int) -> optax.GradientTransf
 
     Supervised fine-tuning has an Adam of its own, with the same rise, that ends before the decay does.
     """
-    updates = (iterations - config.sft_iterations) * config.updates_per_batch
+    how = config.optimizer
+    updates = (iterations - config.sft_iterations) * how.updates_per_batch
 
     def rate(count):
-        left = 1 - count / updates if config.anneal else 1.0
-        return config.learning_rate * jnp.minimum((count + 1) / max(config.warmup, 1), 1.0) * jnp.maximum(left, 0.0)
+        left = 1 - count / updates if how.anneal else 1.0
+        return how.learning_rate * jnp.minimum((count + 1) / max(how.warmup, 1), 1.0) * jnp.maximum(left, 0.0)
 
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate))
+    return optax.chain(optax.clip_by_global_norm(how.max_grad_norm), optax.adam(rate))
 
 
-def make_loss(config: AlignConfig, model: Model, frozen: Any) -> Callable[[Any, Batch], core.Objective]:
+def make_loss(
+    config: AlignConfig, model: Model, frozen: Any, adaptive: Adaptive
+) -> Callable[[Any, Batch], core.Objective]:
     """`(trainable, batch) -> Objective`; `frozen` are the base parameters that LoRA adapters go on."""
 
     def loss(trainable, batch: Batch) -> core.Objective:
         policy = policy_of(config, model, frozen, trainable)
         dropout_key = None if batch.keys is None else batch.keys[0]
         hidden = completion_hidden(policy, *batch.tokens, dropout_key=dropout_key)
-        supervised = batch.pairs is None and batch.advantages is None
+        supervised = batch.signal is None
         sampling = None if supervised else config.scored
         scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=sampling)
         if supervised:
             return objectives.sft_objective(batch, scores)
-        values = critic(trainable["value"], hidden) if config.algo == "ppo" else None
-        return objectives.objective(config, batch, scores, values)
+        values = None if config.critic is None else critic(trainable["value"], hidden)
+        return objectives.objective(config, batch, scores, values, adaptive)
 
     return loss
 
 
 def _check(config: AlignConfig, model: Model, data: Data, source, iterations: int, placement: Placement) -> None:
-    config.check()
-    placement.check(config.prompts // config.minibatches // config.accumulate)
+    name, texts, adapters = config.method.name, config.texts, config.adapters.lora
+    placement.check(texts.prompts // config.optimizer.minibatches // config.optimizer.accumulate)
     if config.online and not data.prompts:
-        raise ValueError(f"prompts: algo={config.algo!r} samples completions and needs prompts")
+        raise ValueError(f"prompts: {name} samples completions and needs prompts")
     if config.online and source is None:
-        raise ValueError(f"reward: algo={config.algo!r} needs a reward model, a reward function or a judge")
+        raise ValueError(f"reward: {name} needs a reward model, a reward function or a judge")
     if (config.sft_iterations or not config.online) and not data.pairs:
-        what = "sft_iterations" if config.sft_iterations else f"algo={config.algo!r} offline"
+        what = "sft_iterations" if config.sft_iterations else f"{name} offline"
         raise ValueError(f"data: {what} needs preference pairs")
     widest = max((len(p.ids) for p in data.prompts), default=0), max((len(p.prompt) for p in data.pairs), default=0)
-    if max(widest) > config.prompt_tokens:
-        raise ValueError(f"prompt_tokens={config.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
+    if max(widest) > texts.prompt_tokens:
+        raise ValueError(f"prompt_tokens={texts.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
     if config.sft_iterations >= iterations:
         raise ValueError(f"sft_iterations={config.sft_iterations} leave none of iterations={iterations} to the method")
-    if config.lora is not None:
-        lora.check(config.lora, model.config)
+    if adapters is not None:
+        lora.check(adapters, model.config)
     if isinstance(source, RewardHead):
         check_head(source, model.config)
-    longest = config.prompt_tokens + config.completion_tokens
+    longest = texts.prompt_tokens + texts.completion_tokens
     if longest > (limit := piecewise_limit(model.config)):
         raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
 
@@ -155,6 +159,11 @@ def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
+def adaptive_of(state: TrainState) -> Adaptive:
+    """What the method has in the train state."""
+    return Adaptive(state.delta_step, state.multiplier)
+
+
 class _Run:
     """The compiled pieces of a run and the order in which the host calls them. Holds no state of the run."""
 
@@ -163,12 +172,11 @@ class _Run:
         self.seed, self.placement = seed, placement
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
-        self.delta = core.delta_schedule(config.delta_0, config.delta_gamma)
         self.update = jax.jit(self._update, donate_argnums=0)
         self.old_scores = jax.jit(self._old_scores)
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
         self.judge_tokens = jax.jit(self._judge_tokens)
-        self.signal = jax.jit(lambda batch, rewards, pairs, key: learning_signal(config, batch, rewards, pairs, key))
+        self.signal = jax.jit(functools.partial(learning_signal, config))
 
     def trainer(self) -> Trainer:
         return Trainer(self.model, self.init, self.iterate, self.policy, self.reference)
@@ -204,59 +212,60 @@ class _Run:
         if self.config.online:
             batch, metrics = self.collect(state, position, sample_key, pair_key)
         else:
-            batch, metrics = self.pairs(state, position)
-        # A copy: updates take the state's memory, and the batch outlives the first of them.
-        scalars = {"multiplier": jnp.copy(state.multiplier), "delta": self.delta(state.delta_step)}
-        batch = self.placement.batch(batch._replace(**scalars))
+            batch, metrics = self.pairs(state, position, pair_key)
+        metrics |= self.config.method.report(adaptive_of(state))
+        batch = self.placement.batch(batch)
         if np.any(np.asarray(batch.alive)):
             state, measured = self.fit(state, batch, *update_keys)
             metrics = metrics | measured
-        if self.config.algo == "hard":
-            metrics["delta"] = batch.delta
-        state = self.renewed(state, key, metrics)
-        return state, metrics
+        return self.renewed(state, key, metrics), metrics
 
     def renewed(self, state: TrainState, key: jax.Array, metrics) -> TrainState:
         """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
-        multiplier = state.multiplier
-        if self.config.algo == "hard" and self.config.trust_region == "lagrangian" and "kl" in metrics:
-            multiplier = core.update_multiplier(multiplier, metrics["kl"][-1], self.config.beta)
+        kl = metrics["kl"][-1] if "kl" in metrics else None
+        after = self.config.method.renewed(adaptive_of(state), kl)
         extra = state.extra | {"position": state.extra["position"] + 1}
-        state = state.replace(key=key, delta_step=state.delta_step + 1, multiplier=multiplier, extra=extra)
+        state = state.replace(key=key, delta_step=after.batches, multiplier=after.multiplier, extra=extra)
         return self.placement.state(state)
 
     def fit(self, state: TrainState, batch: Batch, shuffle_key, dropout_key) -> tuple[TrainState, dict[str, Any]]:
         """All updates of a batch; metrics `[updates]`, and how far sampler and trainer are apart."""
-        config, rows = self.config, []
-        for epoch in range(config.epochs):
-            order = np.arange(config.prompts)
-            if config.minibatches > 1:
-                order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), config.prompts))
-            for i, part in enumerate(np.split(order, config.minibatches)):
+        how, prompts, rows = self.config.optimizer, self.config.texts.prompts, []
+        for epoch in range(how.epochs):
+            order = np.arange(prompts)
+            if how.minibatches > 1:
+                order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), prompts))
+            for i, part in enumerate(np.split(order, how.minibatches)):
                 piece = batch
-                if config.minibatches > 1:
+                if how.minibatches > 1:
                     piece = jax.tree.map(lambda x, p=part: x[p] if jnp.ndim(x) else x, batch)
-                piece = self.with_keys(piece, jax.random.fold_in(dropout_key, epoch * config.minibatches + i))
+                piece = self.with_keys(piece, jax.random.fold_in(dropout_key, epoch * how.minibatches + i))
                 state, metrics = self.update(state, self.frozen, self.placement.batch(piece))
                 rows.append(metrics)
         measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         change = measured.pop("logp_change", None)
-        if change is not None and config.online and not config.rescores and not config.lora_dropout:
+        samples = self.config.samples
+        if change is not None and samples and not samples.rescores and not self.config.adapters.lora_dropout:
             measured["sampler_gap"] = change[0]
         return state, measured
 
     def with_keys(self, batch: Batch, key: jax.Array) -> Batch:
         """The batch with keys for LoRA's dropout, if there is any."""
-        return batch._replace(keys=jax.random.split(key, len(batch.lengths))) if self.config.lora_dropout else batch
+        return (
+            batch._replace(keys=jax.random.split(key, len(batch.lengths)))
+            if self.config.adapters.lora_dropout
+            else batch
+        )
 
     @property
     def frozen(self) -> Any:
         """What updates and old scores take beside the trained parameters."""
-        return None if self.config.lora is None else self.model.params
+        return None if self.config.adapters.lora is None else self.model.params
 
     def _update(self, state: TrainState, frozen: Any, batch: Batch):
-        loss = make_loss(self.config, self.model, frozen)
-        return make_update_step(loss, self.optimizer, accumulate=self.config.accumulate, parallel=None)(state, batch)
+        loss = make_loss(self.config, self.model, frozen, adaptive_of(state))
+        accumulate = self.config.optimizer.accumulate
+        return make_update_step(loss, self.optimizer, accumulate=accumulate, parallel=None)(state, batch)
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
         return score(policy, *batch.tokens, sampling=self.config.scored).logp
@@ -266,7 +275,7 @@ class _Run:
         policy = policy_of(self.config, self.model, frozen, trainable)
         hidden = completion_hidden(policy, *batch.tokens)
         scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.scored)
-        return scores.logp, critic(trainable["value"], hidden) if self.config.algo == "ppo" else None
+        return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
         scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)
@@ -274,39 +283,39 @@ class _Run:
 
     def collect(self, state: TrainState, position: int, sample_key, pair_key) -> tuple[Batch, dict[str, Any]]:
         """Samples, has them judged, and adds the learning signal."""
-        config = self.config
-        indices = batch_indices(len(self.data.prompts), config.prompts, position, self.seed)
+        samples = self.config.samples
+        indices = batch_indices(len(self.data.prompts), self.config.texts.prompts, position, self.seed)
         prompts = [self.data.prompts[i] for i in indices]
         batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
         batch = self.placement.batch(batch)
-        if config.rescores or config.algo == "ppo":
+        if samples.rescores or self.config.critic is not None:
             logp, values = self.old_scores(state.params, self.frozen, batch)
-            if not config.cuts:
+            if not samples.cuts:
                 gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
-            batch = batch._replace(old_logp=logp if config.rescores else batch.old_logp, old_values=values)
+            batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
         batch, rewards, pairs = self.judge(state, prompts, batch, position)
-        batch = self.signal(batch, rewards, pairs, pair_key)
+        batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
         return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
-        config = self.config
+        samples, texts = self.config.samples, self.config.texts
         out = generate(
             self.model,
             policy.params,
             prompts,
-            max_new_tokens=config.completion_tokens,
+            max_new_tokens=texts.completion_tokens,
             key=key,
-            num_samples=config.candidates,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
+            num_samples=samples.candidates,
+            temperature=samples.temperature,
+            top_k=samples.top_k,
+            top_p=samples.top_p,
             lora=policy.lora,
             rows=self.placement.rows,
         )
-        tokens, lengths = pad_texts(prompts, config.prompt_tokens)
+        tokens, lengths = pad_texts(prompts, texts.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
         return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
 
@@ -345,23 +354,23 @@ class _Run:
             raise ValueError(f"reward: batch {position}: expected {b} x {k} finite numbers, got shape {rewards.shape}")
         return judgement._replace(rewards=np.where(failed[:, None], 0, rewards))
 
-    def pairs(self, state: TrainState, position: int) -> tuple[Batch, dict[str, Any]]:
+    def pairs(self, state: TrainState, position: int, key: jax.Array) -> tuple[Batch, dict[str, Any]]:
         """A batch of the data set's pairs, scored as its method needs."""
-        config = self.config
-        indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
+        indices = batch_indices(len(self.data.pairs), self.config.texts.prompts, position, self.seed)
         batch = self.placement.batch(self.padded([self.data.pairs[i] for i in indices]))
         batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
-        if config.algo in ("soft", "hard"):
+        if self.config.method.ratio:
             batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
-        batch = offline_signal(batch)
+        labels = core.chosen_rejected_pairs(len(batch.lengths))
+        batch = self.signal(batch, None, labels, key, adaptive_of(state))
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         return batch, verdict_metrics(batch, None, jnp.asarray(whole))
 
     def padded(self, pairs: Sequence[EncodedPair]) -> Batch:
-        return pair_batch(pairs, self.config.prompt_tokens, self.config.completion_tokens)
+        return pair_batch(pairs, self.config.texts.prompt_tokens, self.config.texts.completion_tokens)
 
     def offline_reference(self, state: TrainState, batch: Batch, indices: np.ndarray) -> Any:
-        if self.config.reference == "cached":
+        if self.config.reference_scores == "cached":
             return self.placement.batch(self.cache[indices])
         reference = self.reference(state)
         return self.ref_logp(reference.params, reference.lora, batch)
@@ -375,17 +384,17 @@ class _Run:
             batch = self.placement.batch(self.padded([pairs[i] for i in index.tolist()]))
             return [self.ref_logp(self.model.params, None, batch)]
 
-        return in_batches(run, len(pairs), self.config.prompts)[0]
+        return in_batches(run, len(pairs), self.config.texts.prompts)[0]
 
     def fine_tune(self, state: TrainState, position: int) -> tuple[TrainState, dict[str, Any]]:
         """One supervised update; after the last one the reference is what has been reached, and Adam starts anew."""
-        config = self.config
-        indices = batch_indices(len(self.data.pairs), config.prompts, position, self.seed)
-        batch = chosen_batch([self.data.pairs[i] for i in indices], config.prompt_tokens, config.completion_tokens)
+        texts = self.config.texts
+        indices = batch_indices(len(self.data.pairs), texts.prompts, position, self.seed)
+        batch = chosen_batch([self.data.pairs[i] for i in indices], texts.prompt_tokens, texts.completion_tokens)
         batch = self.with_keys(batch, jax.random.fold_in(state.key, position))
         state, metrics = self.update(state, self.frozen, self.placement.batch(batch))
         extra = state.extra | {"position": state.extra["position"] + 1}
-        if position + 1 == config.sft_iterations:
+        if position + 1 == self.config.sft_iterations:
             extra["reference"] = jax.tree.map(jnp.copy, state.params)
             state = state.replace(opt_state=self.optimizer.init(state.params))
         return self.placement.state(state.replace(extra=extra)), metrics
