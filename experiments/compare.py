@@ -14,14 +14,13 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import halfcheetah
-from experiments.cli import run_main
 from experiments.plots import comparison
-from experiments.runs import complete, finished_metrics
-from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.commands.runs import complete, finished_metrics
 from pairgrpo_jax.control import ControlConfig, tuned
 from pairgrpo_jax.control.config import Advantage, Algorithm
 from pairgrpo_jax.core.pairs import PAIR_SCHEMES
+from pairgrpo_jax.core.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 
 _RADIUS = tuned("hard", "value").beta  # of Hard's trust region, in nats; shown for all methods alike
 

@@ -15,10 +15,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import align
-from experiments.cli import run_main
-from experiments.runs import complete, finished_metrics
-from experiments.statistics import mean_interval
+from pairgrpo_jax.commands import align
+from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.commands.runs import complete, finished_metrics
+from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
 from pairgrpo_jax.lm.data import ranked_right
 from pairgrpo_jax.training import NonFiniteError

@@ -3,8 +3,6 @@
 import json
 import os
 
-import jax
-import jaxlib
 import numpy as np
 import pytest
 
@@ -18,12 +16,20 @@ def measured(case, smollm2=None):
     if what == "smollm2":
         return golden.align(smollm2, golden.smollm2_data(smollm2), name, "")
     from tests.lm.conftest import tiny_model
-    return golden.align(tiny_model(), golden.tiny_data(), name, (option or [""])[0], decode=lambda rows: [" ".join(map(str, r)) for r in rows])
+
+    return golden.align(
+        tiny_model(),
+        golden.tiny_data(),
+        name,
+        (option or [""])[0],
+        decode=lambda rows: [" ".join(map(str, r)) for r in rows],
+    )
 
 
 @pytest.fixture(scope="session")
 def smollm2():
     from pairgrpo_jax.lm import load_model
+
     return load_model("smollm2")
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.answers import serve
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 
 GROUPS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 2, 4, 64, 64
 # Name -> what differs from plain GRPO, in our words and in the peers'.

@@ -17,10 +17,10 @@ import mujoco
 import numpy as np
 import tyro
 from mujoco import rollout
-
-from experiments.cli import run_main
-from pairgrpo_jax.control import ControlConfig, Env, fork, make_env, make_trainer, tuned
 from pairgrpo_jax.control.algorithms import make_algorithm
+
+from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.control import ControlConfig, Env, fork, make_env, make_trainer, tuned
 from pairgrpo_jax.control.mujoco_env import MujocoHalfCheetah, load_model
 from pairgrpo_jax.control.networks import make_networks
 from pairgrpo_jax.control.rollout import Batch

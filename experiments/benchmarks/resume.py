@@ -18,7 +18,7 @@ from typing import Literal
 
 import tyro
 
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.training import read_metrics
 
 TINY = "--steps 12800 --groups 4 --candidates 4 --horizon 20 --epochs 2 --minibatches 4 --hidden 16 --evaluations 4"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import logging
@@ -17,6 +16,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from pairgrpo_jax.core.bounds import to_values
+
 logger = logging.getLogger(__name__)
 # What a kill while a folder is claimed may leave.
 _BEGUN = ("lock", "config.partial", "versions.partial", "versions.json")
@@ -29,7 +30,7 @@ class RunFolderError(ValueError):
 
 def settings(config: Any) -> dict[str, Any]:
     """A (nested) dataclass as JSON-able values; paths become strings and tuples lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return to_values(config)
 
 
 def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
@@ -41,7 +42,8 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
       folder: the output folder.
       config: JSON-able settings, possibly nested.
       resume: go on with the run in `folder`; without one there, start it.
-      free: top-level names that may differ on resume, because they do not change the meaning of the state.
+      free: names, of single settings or of whole parts, that may differ on resume, because they do not change the
+        meaning of the state.
 
     Returns:
       The folder's lock, held until it is closed: two processes must not write one run.
@@ -66,10 +68,11 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
         raise RunFolderError(
             f"output: another process is running in {folder}; wait for it, or choose another"
         ) from None
-    if not path.exists():
+    before = path.exists()
+    if not before:
         _write(folder / "versions.json", versions())
-        _write(path, config)
-    elif (made_with := json.loads((folder / "versions.json").read_text())) != (now := versions()):
+    _write(path, config)  # on resume, fields that are free may have changed
+    if before and (made_with := json.loads((folder / "versions.json").read_text())) != (now := versions()):
         changed = [name for name in sorted(made_with.keys() | now.keys()) if made_with.get(name) != now.get(name)]
         logger.warning("%s differ from when the run began: it goes on, but not bit for bit", ", ".join(changed))
     return lock
@@ -87,7 +90,7 @@ def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> 
 def changed_settings(path: Path, config: dict[str, Any], free: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
     """Name, value in the `config.json` at `path` and value in `config` of all that differs, but for `free` fields."""
     before, after = dict(flatten(json.loads(path.read_text()))), dict(flatten(config))
-    names = (name for name in sorted(before.keys() | after.keys()) if name.split(".")[0] not in free)
+    names = (n for n in sorted(before.keys() | after.keys()) if n not in free and n.split(".")[0] not in free)
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 

@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
-from experiments.theory import Config, main
 from pairgrpo_jax import theory
+from pairgrpo_jax.commands.theory import Config, main
 from pairgrpo_jax.theory.statement import Statement
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.compare import Comparison, folder, parse, report, run_of
-from experiments.runs import DONE
-from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from pairgrpo_jax.commands.runs import DONE
+from pairgrpo_jax.core.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
 from pairgrpo_jax.training import settings
 
 

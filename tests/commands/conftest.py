@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 
 
 class Done(NamedTuple):

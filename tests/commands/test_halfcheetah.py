@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from experiments import halfcheetah
 from experiments.benchmarks.resume import TINY, Resume, disturbed, result, undisturbed
 from pairgrpo_jax.training import read_metrics
 

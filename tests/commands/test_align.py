@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import align, evaluate, paper_tables
+from experiments import paper_tables
 from experiments.benchmarks.resume import result
-from experiments.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.commands import align, evaluate
+from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
