@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import json
 import re
 import sys
@@ -20,7 +21,6 @@ from pairgrpo_jax.training import CheckpointError, NonFiniteError
 
 T = TypeVar("T")
 _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imageio": "control", "distrax": "control"}
-_FRAME = str.maketrans("╭╮╰╯│─", "      ")
 _EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
 
 
@@ -53,19 +53,19 @@ def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
             )
     except SystemExit as end:
-        if end.code:  # a framed text: its words are enough
-            text = " ".join(said.getvalue().translate(_FRAME).split())
-            raise ValueError(
-                re.sub(
-                    r"^(Value error|Invalid choice|Parsing error)?.*?: (?=\w+ must|\w+=)",
-                    "",
-                    text.split(" For full helptext")[0],
-                )
-            ) from None
+        if end.code:
+            raise ValueError(_plain(said.getvalue())) from None
         raise
     if unknown:
         raise ValueError(_unknown(unknown[0], default))
     return run
+
+
+def _plain(framed: str) -> str:
+    """The words of tyro's framed error, without its title, its frame and the help that it repeats."""
+    lines = [line.strip("│ ") for line in framed.splitlines() if line.startswith("│")]
+    text = " ".join(itertools.takewhile(lambda line: not line.startswith(("───", "Argument helptext")), lines))
+    return re.sub(r"^Error parsing (?!--)[\w.]+: ", "", text)
 
 
 def _unknown(word: str, default: Any) -> str:
