@@ -1,9 +1,11 @@
-"""Statistics of a few runs per method, after Agarwal et al. (arXiv 2108.13264)."""
+"""Statistics of a few runs per method, after Agarwal et al. (arXiv 2108.13264), and of many prompts."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special, stats
+
+_NONE = (float("nan"), float("nan"))  # the interval of one value
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -48,18 +50,60 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -
 def length_controlled_rate(wins: np.ndarray, difference: np.ndarray) -> float:
     """Win rate at equal lengths: a logistic regression of wins on the difference of lengths, read off at 0.
 
-    After AlpacaEval 2 (arXiv 2404.04475), with the length term alone: `P(win) = sigmoid(a + b tanh(d / std d))`.
+    After AlpacaEval 2 (arXiv 2404.04475), with the length term alone: `P(win) = sigmoid(a + b tanh(d / std d))`, and a
+    little ridge on b, which separable wins would make infinite.
 
     Args:
-      wins: `[N]`, 1, 0, or 0.5 for a tie.
-      difference: `[N]`, length of the reply less that of its rival.
+      wins: `[N]` or `[N,S]`, 1, 0, or 0.5 for a tie.
+      difference: alike, length of the reply less that of its rival.
     """
-    wins, difference = np.asarray(wins, float), np.asarray(difference, float)
-    spread = difference.std()
-    x = np.stack([np.ones_like(wins), np.tanh(difference / spread) if spread else np.zeros_like(wins)], axis=1)
+    wins, x = _wins_and_lengths(wins, difference)
+    return float(_rates_at_equal_length(wins, x, np.ones((1, len(wins))))[0])
 
-    def loss(weights):  # a little ridge keeps separable cases finite
-        z = x @ weights
-        return np.mean(np.logaddexp(0, z) - wins * z) + 1e-3 * np.sum(weights**2)
 
-    return float(special.expit(optimize.minimize(loss, np.zeros(2)).x[0]))
+def length_controlled_interval(
+    wins: np.ndarray, difference: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile-bootstrap interval of `length_controlled_rate` over the N prompts of `[N,S]`; NaN for one prompt.
+
+    Whole prompts are drawn, as replies to one prompt are alike; the scale of the lengths stays that of all of them.
+    """
+    wins, x = _wins_and_lengths(wins, difference)
+    count = len(wins)
+    if count < 2:
+        return _NONE
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    rates = [_rates_at_equal_length(wins, x, part) for part in np.array_split(draws, 20)]  # 20: for memory
+    low, high = np.quantile(np.concatenate(rates), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _wins_and_lengths(wins: np.ndarray, difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `[N,S]`, the difference of lengths scaled and bounded."""
+    wins, difference = (np.asarray(x, float).reshape(len(x), -1) for x in (wins, difference))
+    return wins, np.tanh(difference / (difference.std() or 1.0))
+
+
+def _rates_at_equal_length(wins: np.ndarray, x: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`sigmoid(a)` `[R]` of fits to wins and lengths `[N,S]`, each prompt counted `[R,N]` times, by Newton's method.
+
+    A step is damped as for generalised self-concordant losses (arXiv 1703.04599, with nu = 2), so that it never fails.
+    Where all replies win, or none does, a is infinite and the rate exactly 1 or 0.
+    """
+    rates = counts @ wins.mean(-1) / counts.sum(-1)
+    mixed = np.flatnonzero((counts @ wins.min(-1) < counts.sum(-1)) & (counts @ wins.max(-1) > 0))
+    weights = np.repeat(counts[mixed], wins.shape[1], axis=1) / counts[mixed].sum(-1, keepdims=True) / wins.shape[1]
+    wins, x = wins.ravel(), x.ravel()
+    a, b = np.zeros((2, len(mixed)))
+    for _ in range(100):
+        p = special.expit(a[:, None] + b[:, None] * x)
+        slope_a, slope_b = (weights * (p - wins)).sum(-1), (weights * (p - wins)) @ x + 2e-3 * b
+        curve = weights * p * (1 - p)
+        aa, ab, bb = curve.sum(-1), curve @ x, curve @ x**2 + 2e-3
+        step = np.stack([bb * slope_a - ab * slope_b, aa * slope_b - ab * slope_a]) / (aa * bb - ab**2)
+        size = np.sqrt(2) * np.hypot(*step) + 1e-300  # sqrt 2 bounds |(1, x)|
+        a, b = np.stack([a, b]) - step * np.log1p(size) / size
+        if size.max(initial=0) < 1e-9:
+            break
+    rates[mixed] = special.expit(a)
+    return rates

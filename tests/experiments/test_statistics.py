@@ -5,10 +5,17 @@ import json
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from experiments.compare import Comparison, folder, parse, report, run_of
 from experiments.runs import DONE
-from experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from experiments.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    length_controlled_interval,
+    length_controlled_rate,
+    probability_of_improvement,
+)
 from pairgrpo_jax.training import settings
 
 
@@ -26,6 +33,41 @@ def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
     intervals = [bootstrap_interval(rng.normal(size=20), resamples=500, seed=i) for i in range(200)]
     assert 0.85 < np.mean([low < 0 < high for low, high in intervals]) < 0.99
+
+
+def test_a_rate_at_equal_length_is_not_drawn_to_a_half():
+    rng = np.random.default_rng(0)
+    difference = rng.normal(size=(32, 8))
+    assert length_controlled_rate(np.ones((32, 8)), difference) == 1.0
+    assert length_controlled_rate(np.zeros((32, 8)), difference) == 0.0
+    wins = np.r_[np.ones(99), 0.0]
+    assert length_controlled_rate(wins, np.zeros(100)) == pytest.approx(0.99, abs=1e-12)
+    longer_wins = length_controlled_rate(np.sign(difference) / 2 + 0.5, difference)  # separable by length
+    assert abs(longer_wins - 0.5) < 0.05
+    wins = (rng.random((32, 8)) < 1 / (1 + np.exp(-1.5 - difference))).astype(float)
+    x = np.tanh(difference / difference.std())
+
+    def loss(weights):
+        z = weights[0] + weights[1] * x
+        return np.mean(np.logaddexp(0, z) - wins * z) + 1e-3 * weights[1] ** 2
+
+    intercept = optimize.minimize(loss, np.zeros(2), tol=1e-10).x[0]
+    assert length_controlled_rate(wins, difference) == pytest.approx(1 / (1 + np.exp(-intercept)), abs=1e-6)
+
+
+def test_the_interval_at_equal_length_is_over_prompts():
+    rng = np.random.default_rng(0)
+
+    def covered(split) -> bool:  # replies to one prompt are alike; at equal length neither side is better
+        chance = 1 / (1 + np.exp(-2 * rng.normal(size=(32, 1)) - (difference := rng.normal(size=(32, 8)))))
+        wins = (rng.random((32, 8)) < chance).astype(float)
+        low, high = length_controlled_interval(wins.reshape(split), difference.reshape(split), resamples=100)
+        return low < 0.5 < high
+
+    assert np.mean([covered((32, 8)) for _ in range(100)]) > 0.9
+    assert np.mean([covered((256, 1)) for _ in range(50)]) < 0.85
+    assert np.isnan(length_controlled_interval(np.ones((1, 8)), np.ones((1, 8)))).all()
+    assert length_controlled_interval(np.ones((4, 8)), np.ones((4, 8))) == (1.0, 1.0)
 
 
 def test_a_comparison_reports_finished_runs(tmp_path, capsys):
