@@ -42,6 +42,23 @@ def probability_of_improvement(scores: np.ndarray, other: np.ndarray) -> float:
     return float(statistic) / (len(scores) * len(other))
 
 
+def noise_variance(series: np.ndarray) -> np.ndarray:
+    """Variance `[...]` of a series `[..., T]` about its drift: half the variance of its successive differences.
+
+    After von Neumann et al. (Annals of Mathematical Statistics 12, 1941, 153-162), less the mean difference: exact up
+    to 1 / T^2 for independent noise on a straight line; NaN below three values, which say nothing of both.
+    """
+    series = np.asarray(series, float)
+    if series.shape[-1] < 3:
+        return np.full(series.shape[:-1], np.nan)
+    return np.diff(series).var(axis=-1) / 2
+
+
+def relative_noise_variance(series: np.ndarray) -> np.ndarray:
+    """`noise_variance` `[...]` relative to the squared mean, for a positive series `[..., T]`."""
+    return noise_variance(series) / np.square(np.mean(series, axis=-1))
+
+
 def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile-bootstrap interval of a mean over prompts or pairs `[N]`; `(low, high)`."""
     return bootstrap_interval(values, np.mean, confidence, seed=seed)

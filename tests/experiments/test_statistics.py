@@ -14,7 +14,9 @@ from experiments.statistics import (
     interquartile_mean,
     length_controlled_interval,
     length_controlled_rate,
+    noise_variance,
     probability_of_improvement,
+    relative_noise_variance,
 )
 from pairgrpo_jax.training import settings
 
@@ -68,6 +70,20 @@ def test_the_interval_at_equal_length_is_over_prompts():
     assert np.mean([covered((256, 1)) for _ in range(50)]) < 0.85
     assert np.isnan(length_controlled_interval(np.ones((1, 8)), np.ones((1, 8)))).all()
     assert length_controlled_interval(np.ones((4, 8)), np.ones((4, 8))) == (1.0, 1.0)
+
+
+def test_noise_is_told_from_drift():
+    rng, steps = np.random.default_rng(0), np.arange(160)
+    drifts = np.stack([0.1 * steps, 10 * np.exp(-steps / 40), 5 * np.sin(steps / 50)])
+    series = 10 + drifts[:, None] + 0.3 * rng.normal(size=(3, 500, 160))
+    assert (series.var(-1).mean(-1) > 25 * 0.09).all()  # the plain variance is that of the drift
+    found = noise_variance(series)
+    assert found.shape == (3, 500)
+    np.testing.assert_allclose(found.mean(-1), 0.09, rtol=0.05)
+    np.testing.assert_allclose(relative_noise_variance(series), found / series.mean(-1) ** 2)
+    short = 3 * steps[:8] + rng.normal(size=(40_000, 8))  # a window of few updates on a steep line
+    assert noise_variance(short).mean() == pytest.approx(1, abs=0.04)
+    assert np.isnan(noise_variance(series[..., :2])).all()
 
 
 def test_a_comparison_reports_finished_runs(tmp_path, capsys):
