@@ -5,15 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, stats
 
 from experiments.compare import Comparison, folder, parse, report, run_of
 from experiments.runs import DONE
 from experiments.statistics import (
-    bootstrap_interval,
+    improvement_interval,
+    interquartile_interval,
     interquartile_mean,
     length_controlled_interval,
     length_controlled_rate,
+    mean_interval,
     noise_variance,
     probability_of_improvement,
     relative_noise_variance,
@@ -31,10 +33,48 @@ def test_probability_of_improvement_counts_pairs_and_half_ties():
     assert probability_of_improvement(ours, other) == pytest.approx(np.mean(wins))
 
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+SCORES = {  # draws, interquartile mean
+    "normal": (lambda rng, n: rng.normal(size=n), 0.0),
+    "lognormal": (lambda rng, n: rng.lognormal(sigma=0.5, size=n), stats.lognorm(0.5).expect(lb=0.7137, ub=1.4011) * 2),
+}
+
+
+@pytest.mark.parametrize("runs", [5, 10])
+@pytest.mark.parametrize("name", SCORES)
+def test_intervals_of_few_runs_cover_the_truth_as_often_as_they_say(name, runs):
+    """With -s, prints the figures of docs/results/halfcheetah.md."""
+    (draw, middle), rng = SCORES[name], np.random.default_rng(0)
+    found = [interquartile_interval(draw(rng, runs)) for _ in range(4000)]
+    covered = {"interquartile mean": np.mean([low < middle < high for low, high in found])}
+    for shift in (0.0, 1.0):
+        truth = np.mean(draw(rng, 10**6) + shift > draw(rng, 10**6))
+        found = [improvement_interval(draw(rng, runs) + shift, draw(rng, runs)) for _ in range(2000)]
+        covered[f"P(improvement) = {truth:.2f}"] = np.mean([low <= truth <= high for low, high in found])
+    print(f"{name}, {runs} runs: ", ", ".join(f"{what} {share:.1%}" for what, share in covered.items()))
+    assert all(0.925 < share < 0.975 for share in covered.values())
+
+
+def test_an_interval_of_a_mean_covers_over_prompts_and_one_value_has_none():
     rng = np.random.default_rng(0)
-    intervals = [bootstrap_interval(rng.normal(size=20), resamples=500, seed=i) for i in range(200)]
-    assert 0.85 < np.mean([low < 0 < high for low, high in intervals]) < 0.99
+    for prompts in (32, 128):
+        found = [mean_interval(rng.binomial(8, 0.9, prompts) / 8, seed=i) for i in range(200)]
+        assert 0.9 < np.mean([low < 0.9 < high for low, high in found]) < 0.99
+    assert mean_interval(np.full(32, 0.5)) == (0.5, 0.5)
+    one, two = np.array([3.0]), np.array([3.0, 4.0])
+    for none in (mean_interval(one), interquartile_interval(one), improvement_interval(one, two)):
+        assert np.isnan(none).all()
+    assert np.isnan(improvement_interval(two, one)).all()
+
+
+def test_intervals_against_their_definitions():
+    scores = np.array([7.0, 1.0, 3.0, 2.0, 100.0])  # winsorised 2, 2, 3, 7, 7: variance 6.7; h = 3
+    half = stats.t.ppf(0.975, 2) * np.sqrt(4 * 6.7 / 6)
+    np.testing.assert_allclose(interquartile_interval(scores), [4 - half, 4 + half])
+    apart = np.arange(5.0)
+    low, high = improvement_interval(apart + 10, apart)  # all runs win: still not certain
+    np.testing.assert_allclose([high, low], [1, 1 - improvement_interval(apart, apart + 10)[1]])
+    inside = lambda p: (1 - p) ** 2 - 1.96**2 * p * (1 - p) / 25 * (1 + 4 * (1 - p) / (2 - p) + 4 * p / (1 + p))  # noqa: E731
+    assert low == pytest.approx(optimize.brentq(inside, 0.3, 0.9), abs=2e-4)
 
 
 def test_a_rate_at_equal_length_is_not_drawn_to_a_half():
