@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.core.bounds import AtLeast, Settings
-from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, Sampling, load_model
 from pairgrpo_jax.lm.alignment import EncodedPrompt, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
@@ -116,21 +116,24 @@ def wins(a: Judged, b: Judged) -> np.ndarray:
 
 
 def figures(a: Heard, b: Heard) -> dict[str, Any]:
-    """Win rate of a over b with its 95% interval, at any and at equal length; lengths (tokens), rewards, KL (nats).
+    """Win rate of a over b at any and at equal length, with 95% intervals; lengths (tokens), rewards, KL (nats).
 
     `wins` are those of each prompt, to pool over runs.
     """
     (said, judged), (rival_said, rival_judged) = a, b
     if judged is None or rival_judged is None:
         raise ValueError("judge: a win rate needs a reward head")
-    won = wins(judged, rival_judged)
+    won, longer = wins(judged, rival_judged), said.lengths - rival_said.lengths
     low, high = mean_interval(won.mean(-1))
+    equal_low, equal_high = length_controlled_interval(won, longer)
     return {
         "wins": won.mean(-1).tolist(),
         "win_rate": float(won.mean()),
         "win_rate_low": low,
         "win_rate_high": high,
-        "win_rate_length_controlled": length_controlled_rate(won.ravel(), (said.lengths - rival_said.lengths).ravel()),
+        "win_rate_length_controlled": length_controlled_rate(won, longer),
+        "win_rate_length_controlled_low": equal_low,
+        "win_rate_length_controlled_high": equal_high,
         "reward_held_out": float(judged.rewards.mean()),
         "reward_held_out_rival": float(rival_judged.rewards.mean()),
         "reply_tokens": float(said.lengths.mean()),

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from pairgrpo_jax.control import ControlConfig, make_env, make_trainer
+from pairgrpo_jax.control import make_env, make_trainer, tuned
 from pairgrpo_jax.control.trainer import make_optimizer
+from pairgrpo_jax.core.bounds import Settings
+from pairgrpo_jax.methods import METHODS, Dpo, Grpo, Ppo, SoftPair
 
-SMALL = ControlConfig(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
-SMALL = SMALL.replace(fork=True, scheme="matched", beta=0.03, alpha=2.0, max_grad_norm=10.0, target_kl=0.0)
+SMALL = tuned("hard").replace(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
+SMALL = SMALL.replace(fork=True, scheme="matched", max_grad_norm=10.0, target_kl=0.0)
 
 BAD = [
     ({"candidates": 1}, "candidates must be >= 2"),
@@ -21,9 +23,9 @@ BAD = [
     ({"gamma": 1.5}, "gamma must be in"),
     ({"beta": float("nan")}, "beta must be >= 0"),
     ({"limit_kl": -1.0}, "limit_kl must be >= 0"),
-    ({"algo": "ppo", "advantage": "segment"}, "advantage must be"),
+    ({"method": Ppo(), "advantage": "segment"}, "advantage must be"),
+    ({"method": Dpo()}, "method dpo learns from a data set's pairs"),
     ({"advantage": "segment", "fork": False}, "fork=False"),
-    ({"algo": "sarsa"}, "algo='sarsa' is unknown"),
     ({"advantage": "q"}, "advantage='q' is unknown"),
     ({"scheme": "best"}, "scheme='best' is unknown"),
 ]
@@ -40,11 +42,11 @@ def outcome(config, iterations=2):
     trainer = make_trainer(config, make_env("mujoco"), iterations=3)
     state, metrics = jax.jit(trainer.iterate, static_argnums=1)(trainer.init(jax.random.key(0)), iterations)
     policy = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params["policy"])])
-    return np.append(policy, [config.steps_per_iteration, metrics["std"][0], policy.size])
+    return np.append(policy, [config.collection.steps, metrics["std"][0], policy.size])
 
 
 ALTERNATIVES = {
-    "algo": ({}, "grpo"),
+    "method": ({}, Grpo()),
     "advantage": ({}, "reward_to_go"),
     "groups": ({}, 8),
     "candidates": ({}, 2),
@@ -57,10 +59,17 @@ ALTERNATIVES = {
     "learning_rate": ({}, 1e-2),
     "anneal": ({}, False),
     "max_grad_norm": ({}, 1e-7),
-    "clip": ({"algo": "soft", "learning_rate": 3e-2}, 0.01),
+    "clip": ({"method": SoftPair(scheme="matched"), "learning_rate": 3e-2}, 0.01),
+    "clip_high": ({"method": SoftPair(scheme="matched"), "learning_rate": 3e-2}, 0.01),
+    "level": ({"method": SoftPair(scheme="matched"), "advantage": "segment", "minibatches": 2}, "sequence"),
+    "aggregate": ({"method": SoftPair(scheme="matched"), "advantage": "segment", "minibatches": 2}, "constant"),
+    "baseline": ({"method": Grpo()}, "leave_one_out"),
+    "scale": ({"method": Grpo()}, "none"),
+    "length_normalize": ({"advantage": "segment", "minibatches": 2}, True),
+    "hinge": ({"beta": 0.0, "alpha": 50.0}, "candidates"),
     "scheme": ({}, "best_worst"),
     "margin": ({}, 2.0),
-    "beta": ({"algo": "soft"}, 5.0),
+    "beta": ({"method": SoftPair(scheme="matched")}, 5.0),
     "alpha": ({"beta": 0.0}, 50.0),
     "delta_0": ({}, 0.02),
     "delta_gamma": ({}, 0.5),
@@ -79,7 +88,13 @@ ALTERNATIVES = {
 
 
 def test_every_setting_is_in_the_list():
-    assert set(ALTERNATIVES) == {field.name for field in dataclasses.fields(ControlConfig)}
+    def names(settings):
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            yield from names(value) if isinstance(value, Settings) and field.name != "method" else [field.name]
+
+    methods = (name for method in METHODS if method.online for name in names(method()))
+    assert set(ALTERNATIVES) == {*names(SMALL), *methods}
 
 
 @pytest.mark.slow
@@ -92,9 +107,9 @@ def test_every_setting_changes_something(name):
 
 
 def test_the_learning_rate_reaches_zero_at_the_end_of_the_budget():
-    optimizer = make_optimizer(SMALL, iterations=3)
+    optimizer = make_optimizer(SMALL.optimizer, iterations=3)
     params = {"w": np.ones(2, np.float32)}
     state = optimizer.init(params)
-    for _ in range(3 * SMALL.epochs * SMALL.minibatches + 1):
+    for _ in range(3 * SMALL.optimizer.updates_per_batch + 1):
         updates, state = optimizer.update(params, state)
     assert np.abs(updates["w"]).max() == 0
