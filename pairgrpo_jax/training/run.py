@@ -83,8 +83,19 @@ def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> 
     if changed:
         raise RunFolderError(
             f"resume: the run in {path.parent} was made with other settings ({'; '.join(changed)}); "
-            "use those, or start a new run in another --output"
+            f"use those, or start a new run in another --output{_why(changed, config)}"
         )
+
+
+def _why(changed: list[str], config: dict[str, Any]) -> str:
+    """Why a run cannot be made longer, where that is what was asked."""
+    longer = any(line.split(":")[0] in ("steps", "iterations") for line in changed)
+    annealed = dict(flatten(config)).get("config.optimizer.anneal")
+    return (
+        "; its learning rate anneals over its length, so only one made with --no-anneal goes on"
+        if longer and annealed
+        else ""
+    )
 
 
 def changed_settings(path: Path, config: dict[str, Any], free: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:

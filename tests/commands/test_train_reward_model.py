@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import train_reward_model as program
+from pairgrpo_jax.commands import reward_model as program
 from pairgrpo_jax.commands.reward_model import Run
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import load_model, save_pretrained

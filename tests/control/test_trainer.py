@@ -19,6 +19,8 @@ def with_method(name, **changes):
     method = tuned(name).method
     shared = {"scheme": "matched", "margin": 0.0}
     return SMALL.replace(method=method.replace(**{k: v for k, v in shared.items() if method.has(k)})).replace(**changes)
+
+
 ALGORITHMS = ("ppo", "grpo", "soft", "hard", "rank")
 
 
@@ -60,9 +62,7 @@ def test_the_conditions_of_the_theory_are_logged(env):
     assert (hard["transfers_fit"] == 1).all() and (hard["tied_groups"] == 0).all() and (hard["smallest_gap"] > 0).all()
     _, capped = (f := compiled(SMALL.replace(delta_0=0.3, delta_gamma=0.5), env))[1](f[0].init(jax.random.key(0)), 2)
     np.testing.assert_array_equal(capped["transfers_fit"], [0, 1])  # p0 = 1/4 cannot give 0.3, but 0.15
-    _, soft = (f := compiled(with_method("soft", scheme="margin_weighted"), env))[1](
-        f[0].init(jax.random.key(0)), 2
-    )
+    _, soft = (f := compiled(with_method("soft", scheme="margin_weighted"), env))[1](f[0].init(jax.random.key(0)), 2)
     np.testing.assert_allclose(soft["scheme_cosine_min"], 1, atol=1e-5)
     assert (soft["rank_correlation"] < 0.999).all() and "transfers_fit" not in soft
     _, grpo = (f := compiled(with_method("grpo"), env))[1](f[0].init(jax.random.key(0)), 2)
