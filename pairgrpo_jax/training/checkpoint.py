@@ -48,7 +48,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_names=("state", "config"))
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Writes `state` as checkpoint `step`; `score` (higher is better) decides which one is the best; one that is not finite never does.
+        """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
         A whole checkpoint of that step is left as it is, a damaged one replaced.
         """

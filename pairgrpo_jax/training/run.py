@@ -106,7 +106,7 @@ def changed_settings(path: Path, config: dict[str, Any], free: tuple[str, ...] =
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as `("config.algo", value)` pairs."""
+    """Nested settings as `("config.method.clip", value)` pairs."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")

@@ -1,5 +1,6 @@
 """Bad files and configs: one ValueError that names file and field, and never a big allocation."""
 
+import dataclasses
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.files import safetensors_files
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.files.safetensors_files import SafetensorsReader
 from pairgrpo_jax.lm.models.model import read_config
