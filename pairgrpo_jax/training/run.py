@@ -135,8 +135,10 @@ class MetricLog:
       seconds: what the kept rows took, the clock to go on from.
     """
 
-    def __init__(self, folder: Path, after: int = 0):
-        """Opens the log of the run in `folder`; rows of an iteration beyond `after` are dropped."""
+    def __init__(self, folder: Path | str, after: int = 0):
+        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["iteration"] <= after]
         partial = self.path.with_suffix(".partial")
@@ -166,9 +168,9 @@ class MetricLog:
         self._board.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
-    path, rows = folder / "metrics.jsonl", []
+    path, rows = Path(folder) / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
