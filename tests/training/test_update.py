@@ -232,7 +232,7 @@ def test_a_batch_that_does_not_divide_is_refused(batches):
 @pytest.mark.parametrize("result", [lambda x: (x, {"loss": x}), lambda x: x])
 def test_a_loss_that_would_be_misread_is_refused(result):
     update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER)
-    with pytest.raises(ValueError, match="loss_fn must return|loss is what the update itself reports"):
+    with pytest.raises(ValueError, match=r"loss_fn must return|loss is what the update itself reports"):
         update(make_state(), {"x": jnp.zeros(2)})
 
 
