@@ -63,8 +63,11 @@ def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
 
 def _plain(framed: str) -> str:
     """The words of tyro's framed error, without its title, its frame and the help that it repeats."""
-    lines = [line.strip("│ ") for line in framed.splitlines() if line.startswith("│")]
-    text = " ".join(itertools.takewhile(lambda line: not line.startswith(("───", "Argument helptext")), lines))
+    lines = [line.strip("│| ") for line in framed.splitlines() if line.strip() and line.strip()[0] not in "╭+╰"]
+    ends = [i for i, line in enumerate(lines) if set(line) <= set("─-")]
+    lines = lines if framed.lstrip().startswith(("╭", "+")) else lines[ends[0] + 1 :] if ends else lines
+    words = itertools.takewhile(lambda x: not set(x) <= set("─-") and not x.startswith("Argument helptext"), lines)
+    text = " ".join(words)
     return re.sub(r"^Error parsing (?!--)[\w.]+: ", "", text)
 
 
