@@ -159,7 +159,8 @@ def test_a_comparison_reports_finished_runs(tmp_path, capsys):
 
 def test_a_scheme_is_named_after_the_advantage():
     config = parse("soft:value:margin_weighted")
-    assert (config.scheme, config.margin) == ("margin_weighted", 0.0) and parse("soft:value").margin > 0
+    method, plain = config.method, parse("soft:value").method
+    assert (method.scheme, method.margin) == ("margin_weighted", 0.0) and plain.margin > 0
 
 
 @pytest.mark.parametrize(
