@@ -31,7 +31,7 @@ def test_layers_look_only_down():
 def test_nobody_else_compares_a_methods_name():
     files = [*(ROOT / "pairgrpo_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     for path in files:
-        if path.parent.name == "methods":
+        if path.parent.name in ("methods", "theory"):  # theory names the rows of its tables
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
