@@ -43,5 +43,5 @@ def test_an_unknown_item_is_one_line_and_exit_code_2(tmp_path):
     ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: only: no statement is called 99; choose from 1, 2, 2b")
+    assert result.stderr.startswith("pairgrpo theory: error: only: no statement is called 99; choose from 1, 2, 2b")
     assert result.stderr.count("\n") == 1
