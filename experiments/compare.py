@@ -29,7 +29,7 @@ from pairgrpo_jax.core.statistics import (
     relative_noise_variance,
 )
 
-_RADIUS = 0.03  # of Hard's tuned trust region, in nats; shown for all methods alike
+_RADIUS: float = tuned("hard", "value").method.beta  # type: ignore[attr-defined]  # of Hard's trust region, in nats; shown for all methods alike
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -28,8 +28,8 @@ from safetensors.numpy import save_file
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
-from pairgrpo_jax.core.terms import require_at_least
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.data import (
     EncodedPair,
@@ -53,7 +53,7 @@ _FREE = ("output", "resume")
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Settings):
     """One reward model."""
 
     model: str = "smollm2"
@@ -66,9 +66,9 @@ class Run:
     """What is trained beside the head: nothing, low-rank adapters, or the whole trunk."""
     features: tuple[str, ...] = reward_model.DEFAULT
     """What the head sees of a reply: mean, last (hidden states), length."""
-    prompt_tokens: int = 384
+    prompt_tokens: Annotated[int, AtLeast(1)] = 384
     """Longer prompts lose their oldest turns."""
-    reply_tokens: int = 256
+    reply_tokens: Annotated[int, AtLeast(1)] = 256
     """Longer replies are cut."""
     folds: int = 5
     """Of the cross-validation, by first user turn; 0 skips it."""
@@ -76,11 +76,11 @@ class Run:
     """Of the folds, the halves, and the order of training batches."""
     l2: tuple[float, ...] = training.L2_GRID
     """Penalties on the head to choose from, by cross-validation inside the training part."""
-    batch: int = 8
+    batch: Annotated[int, AtLeast(1)] = 8
     """Pairs at a time."""
-    epochs: float = 1.0
+    epochs: Annotated[float, Above(0)] = 1.0
     """Passes over the training pairs (lora and full)."""
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Above(0)] = 1e-4
     """Of Adam, constant (lora and full)."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters (lora)."""
@@ -88,6 +88,14 @@ class Run:
     """Folder for everything the run leaves."""
     resume: bool = False
     """Go on with the run in `output`: pairs that were pooled are not pooled again."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds must be 0 or at least 2, got {self.folds}")
+        if not self.l2 or min(self.l2) <= 0:
+            raise ValueError(f"l2 must hold positive numbers, got {self.l2}")
+        reward_model.check_features(self.features)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,6 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
-    check(run)
     model = load_model(run.model)
     if run.mode == "lora":
         lora.check(run.lora, model.config)
@@ -130,18 +137,6 @@ def execute(run: Run, console: Console) -> int:
     console.print(text, highlight=False, soft_wrap=True)
     console.print(f"\nheads: {run.output}/a.safetensors, {run.output}/b.safetensors", highlight=False, soft_wrap=True)
     return 0
-
-
-def check(run: Run) -> None:
-    """Raises ValueError that names the first bad field."""
-    require_at_least(run, dict.fromkeys(("prompt_tokens", "reply_tokens", "batch"), 1))
-    if run.folds < 0 or run.folds == 1:
-        raise ValueError(f"folds must be 0 or at least 2, got {run.folds}")
-    if not run.l2 or min(run.l2) <= 0:
-        raise ValueError(f"l2 must hold positive numbers, got {run.l2}")
-    if not (run.epochs > 0 and run.learning_rate > 0):
-        raise ValueError(f"epochs={run.epochs} and learning_rate={run.learning_rate} must be positive")
-    reward_model.check_features(run.features)
 
 
 def read(run: Run, model: Model, console: Console) -> Pairs:

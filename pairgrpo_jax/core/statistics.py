@@ -31,9 +31,6 @@ def interquartile_interval(scores: np.ndarray, confidence: float = 0.95) -> tupl
     return float(middle - half), float(middle + half)
 
 
-bootstrap_interval = interquartile_interval  # the name in experiments.compare
-
-
 def probability_of_improvement(scores: np.ndarray, other: np.ndarray) -> float:
     """P(a run of the first method beats a run of the second), ties counting half: the Mann-Whitney U over N x M."""
     return float(np.mean(np.sign(np.subtract.outer(scores, other))) / 2 + 0.5)

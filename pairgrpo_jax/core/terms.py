@@ -9,7 +9,7 @@ divided; `evaluate` then gives the scalar. The public losses return `(loss, metr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, ParamSpec, Protocol
 
 import chex
@@ -108,13 +108,6 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises ValueError that lists the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
-
-
-def require_at_least(settings: Any, low: Mapping[str, float]) -> None:
-    """Raises ValueError that names the first field of `settings` below its lowest value (or NaN)."""
-    for field, bound in low.items():
-        if not getattr(settings, field) >= bound:
-            raise ValueError(f"{field} must be >= {bound}, got {getattr(settings, field)}")
 
 
 def require_positive(**values: jax.typing.ArrayLike) -> None:

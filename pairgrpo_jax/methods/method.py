@@ -97,7 +97,7 @@ class Method(Settings):
       name: what the command line calls it.
       online: it can learn from its own samples; offline: from a data set's pairs, chosen before rejected.
       comparisons: it learns from pairs, so that a judge's will do; else it needs scores.
-      reference: its loss needs pi_ref. critic: its advantages come from a value network.
+      critic: its advantages come from a value network.
       ratio: it learns through the ratio to pi_old, which must be scored before the first update.
     """
 
@@ -105,7 +105,6 @@ class Method(Settings):
     online: ClassVar[bool] = True
     offline: ClassVar[bool] = False
     comparisons: ClassVar[bool] = False
-    reference: ClassVar[bool] = False
     critic: ClassVar[bool] = False
     ratio: ClassVar[bool] = True
 

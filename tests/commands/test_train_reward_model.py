@@ -89,7 +89,7 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
 def test_bad_settings(folder, tmp_path):
     for bad in ({"folds": 1}, {"l2": ()}, {"batch": 0}, {"features": ("max",)}, {"epochs": 0.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            program.check(run(folder, tmp_path, **bad))
+            run(folder, tmp_path, **bad)
     (tmp_path / "few.jsonl").write_text((folder / "data.jsonl").read_text().splitlines()[0])
     few = Run(model=str(folder / "model"), data=str(tmp_path / "few.jsonl"), output=tmp_path / "x")
     with pytest.raises(ValueError, match="1 usable pairs"):
