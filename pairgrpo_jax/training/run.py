@@ -32,7 +32,7 @@ def settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
+def open_folder(folder: Path | str, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
     """Claims `folder` for a run, or checks that the run in it can go on with `config`.
 
     A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ.
@@ -50,6 +50,7 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
       RunFolderError: if the folder holds a run (or anything else) and `resume` is False, the settings differ, or
         another process is running there.
     """
+    folder = Path(folder)
     path = folder / "config.json"
     if path.exists() and resume:
         _require_same(path, config, free)
@@ -121,8 +122,10 @@ class MetricLog:
       seconds: what the kept rows took, the clock to go on from.
     """
 
-    def __init__(self, folder: Path, after: int = 0):
-        """Opens the log of the run in `folder`; rows of an iteration beyond `after` are dropped."""
+    def __init__(self, folder: Path | str, after: int = 0):
+        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["iteration"] <= after]
         partial = self.path.with_suffix(".partial")
@@ -152,9 +155,9 @@ class MetricLog:
         self._board.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
-    path, rows = folder / "metrics.jsonl", []
+    path, rows = Path(folder) / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
