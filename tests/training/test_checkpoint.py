@@ -146,9 +146,12 @@ def test_sums_that_a_kill_prevented_are_made_up_for(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, make_state(step))
-    (tmp_path / "2" / "sha256.json").rename(tmp_path / "2" / "sha256.json.partial")
+    sums = tmp_path / "2" / "sha256.json"
+    expected = sums.read_text()
+    sums.rename(tmp_path / "2" / "sha256.json.partial")
     (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
     assert Checkpoints(tmp_path).restore(make_state(0))[0] == 2
+    assert sums.read_text() == expected
     flip(files(tmp_path, 2)[0])
     assert Checkpoints(tmp_path).restore(make_state(0))[0] == 1
     assert not list(tmp_path.glob("3*/sha256*"))
