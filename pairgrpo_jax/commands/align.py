@@ -317,9 +317,8 @@ def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placem
 def make_schedule(run: Run) -> Schedule:
     """One iteration at a time; `steps` counts completion tokens at their longest."""
     config = run.config
-    every = -(-run.iterations // run.evaluations)
     tokens = config.texts.prompts * config.group_size * config.texts.completion_tokens
-    return Schedule(run.iterations, 1, every, run.save_every, tokens)
+    return Schedule(run.iterations, 1, run.iterations, run.save_every, tokens, evaluations=run.evaluations)
 
 
 def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair]):

@@ -122,8 +122,9 @@ def orpo_loss(chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float
       `(loss, metrics)`; metrics `nll`, `odds_ratio`, `accuracy`.
 
     Raises:
-      ValueError: if shapes differ.
+      ValueError: if shapes differ or weight is negative.
     """
+    require_nonnegative(weight=weight)
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
     require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
     chosen, rejected = as_float(chosen_logp), as_float(rejected_logp)

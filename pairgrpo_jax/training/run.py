@@ -33,7 +33,7 @@ def settings(config: Any) -> dict[str, Any]:
     return to_values(config)
 
 
-def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
+def open_folder(folder: Path | str, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
     """Claims `folder` for a run, or checks that the run in it can go on with `config`.
 
     A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ.
@@ -52,6 +52,7 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
       RunFolderError: if the folder holds a run (or anything else) and `resume` is False, the settings differ, or
         another process is running there.
     """
+    folder = Path(folder)
     path = folder / "config.json"
     if path.exists() and resume:
         _require_same(path, config, free)

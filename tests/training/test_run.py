@@ -40,6 +40,14 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
+def test_a_folder_may_be_a_string_and_is_made(tmp_path):
+    log = MetricLog(f"{tmp_path}/runs/x")
+    log.write({"iteration": 1, "steps": 10})
+    log.close()
+    assert read_metrics(f"{tmp_path}/runs/x") == [{"iteration": 1, "steps": 10}]
+    open_folder(f"{tmp_path}/runs/y", CONFIG, resume=False).close()
+
+
 def test_two_processes_do_not_write_one_run(tmp_path):
     with open_folder(tmp_path / "run", CONFIG, resume=False):
         with pytest.raises(RunFolderError, match="another process"):
