@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
-from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, prepare, with_steps
+from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, policy_kl, prepare, with_steps
 from pairgrpo_jax.core.terms import (
     Objective,
     as_float,
@@ -237,7 +237,8 @@ def hard_pair_grpo_loss(
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
     Returns:
-      `(loss, metrics)`; metrics `fit`, `kl`, `kl_active` (hinge), `target_mass` and `moved_mass` (half the L1
+      `(loss, metrics)`; metrics `fit`, the trust region's `kl` (`candidate_kl` where it is that of the candidate
+      distributions) and `kl_active` (hinge), `approx_kl` (`policy_kl`), `target_mass` and `moved_mass` (half the L1
       distance of q, and of p_theta, from p0), `groups_without_pair`, and `invalid_pairs`, the share of pairs that
       make no sense and got weight 0.
 
@@ -278,7 +279,8 @@ def hard_pair_grpo_loss(
         trust = trust._replace(weight=jax.lax.stop_gradient(jnp.asarray(multiplier)))
     return {
         "fit": mean_term(_kl(log_p, log_q) if fit == "reverse" else _kl(log_q, log_p), active, 1.0),
-        "kl": trust,
+        "candidate_kl" if kl is None else "kl": trust,
+        **policy_kl(log_ratio, steps),
         "target_mass": mean_term(jnp.sum(jnp.abs(flow), axis=-1) / 2, active),
         "moved_mass": mean_term(jnp.sum(jnp.abs(p - p0), axis=-1) / 2, active),
         "groups_without_pair": mean_term(1 - active),

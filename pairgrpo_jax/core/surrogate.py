@@ -123,6 +123,19 @@ def prepare(logp: jax.Array, old_logp: jax.Array, mask: jax.Array | None) -> tup
     return logp - old_logp, old_logp, mask
 
 
+def policy_kl(log_ratio: jax.Array, mask: jax.Array | None) -> Objective:
+    """The KL between the policies, in nats per step, as the term `approx_kl`; the same for every loss.
+
+    It is the k3 estimate of KL(pi_old || pi_theta) under samples of pi_old, the mean over all steps of all groups,
+    whatever the loss weighs, aggregates or takes a ratio of.
+
+    Args:
+      log_ratio: `logp - old_logp` of each step, 0 at masked ones; any shape.
+      mask: 1 where a step counts; None: all do.
+    """
+    return {"approx_kl": mean_term(jnp.expm1(log_ratio) - log_ratio, mask)}
+
+
 @loss
 def grpo_loss(
     logp: jax.Array,
@@ -155,7 +168,7 @@ def grpo_loss(
       max_length: the constant of `aggregate="constant"`, in steps; T by default.
 
     Returns:
-      `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, `approx_kl` (k3 estimate of KL(pi_old || pi)).
+      `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, and `approx_kl`, see `policy_kl`.
 
     Raises:
       ValueError: for shapes that do not fit, an unknown `level` or `aggregate`, a negative clip, mask, weight or beta,
@@ -168,6 +181,7 @@ def grpo_loss(
     require_nonnegative(candidate_weight=candidate_weight, beta=beta)
     if candidate_weight is not None and candidate_weight.shape != log_ratio.shape[:2]:
         raise ValueError(f"candidate_weight must be [B,K] = {log_ratio.shape[:2]}, got {candidate_weight.shape}")
+    divergence = policy_kl(log_ratio, mask)
     if level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
@@ -178,8 +192,7 @@ def grpo_loss(
             x, mask, aggregate, candidate_weight=candidate_weight, max_length=max_length, weight=weight
         )
 
-    terms = {"policy": term(policy, 1.0), "clip_fraction": term(clipped)}
-    terms["approx_kl"] = term(jnp.expm1(log_ratio) - log_ratio)
+    terms = {"policy": term(policy, 1.0), "clip_fraction": term(clipped), **divergence}
     if kl is not None:
         terms["kl"] = term(with_steps("kl", kl, log_ratio.shape), beta)
     return terms
@@ -323,7 +336,7 @@ def ppo_loss(
     terms = {
         "policy": mean_term(policy, mask, 1.0),
         "clip_fraction": mean_term(clipped, mask),
-        "approx_kl": mean_term(jnp.expm1(log_ratio) - log_ratio, mask),
+        **policy_kl(log_ratio, mask),
     }
     if entropy is not None:
         terms["entropy"] = mean_term(as_float(entropy), mask, -jnp.asarray(entropy_weight))

@@ -53,10 +53,11 @@ def make_update_step(
         summed exactly over micro-batches and devices, or a pair `(loss, metrics)`, whose micro-batches count alike.
       optimizer: an optax transformation; clip gradients there.
       accumulate: number of micro-batches that the leading axis of every batch leaf is split into (scalars are shared).
-      limit: `(name, radius)`: the optimizer's step is cut short so that the objective's term `name`, a KL(pi_theta ||
-        pi_old) such as "kl" or "approx_kl", stays at or below `radius` nats over the whole batch. Only parameters are
-        cut; the optimizer's state keeps the whole step. Where the batch's KL is above the radius already, no step is
-        made that does not end below it. Costs a forward pass over the batch, and 12 more when the step is cut.
+      limit: `(name, radius)`: the optimizer's step is cut short so that the objective's term `name`, a KL between
+        pi_theta and pi_old such as every loss's "approx_kl", stays at or below `radius` nats over the whole batch.
+        Only parameters are cut; the optimizer's state keeps the whole step. Where the batch's KL is above the radius
+        already, no step is made that does not end below it. Costs a forward pass over the batch, and 12 more when the
+        step is cut.
       parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
         `[devices, ...]`; or None for the pure function, to call under your own jit, scan or vmap.
       mesh: with "jit", shard batch leaves over `axis_name` of this mesh; the state keeps the sharding that it has.
@@ -70,7 +71,8 @@ def make_update_step(
       parameters and optimizer state are left alone. With `limit` also `step_fraction`, the part of the step made.
 
     Raises:
-      ValueError: for accumulate < 1, a radius that is not positive or an unknown `parallel`; on the first call, for a
+      ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL or an unknown
+        `parallel`; on the first call, for a
         leading axis that does not divide, a `limit` on a term that the objective does not have, an objective without a
         weight or a name that the update reports itself; on any call, for a state that was donated.
     """
@@ -78,6 +80,10 @@ def make_update_step(
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
     if limit is not None and not limit[1] > 0:
         raise ValueError(f"limit=(name, radius): radius must be > 0 nats, got {limit[1]}")
+    if limit is not None and limit[0] == "candidate_kl":
+        raise ValueError(
+            'limit: "candidate_kl" is that of the K candidates and says little of the policy\'s; limit "approx_kl"'
+        )
     if parallel not in ("jit", "pmap", None):
         raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap" or None')
     if mesh is not None and parallel != "jit":

@@ -106,14 +106,11 @@ def test_an_online_method_raises_the_reward(tiny, algo):
     _, rows = run(trainer_of(tiny, config), 10)
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
-    assert {"entropy", "kl_old", "kl_ref", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"} <= set(
-        rows[0]
-    )
+    names = {"entropy", "approx_kl", "kl_ref", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"}
+    assert names <= set(rows[0])
     assert max(row["sampler_gap"] for row in rows) < 1e-4
-    assert (
-        rows[0]["kl_old"].shape == (config.optimizer.updates_per_batch,)
-        and rows[0]["kl_old"][0] < 1e-6 < rows[0]["kl_old"][1]
-    )
+    assert rows[0]["approx_kl"].shape == (config.optimizer.updates_per_batch,)
+    assert rows[0]["approx_kl"][0] < 1e-6 < rows[0]["approx_kl"][1]
 
 
 @pytest.mark.parametrize("algo", some_slow(OFFLINE, "dpo"))
@@ -279,7 +276,8 @@ def test_a_field_changes_the_adapters(tiny, change):
         trainable = init_trainable(config, tiny, jax.random.key(0))
         return policy_of(config, tiny, tiny.params, jax.tree.map(lambda x: x + 1, trainable))
 
-    one, other = (jax.tree.leaves_with_path(policy(config)[1:]) for config in (BASE, BASE.replace(**change)))
+    base = config_of("dpo")
+    one, other = (jax.tree.leaves_with_path(policy(config)[1:]) for config in (base, base.replace(**change)))
     assert len(one) != len(other) or any(
         p != q or x.shape != y.shape or (x != y).any() for (p, x), (q, y) in zip(one, other)
     )
@@ -300,9 +298,10 @@ def test_cached_and_shared_references_agree(tiny):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
-@pytest.mark.parametrize("algo", some_slow(["hard", "ppo"], "hard"))
+@pytest.mark.parametrize("algo", some_slow(["hard", "ppo", "dpo"], "hard"))
 def test_resumed_is_bit_for_bit_the_same(tiny, tmp_path, algo):
-    config = config_of(algo, sft_iterations=1, minibatches=2, lora_dropout=0.1)
+    config = config_of(algo, sft_iterations=1, minibatches=2)
+    config = config if config.method.ratio else config.replace(lora_dropout=0.1)
     config = config.replace(scheme="bradley_terry") if config.has("scheme") else config
     trainer = trainer_of(tiny, config)
     through, rows = run(trainer, 4)
@@ -440,6 +439,7 @@ BAD = [
     ({"reference_scores": "cached", "sft_iterations": 1}, "sft_iterations=0"),
     ({"lora_targets": ("nose",)}, "targets"),
     ({"lora_dropout": 1.5}, "lora_dropout must be in"),
+    ({"lora_dropout": 0.1}, "lora_dropout: hard learns from the ratio to pi_old"),
     ({"top_p": 1.5}, "top_p must be in"),
     ({"top_k": 0}, "top_k must be >= 1"),
     ({"delta_gamma": 0.0}, "delta_gamma must be in"),
@@ -467,5 +467,29 @@ def test_one_real_update_of_smollm2(smollm2):
     longer = reward_function(lambda prompts, completions: [[float(len(x)) for x in group] for group in completions])
     trainer = make_trainer(config, smollm2, data, longer, iterations=1)
     state, rows = run(trainer, 1)
-    assert rows[0]["sampler_gap"] < 1e-3 and rows[0]["kl_old"][0] < 1e-5 < rows[0]["kl_old"][1]
+    assert rows[0]["sampler_gap"] < 1e-3 and rows[0]["approx_kl"][0] < 1e-5 < rows[0]["approx_kl"][1]
     assert np.isfinite(rows[0]["loss"]).all() and int(state.step) == 2 and rows[0]["tokens"] > 0
+
+
+def test_the_multiplier_answers_the_kl_after_the_last_update(tiny):
+    """With one update a batch the KL before it is 0, and the multiplier could only fall."""
+    config = config_of("hard", trust_region="lagrangian", beta=1e-6, epochs=1, learning_rate=5e-2)
+    state, rows = run(trainer_of(tiny, config), 2)
+    assert all(row["realised_kl"] > 1e-6 > row["approx_kl"][0] for row in rows)
+    assert state.multiplier > trainer_of(tiny, config).init(jax.random.key(0)).multiplier
+
+
+@pytest.mark.parametrize(("algo", "options"), [("dpo", {}), ("dpo", {"length_normalize": True}), ("orpo", {}), ("simpo", {})])
+def test_pair_accuracy_is_that_of_the_loss(tiny, algo, options):
+    config = config_of(algo, **options)
+    trainer = trainer_of(tiny, config)
+    state, _ = run(trainer, 2)
+    batch = pair_batch(make_data().pairs[:4], 8, 6)
+    ours, ref = (score(policy, *batch.tokens) for policy in (trainer.policy(state), trainer.reference(state)))
+    signal = config.method.signal(Verdict(pairs=chosen_rejected_pairs(4)), jax.random.key(0), ADAPTIVE)
+    batch = batch._replace(ref_logp=ref.logp, signal=signal)
+    metrics = evaluate(objective(config, batch, ours, None, ADAPTIVE))[1]
+    ours, ref, lengths = (np.asarray(x, np.float64) for x in (ours.logp.sum(-1), ref.logp.sum(-1), batch.lengths))
+    reward = {"orpo": ours / lengths, "simpo": ours / lengths}.get(algo, ours - ref)
+    reward = reward / lengths if options else reward
+    assert metrics["pair_accuracy"] == np.mean(reward[:, 0] > reward[:, 1])

@@ -146,3 +146,20 @@ def test_delta_and_multiplier_are_renewed():
     assert after.batches == 3 and after.multiplier > ADAPTIVE.multiplier
     assert hard.renewed(ADAPTIVE).multiplier == ADAPTIVE.multiplier  # no update was made
     np.testing.assert_allclose(hard.report(after)["delta"], 0.1 * 0.5**3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.offline], ids=lambda cls: cls.name)
+def test_the_implicit_reward_is_what_the_loss_ranks_by(cls):
+    """The chosen reply is likelier in sum and less likely per token, so that sums and means disagree."""
+    logp = jnp.asarray([[[-1.0, 0.0, 0.0, 0.0], [-0.6, -0.3, -0.4, -0.2]]])
+    mask = jnp.asarray([[[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]])
+    likelihoods = Likelihoods(logp, logp, jnp.zeros_like(logp), mask)
+    sums, means = np.array([[-1.0, -1.5]]), np.array([[-1.0, -0.375]])
+    expected = {"orpo": np.log(np.exp(means) / (1 - np.exp(means))), "simpo": means}.get(cls.name, sums)
+    np.testing.assert_allclose(cls().implicit_reward(likelihoods), expected, rtol=1e-6)
+    if "length_normalize" in {field.name for field in dataclasses.fields(cls)} and not cls.ratio:
+        np.testing.assert_allclose(cls(length_normalize=True).implicit_reward(likelihoods), means, rtol=1e-6)
+    if not cls.ratio:
+        signal = cls().signal(Verdict(pairs=pg.chosen_rejected_pairs(1)), jax.random.key(0), ADAPTIVE)
+        metrics = pg.evaluate(cls().objective(likelihoods, signal, ADAPTIVE))[1]
+        assert metrics["accuracy"] == (expected[0, 0] > expected[0, 1])

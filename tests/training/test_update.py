@@ -461,7 +461,12 @@ def test_limited_steps_learn_and_never_leave_the_trust_region():
 
 
 @pytest.mark.parametrize(
-    ("limit", "message"), [(("approx_kl", 0.0), "radius must be > 0"), (("kl_old", 0.1), "no term 'kl_old'")]
+    ("limit", "message"),
+    [
+        (("approx_kl", 0.0), "radius must be > 0"),
+        (("kl_old", 0.1), "no term 'kl_old'"),
+        (("candidate_kl", 0.1), 'limit "approx_kl"'),
+    ],
 )
 def test_a_bad_limit_is_named(limit, message, batches):
     with pytest.raises(ValueError, match=message):

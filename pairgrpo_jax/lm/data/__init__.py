@@ -1,5 +1,6 @@
 """Rows of prompts and preferences: read, cleaned, split and encoded."""
 
+from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.lm.data.encode import (
     EncodedPair,
     encode_pair,
@@ -24,7 +25,6 @@ from pairgrpo_jax.lm.data.split import (
     first_turn,
     fold_of,
     preference_accuracy,
-    ranked_right,
     split_by_first_turn,
     spread,
 )
