@@ -100,7 +100,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         return
     if not isinstance(value, (int, float, np.number)):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if kind is int and value != int(value):
+    if kind is int and not float(value).is_integer():
         raise ValueError(f"{name} must be a whole number, got {value}")
     for bound in notes:
         if isinstance(bound, Bound) and not bound.holds(float(value)):
