@@ -1,21 +1,28 @@
 """Alignment on a tiny model: every method learns, and nothing depends on how the work is cut up."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pairgrpo_jax.core import evaluate, group_advantages
+from pairgrpo_jax.core import chosen_rejected_pairs, evaluate, group_advantages
 from pairgrpo_jax.lm import Policy, Sampling, score
 from pairgrpo_jax.lm.alignment import (
+    Adapters,
     AlignConfig,
+    AlignOptimizer,
     Batch,
+    Critic,
     Data,
     EncodedPair,
     EncodedPrompt,
     Placement,
+    Reference,
+    Samples,
+    Texts,
     encode_prompts,
     make_optimizer,
     make_trainer,
@@ -30,12 +37,39 @@ from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
 from pairgrpo_jax.lm.rewards.reward_model import init_head
 from pairgrpo_jax.lm.rewards.sources import judge, reward_function
+from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Ppo, method_class
 from pairgrpo_jax.training import Checkpoints
 
+HARD = HardPair(scheme="matched", beta=0.05, delta_0=0.2)
 BASE = AlignConfig(
-    prompts=4, candidates=4, prompt_tokens=8, completion_tokens=6, learning_rate=1e-2, lora_rank=4, warmup=0
-).replace(scheme="matched", beta=0.05, delta_0=0.2)
-ONLINE, OFFLINE = ("grpo", "soft", "hard", "ppo", "rank"), ("dpo", "ipo", "orpo", "soft", "hard")
+    HARD,
+    Samples(candidates=4),
+    Texts(prompts=4, prompt_tokens=8, completion_tokens=6),
+    AlignOptimizer(learning_rate=1e-2, warmup=0),
+    adapters=Adapters(lora_rank=4),
+)
+SETTINGS = {
+    "soft": {"scheme": "matched", "beta": 0.05},
+    "hard": {"scheme": "matched", "beta": 0.05, "delta_0": 0.2},
+    "dpo": {"beta": 0.05},
+    "ipo": {"beta": 0.05},
+    "orpo": {"weight": 0.05},
+}
+ONLINE = tuple(method.name for method in METHODS if method.online)
+OFFLINE = tuple(method.name for method in METHODS if method.offline)
+
+
+def small(name, offline=False, **changes):
+    """BASE with a method, and what the method needs."""
+    method = method_class(name)(**SETTINGS.get(name, {}))
+    samples = None if offline or not method.online else BASE.samples
+    critic = Critic() if method.critic else None
+    return BASE.replace(method=method, samples=samples, critic=critic).replace(**changes)
+
+
+def test_the_lists_hold_every_method():
+    assert set(ONLINE) == {"grpo", "soft", "hard", "ppo", "rank"}
+    assert set(OFFLINE) == {"dpo", "ipo", "orpo", "simpo", "soft", "hard"}
 
 
 def decode(rows):
@@ -93,7 +127,7 @@ def some_slow(algos, quick):
 @pytest.mark.parametrize("algo", some_slow(ONLINE, "hard"))
 def test_an_online_method_raises_the_reward(tiny, algo):
     everywhere = ("q", "k", "v", "o", "gate", "up", "down")
-    config = BASE.replace(algo=algo, completion_tokens=4, learning_rate=5e-2, prompts=8, lora_targets=everywhere)
+    config = small(algo, completion_tokens=4, learning_rate=5e-2, prompts=8, lora_targets=everywhere)
     _, rows = run(trainer_of(tiny, config), 10)
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
@@ -101,12 +135,15 @@ def test_an_online_method_raises_the_reward(tiny, algo):
         rows[0]
     )
     assert max(row["sampler_gap"] for row in rows) < 1e-4
-    assert rows[0]["kl_old"].shape == (config.updates_per_batch,) and rows[0]["kl_old"][0] < 1e-6 < rows[0]["kl_old"][1]
+    assert (
+        rows[0]["kl_old"].shape == (config.optimizer.updates_per_batch,)
+        and rows[0]["kl_old"][0] < 1e-6 < rows[0]["kl_old"][1]
+    )
 
 
 @pytest.mark.parametrize("algo", some_slow(OFFLINE, "dpo"))
 def test_an_offline_method_learns_the_pairs(tiny, algo):
-    config = BASE.replace(algo=algo, offline=True, prompts=12, learning_rate=3e-3)
+    config = small(algo, offline=True, prompts=12, learning_rate=3e-3)
     trainer = trainer_of(tiny, config)
     state, _ = run(trainer, 8)
     assert np.mean(margins(trainer, state) > 0) >= 0.9 and margins(trainer, state).mean() > 1
@@ -123,10 +160,10 @@ def test_a_judge_can_be_the_source(tiny):
     def shorter_ids(prompt, a, b):
         return int(share_of_low_ids([prompt], [[a, b]])[0][0] < share_of_low_ids([prompt], [[a, b]])[0][1])
 
-    _, rows = run(trainer_of(tiny, BASE.replace(algo="soft"), judge(shorter_ids)), 2)
+    _, rows = run(trainer_of(tiny, small("soft"), judge(shorter_ids)), 2)
     assert rows[0]["pairs"] == 8 and "reward" not in rows[0]
-    with pytest.raises(ValueError, match=r"algo='grpo' needs rewards"):
-        run(trainer_of(tiny, BASE.replace(algo="grpo"), judge(shorter_ids)), 1)
+    with pytest.raises(ValueError, match="grpo needs rewards"):
+        run(trainer_of(tiny, small("grpo"), judge(shorter_ids)), 1)
 
 
 @pytest.fixture(scope="module")
@@ -151,23 +188,34 @@ def fixed(tiny):
     return out
 
 
+ADAPTIVE = Adaptive(jnp.int32(1), jnp.float32(1))
+
+
 def terms_of(config, fixed):
     """The method's terms on the fixed batch, whole and of its two halves."""
     batch, scores, rewards = fixed[config.group_size]
-    batch = batch._replace(delta=jnp.float32(config.delta_0), multiplier=jnp.float32(1))
-    signal = config if config.online else config.replace(algo="hard")
-    batch = learning_signal(signal, batch, rewards, None, jax.random.key(0))
+    verdict = (rewards, None) if config.online else (None, chosen_rejected_pairs(4))
+    batch = learning_signal(config, batch, *verdict, jax.random.key(0), ADAPTIVE)
 
     def terms(rows):
         part = jax.tree.map(lambda x: x[rows] if x.ndim else x, (batch, scores, 0.3 * batch.old_logp))
-        return objective(config, *part)
+        return objective(config, *part, ADAPTIVE)
 
     return terms(slice(None)), [terms(slice(0, 2)), terms(slice(2, 4))]
 
 
-@pytest.mark.parametrize("algo", [*ONLINE, "dpo", "ipo", "orpo"])
-def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, algo):
-    whole, halves = terms_of(BASE.replace(algo=algo, ref_beta=0.1, beta=1e-4), fixed)
+def both_ways(name):
+    """The method's configurations: online, offline, or both."""
+    return [small(name, offline) for offline in (False, True) if (name in OFFLINE if offline else name in ONLINE)]
+
+
+EVERY = [config for method in METHODS for config in both_ways(method.name)]
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.method.name + "-offline" * (not c.online))
+def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, config):
+    beta = {"beta": 1e-4} if config.has("beta") else {}
+    whole, halves = terms_of(config.replace(ref_beta=0.1, **beta), fixed)
     sums = {
         name: term._replace(total=sum(h[name].total for h in halves), count=sum(h[name].count for h in halves))
         for name, term in whole.items()
@@ -176,6 +224,18 @@ def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, algo):
     np.testing.assert_allclose(loss, added, rtol=1e-6, atol=1e-6)
     for name in metrics:
         np.testing.assert_allclose(metrics[name], more[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.5}, {"top_k": 1}, {"top_p": 1e-3}], ids=lambda change: "-".join(change)
+)
+def test_options_of_sampling_change_the_samples(tiny, change):
+    lengths = []
+    for config in (BASE, BASE.replace(**change)):
+        _, rows = run(trainer_of(tiny, config), 1)
+        lengths.append(np.array([rows[0][name] for name in ("reward", "reward_std", "length")]))
+    assert np.abs(lengths[0] - lengths[1]).max() > 1e-6
+    assert not {"top_k", "top_p"} & set(change) or lengths[1][1] == 0  # one token is all that is left
 
 
 def test_an_accumulated_update_equals_one_batch(tiny):
@@ -189,59 +249,124 @@ def test_an_accumulated_update_equals_one_batch(tiny):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+# Fields that change the loss, under which other changes: "method.field" of a method, or "part.field" with a method.
+PENALTY, TOKENS = {"ref_beta": 0.2}, {"hinge": "tokens", "beta": 0.0}
 CHANGES = [
-    ("grpo", {"clip": 0.01}),
-    ("grpo", {"clip_high": 0.0}),
-    ("grpo", {"level": "sequence"}),
-    ("grpo", {"aggregate": "token_mean"}),
-    ("grpo", {"scale": "none"}),
-    ("grpo", {"ref_beta": 0.1}),
-    ("grpo", {"algo": "rank"}),
-    ("soft", {"beta": 1.0}),
-    ("soft", {"scheme": "all"}),
-    ("soft", {"margin": 2.0}),
-    ("soft", {"ref_beta": 0.2, "ref_kl": "k1"}),
-    ("hard", {"alpha": 5.0, "beta": 0.0}),
-    ("hard", {"delta_0": 0.1}),
-    ("hard", {"fit": "forward"}),
-    ("hard", {"trust_region": "lagrangian"}),
-    ("hard", {"hinge": "tokens", "beta": 0.0}),
-    ("hard", {"project_target": True}),
-    ("hard", {"length_normalize": True}),
-    ("ppo", {"trace": 0.5}),
-    ("ppo", {"value_weight": 2.0}),
-    ("ppo", {"ref_beta": 0.2}),
-    ("dpo", {"length_normalize": True}),
-    ("ipo", {"beta": 0.5}),
-    ("orpo", {"beta": 0.9}),
+    ("grpo", "clip", 0.01, {}),
+    ("grpo", "clip_high", 0.0, {}),
+    ("grpo", "level", "sequence", {}),
+    ("grpo", "aggregate", "token_mean", {}),
+    ("grpo", "aggregate", "constant", {}),
+    ("grpo", "baseline", "leave_one_out", {}),
+    ("grpo", "scale", "none", {}),
+    ("grpo", "scale", "batch", {}),
+    ("grpo", "ref_beta", 0.1, {}),
+    ("rank", "clip", 0.01, {}),
+    ("rank", "clip_high", 0.0, {}),
+    ("rank", "level", "sequence", {}),
+    ("rank", "aggregate", "token_mean", {}),
+    ("ppo", "clip", 0.01, {}),
+    ("ppo", "clip_high", 0.0, {}),
+    ("ppo", "trace", 0.5, {}),
+    ("ppo", "value_weight", 2.0, {}),
+    ("ppo", "ref_beta", 0.2, {}),
+    ("soft", "clip", 0.01, {}),
+    ("soft", "clip_high", 0.0, {}),
+    ("soft", "level", "sequence", {}),
+    ("soft", "aggregate", "token_mean", {}),
+    ("soft", "beta", 1.0, {}),
+    ("soft", "scheme", "all", {}),
+    ("soft", "margin", 2.0, {}),
+    ("soft", "ref_kl", "k1", PENALTY),
+    ("soft", "ref_kl", "k2", PENALTY),
+    ("hard", "scheme", "all", {}),
+    ("hard", "margin", 2.0, {}),
+    ("hard", "alpha", 5.0, {"beta": 0.0}),
+    ("hard", "beta", 0.0, {}),
+    ("hard", "delta_0", 0.1, {}),
+    ("hard", "delta_gamma", 0.5, {}),
+    ("hard", "fit", "forward", {}),
+    ("hard", "trust_region", "lagrangian", {}),
+    ("hard", "hinge", "tokens", {"beta": 0.0}),
+    ("hard", "project_target", True, {"beta": 0.01}),
+    ("hard", "length_normalize", True, {}),
+    ("hard", "aggregate", "token_mean", TOKENS),
+    ("dpo", "beta", 0.5, {}),
+    ("dpo", "label_smoothing", 0.2, {}),
+    ("dpo", "length_normalize", True, {}),
+    ("ipo", "beta", 0.5, {}),
+    ("ipo", "length_normalize", True, {}),
+    ("orpo", "weight", 0.9, {}),
+    ("simpo", "beta", 0.9, {}),
+    ("simpo", "gamma", 0.1, {}),
 ]
 
 
-@pytest.mark.parametrize(("algo", "change"), CHANGES, ids=[f"{a}-{'-'.join(c)}" for a, c in CHANGES])
-def test_a_field_changes_the_loss(fixed, algo, change):
-    base = BASE.replace(algo=algo)
-    losses = [float(evaluate(terms_of(config, fixed)[0])[0]) for config in (base, base.replace(**change))]
+@pytest.mark.parametrize(("name", "field", "value", "base"), CHANGES, ids=[f"{a}-{b}-{c}" for a, b, c, _ in CHANGES])
+def test_a_field_changes_the_loss(fixed, name, field, value, base):
+    config = small(name, **base)
+    losses = [float(evaluate(terms_of(c, fixed)[0])[0]) for c in (config, config.replace(**{field: value}))]
     assert abs(losses[0] - losses[1]) > 1e-7
+
+
+@pytest.mark.parametrize("names", [ONLINE, OFFLINE], ids=["online", "offline"])
+def test_every_two_methods_differ(fixed, names):
+    losses = [float(evaluate(terms_of(small(name, names is OFFLINE), fixed)[0])[0]) for name in names]
+    assert np.min(np.abs(np.diff(np.sort(losses)))) > 1e-5
+
+
+def test_every_setting_is_in_a_list():
+    """Of a method, in CHANGES; of the other parts, there or in one of the lists below, or in the test named."""
+    elsewhere = {
+        "prompts", "prompt_tokens", "completion_tokens", "candidates", "epochs", "minibatches",  # counts_and_lengths
+        "accumulate",  # an_accumulated_update
+        "temperature", "top_k", "top_p",  # scores_are_those, options_of_sampling
+        "rescore",  # bfloat16
+        "reference_scores",  # cached_and_shared
+        "sft_iterations",  # supervised_start
+    }  # fmt: skip
+    for method in METHODS:
+        fields = {field.name for field in dataclasses.fields(method)}
+        assert fields <= {field for name, field, *_ in CHANGES if name == method.name}, method.name
+    parts = (Samples, Texts, AlignOptimizer, Reference, Critic, Adapters)
+    others = {field.name for part in parts for field in dataclasses.fields(part)}
+    others |= {field.name for field in dataclasses.fields(AlignConfig)} - {"method", "samples", "texts", "optimizer"}
+    others -= {"reference", "critic", "adapters"}
+    listed = {field for _, field, *_ in CHANGES} | {name for x in OPTIMIZER + ADAPTERS for name in x} | elsewhere
+    assert others <= listed and elsewhere <= others
+
+
+@pytest.mark.parametrize("name", [method.name for method in METHODS])
+def test_no_name_belongs_to_two_parts(name):
+    """`replace` finds a field by its name alone."""
+    parts = (AlignConfig, method_class(name), Samples, Texts, AlignOptimizer, Reference, Critic, Adapters)
+    fields = [field.name for part in parts for field in dataclasses.fields(part)]
+    assert len(fields) == len(set(fields))
 
 
 def test_scores_are_those_of_the_distribution_before_the_cut():
     config = BASE.replace(temperature=0.5, top_k=3, top_p=0.9)
-    assert config.scored == Sampling(0.5) and config.rescores and not BASE.rescores
-    assert BASE.replace(temperature=0.5, offline=True).scored == Sampling()
+    assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores
+    assert BASE.replace(temperature=0.5).replace(samples=None).scored == Sampling()
+    for cut in ({"top_k": 3}, {"top_p": 0.9}, {"rescore": True}):
+        assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["grpo", "soft", "hard", "ppo"])
 def test_a_cut_distribution_can_be_trained_on(tiny, algo):
     """A sampled token that leaves the top k of the policy or the reference would have log-probability -inf."""
-    config = BASE.replace(algo=algo, top_k=2, top_p=0.9, epochs=3, learning_rate=5e-2, ref_beta=0.1)
+    config = small(algo, top_k=2, top_p=0.9, epochs=3, learning_rate=5e-2, ref_beta=0.1)
     trainer = trainer_of(tiny, config)
     state, rows = run(trainer, 3)
     assert all(np.isfinite(value).all() for row in rows for value in row.values())
     assert int(state.step) == 9 and sum(row["skipped"].sum() for row in rows) == 0
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}, {"warmup": 5}])
+OPTIMIZER = [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}, {"warmup": 5}]
+
+
+@pytest.mark.parametrize("change", OPTIMIZER)
 def test_a_field_changes_the_optimizer(change):
     def steps(config):
         optimizer, params, moved = make_optimizer(config, 3), jnp.ones(3), []
@@ -254,11 +379,10 @@ def test_a_field_changes_the_optimizer(change):
     assert np.abs(steps(BASE) - steps(BASE.replace(**change))).max() > 1e-6
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"lora_rank": 2}, {"lora_rank": 0}, {"lora_alpha": 1.0}, {"lora_dropout": 0.5}, {"lora_targets": ("up",)}],
-    ids=lambda change: "-".join(change),
-)
+ADAPTERS = [{"lora_rank": 2}, {"lora_rank": 0}, {"lora_alpha": 1.0}, {"lora_dropout": 0.5}, {"lora_targets": ("up",)}]
+
+
+@pytest.mark.parametrize("change", ADAPTERS, ids=lambda change: "-".join(change))
 def test_a_field_changes_the_adapters(tiny, change):
     def policy(config):
         trainable = init_trainable(config, tiny, jax.random.key(0))
@@ -279,15 +403,16 @@ def test_counts_and_lengths_are_those_asked_for(tiny):
 
 
 def test_cached_and_shared_references_agree(tiny):
-    config = BASE.replace(algo="dpo")
-    ends = [run(trainer_of(tiny, config.replace(reference=how)), 4)[0].params for how in ("shared", "cached")]
+    config = small("dpo")
+    ends = [run(trainer_of(tiny, config.replace(reference_scores=how)), 4)[0].params for how in ("shared", "cached")]
     for x, y in zip(*map(jax.tree.leaves, ends)):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 @pytest.mark.parametrize("algo", some_slow(["hard", "ppo"], "hard"))
 def test_resumed_is_bit_for_bit_the_same(tiny, tmp_path, algo):
-    config = BASE.replace(algo=algo, sft_iterations=1, minibatches=2, lora_dropout=0.1, scheme="bradley_terry")
+    config = small(algo, sft_iterations=1, minibatches=2, lora_dropout=0.1)
+    config = config.replace(scheme="bradley_terry") if config.has("scheme") else config
     trainer = trainer_of(tiny, config)
     through, rows = run(trainer, 4)
     half, _ = run(trainer_of(tiny, config), 2)
@@ -374,10 +499,10 @@ def test_iterations_of_both_phases_are_stacked(tiny):
 
 
 def test_the_std_of_a_batch_leaves_failed_groups_out():
-    config = BASE.replace(algo="grpo", scale="batch")
+    config = small("grpo", scale="batch")
     rewards = jnp.array([[99.0, 101.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0], [98.0, 100.0, 101.0, 99.0]])
     batch = Batch(*[jnp.zeros(())] * 4, alive=jnp.array([1.0, 0.0, 1.0]))
-    found = learning_signal(config, batch, rewards, None, jax.random.key(0)).advantages
+    found = learning_signal(config, batch, rewards, None, jax.random.key(0), ADAPTIVE).signal.advantages
     alive = jnp.array([0, 2])
     np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-4)  # eps
     np.testing.assert_array_equal(found[1], 0)
@@ -396,7 +521,7 @@ def test_implicit_rewards_run_each_model_as_it_is(tiny):
 
 @pytest.mark.parametrize("algo", OFFLINE)
 def test_pair_accuracy_starts_at_a_half_for_every_method(tiny, algo):
-    _, rows = run(trainer_of(tiny, BASE.replace(algo=algo, offline=True)), 1)
+    _, rows = run(trainer_of(tiny, small(algo, offline=True)), 1)
     assert rows[0]["pair_accuracy"][0] == 0.5
 
 
@@ -413,28 +538,33 @@ def test_failed_groups_are_counted_and_take_no_part(tiny):
 
 
 BAD = [
-    ({"algo": "sarsa"}, "algo='sarsa' is unknown"),
-    ({"candidates": 3, "scheme": "matched"}, "candidates=3 must be even"),
-    ({"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
-    ({"algo": "grpo", "offline": True}, "offline goes with"),
-    ({"temperature": 0.0}, "temperature must be > 0"),
-    ({"prompt_tokens": 6}, "prompt_tokens=6: a prompt has 7"),
-    ({"completion_tokens": 127}, "exceed the model's context of 128"),
-    ({"reference": "cached", "sft_iterations": 1}, "sft_iterations=0"),
-    ({"lora_targets": ("nose",)}, "targets"),
-    ({"lora_dropout": 1.5}, "dropout=1.5"),
-    ({"top_p": 1.5}, "top_p: 1.5 is out of range"),
-    ({"top_k": 0}, "top_k: 0 is out of range"),
-    ({"clip_high": -1.0}, "clip_high must be >= 0"),
-    ({"algo": "ipo", "beta": 0.0}, "beta must be > 0"),
-    ({"sft_iterations": 10}, "sft_iterations=10 leave none of iterations=10"),
+    ("hard", {"candidates": 3, "scheme": "matched"}, "candidates=3 must be even"),
+    ("hard", {"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
+    ("hard", {"accumulate": 3}, "minibatches=1 x accumulate=3 must divide prompts=4"),
+    ("grpo", {"samples": None}, "samples=None: grpo learns from its own samples"),
+    ("hard", {"method": Dpo()}, "samples: dpo learns from a data set's pairs; use samples=None"),
+    ("hard", {"method": Ppo()}, "critic: ppo needs"),
+    ("hard", {"critic": Critic()}, "critic: hard has no"),
+    ("hard", {"temperature": 0.0}, "temperature must be > 0"),
+    ("hard", {"prompt_tokens": 6}, "prompt_tokens=6: a prompt has 7"),
+    ("hard", {"completion_tokens": 127}, "exceed the model's context of 128"),
+    ("hard", {"reference_scores": "cached", "sft_iterations": 1}, "sft_iterations=0"),
+    ("hard", {"reference_scores": "stored"}, "reference_scores='stored' is unknown"),
+    ("hard", {"ref_kl": "k4"}, "ref_kl='k4' is unknown"),
+    ("hard", {"lora_targets": ("nose",)}, "targets"),
+    ("hard", {"lora_dropout": 1.5}, "lora_dropout must be in [0, 1), got 1.5"),
+    ("hard", {"top_p": 1.5}, "top_p must be in (0, 1], got 1.5"),
+    ("hard", {"top_k": 0}, "top_k must be >= 1, got 0"),
+    ("soft", {"clip_high": -1.0}, "clip_high must be >= 0"),
+    ("ipo", {"beta": 0.0}, "beta must be > 0"),
+    ("hard", {"sft_iterations": 10}, "sft_iterations=10 leave none of iterations=10"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:20] for _, message in BAD])
-def test_bad_settings_are_named(tiny, change, message):
-    with pytest.raises(ValueError, match=message):
-        trainer_of(tiny, BASE.replace(**change))
+@pytest.mark.parametrize(("name", "change", "message"), BAD, ids=[message[:20] for *_, message in BAD])
+def test_bad_settings_are_named(tiny, name, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trainer_of(tiny, small(name, **change))
 
 
 def test_a_source_that_does_not_fit_the_model_is_named(tiny):
@@ -446,8 +576,8 @@ def test_a_source_that_does_not_fit_the_model_is_named(tiny):
 
 @pytest.mark.slow
 def test_one_real_update_of_smollm2(smollm2):
-    config = AlignConfig(prompts=2, candidates=2, completion_tokens=8, epochs=2)
-    data = Data(encode_prompts(smollm2, load_prompts("tiny").rows[:4], config.prompt_tokens))
+    config = AlignConfig().replace(prompts=2, candidates=2, completion_tokens=8, epochs=2)
+    data = Data(encode_prompts(smollm2, load_prompts("tiny").rows[:4], config.texts.prompt_tokens))
     longer = reward_function(lambda prompts, completions: [[float(len(x)) for x in group] for group in completions])
     trainer = make_trainer(config, smollm2, data, longer, iterations=1)
     state, rows = run(trainer, 1)
