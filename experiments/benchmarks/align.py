@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.answers import serve
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 
 GROUPS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 2, 4, 64, 64
 # Name -> what differs from plain GRPO, in our words and in the peers'.
@@ -136,6 +136,7 @@ def to_batch(given: dict, dtype: str = "float32"):
 
     from pairgrpo_jax.lm.alignment import Batch
     from pairgrpo_jax.lm.data import pad_texts
+    from pairgrpo_jax.methods import Advantages
 
     prompts, lengths = pad_texts(given["prompts"], PROMPT_TOKENS)
     groups = {
@@ -146,7 +147,9 @@ def to_batch(given: dict, dtype: str = "float32"):
         name: jnp.asarray(np.reshape(given[name], (GROUPS, SAMPLES, NEW_TOKENS)), dtype)
         for name in ("old_logp", "ref_logp")
     }
-    return Batch(jnp.asarray(prompts), jnp.asarray(lengths), alive=jnp.ones(GROUPS), **groups, **logp)
+    alive = jnp.ones(GROUPS)
+    signal = Advantages(groups.pop("advantages"), alive)
+    return Batch(jnp.asarray(prompts), jnp.asarray(lengths), alive=alive, signal=signal, **groups, **logp)
 
 
 def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
@@ -155,7 +158,9 @@ def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
     import optax
 
     from pairgrpo_jax.lm import load_model
-    from pairgrpo_jax.lm.alignment import AlignConfig, make_loss
+    from pairgrpo_jax.lm.alignment import Adapters, AlignConfig, make_loss
+    from pairgrpo_jax.lm.alignment.trainer import adaptive_of
+    from pairgrpo_jax.methods import Grpo
     from pairgrpo_jax.training import TrainState, make_update_step
 
     jax.config.update("jax_enable_x64", dtype == "float64")
@@ -164,12 +169,12 @@ def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
     optimizer, still = optax.adamw(1e-6), optax.set_to_zero()
     state = TrainState.create({"model": model.params}, optimizer, jax.random.key(0))
     model = dataclasses.replace(model, params=None)  # the state's are the only ones
-    plain = AlignConfig(algo="grpo", lora_rank=0)
-    update = make_update_step(make_loss(plain, model, None), optimizer)
+    plain, adaptive = AlignConfig(Grpo(), adapters=Adapters(lora_rank=0)), adaptive_of(state)
+    update = make_update_step(make_loss(plain, model, None, adaptive), optimizer)
 
     def loss(name: str) -> tuple[float, float]:
         config = plain.replace(**SETTINGS[name]["ours"])
-        probe = make_update_step(make_loss(config, model, None), still, donate=False)
+        probe = make_update_step(make_loss(config, model, None, adaptive), still, donate=False)
         _, metrics = probe(state.replace(opt_state=still.init(state.params)), batch)
         return float(metrics["loss"]), float(metrics["grad_norm"])
 

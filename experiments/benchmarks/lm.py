@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 
 MATMUL = 2048
 

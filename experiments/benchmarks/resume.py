@@ -18,7 +18,7 @@ from typing import Literal
 
 import tyro
 
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.training import read_metrics
 
 TINY = "--steps 12800 --groups 4 --candidates 4 --horizon 20 --epochs 2 --minibatches 4 --hidden 16 --evaluations 4"
@@ -44,8 +44,8 @@ class Resume:
     task: Literal["halfcheetah", "align"] = "halfcheetah"
     """Which command line."""
     env: str = "mujoco"
-    """Simulator, as in experiments.halfcheetah."""
-    algo: str = "hard"
+    """Simulator, as in pairgrpo cheetah."""
+    method: str = "hard"
     """Method."""
     seed: int = 0
     """Seed of the moments."""
@@ -70,7 +70,7 @@ def main() -> int:
 def start(args: Resume, output: Path) -> subprocess.Popen:
     """The run as a process of its own; going on if it was begun."""
     words = ["--env", args.env, *TINY.split()] if args.task == "halfcheetah" else ALIGN.split()
-    command = [sys.executable, "-m", f"experiments.{args.task}", "--algo", args.algo, *words]
+    command = [sys.executable, "-m", f"experiments.{args.task}", args.method, *words]
     return subprocess.Popen(
         [*command, "--output", str(output), "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

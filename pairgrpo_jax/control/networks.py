@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,21 @@ class Mlp(nn.Module):
         return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.last_gain))(x)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def at_least(x: jax.Array, floor: float) -> jax.Array:
+    """`max(x, floor)`, any shape; below the floor a gradient still passes where a step down it would raise x.
+
+    Without it, what one step takes below the floor has no gradient and stays there.
+    """
+    return jnp.maximum(x, floor)
+
+
+at_least.defvjp(
+    lambda x, floor: (jnp.maximum(x, floor), x < floor),
+    lambda floor, below, slope: (jnp.where(below, jnp.minimum(slope, 0), slope),),
+)
+
+
 class GaussianPolicy(nn.Module):
     """A diagonal Gaussian with a state-independent standard deviation."""
 
@@ -42,7 +58,7 @@ class GaussianPolicy(nn.Module):
         """`[..., D]` -> mean `[..., A]` and log std `[A]`."""
         mean = Mlp(self.hidden, self.action_size, last_gain=0.01)(obs)
         log_std = self.param("log_std", nn.initializers.constant(self.init_log_std), (self.action_size,))
-        return mean, jnp.maximum(log_std, self.min_log_std)
+        return mean, at_least(log_std, self.min_log_std)
 
 
 def action_distribution(mean: jax.Array, log_std: jax.Array) -> distrax.Distribution:

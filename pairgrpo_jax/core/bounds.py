@@ -105,3 +105,34 @@ def _check(name: str, value: Any, hint: Any) -> None:
     for bound in notes:
         if isinstance(bound, Bound) and not bound.holds(float(value)):
             raise ValueError(f"{name} must be {bound}, got {value}")
+
+
+def to_values(settings: Any) -> Any:
+    """A (nested) dataclass as JSON-able values; one of several classes carries its `name`, tuples become lists."""
+    if dataclasses.is_dataclass(settings):
+        named = {"name": settings.name} if hasattr(type(settings), "named") else {}  # type: ignore[attr-defined]
+        return named | {f.name: to_values(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+    if isinstance(settings, (tuple, list)):
+        return [to_values(x) for x in settings]
+    return settings if isinstance(settings, (bool, int, float, str, type(None))) else str(settings)
+
+
+def from_values(cls: Any, values: dict[str, Any]) -> Any:
+    """The dataclass of `to_values`; ValueError that names a field which it does not have."""
+    values = dict(values)
+    if hasattr(cls, "named"):
+        cls = cls.named(values.pop("name"))
+    kinds = {name: bare(hint)[0] for name, hint in field_types(cls).items()}
+    if extra := sorted(values.keys() - kinds.keys()):
+        raise ValueError(f"config.json: {cls.__name__} has no setting {', '.join(extra)}")
+
+    def read(kind: Any, value: Any) -> Any:
+        if value is None:
+            return None
+        if dataclasses.is_dataclass(kind):
+            return from_values(kind, value)
+        if isinstance(value, list):
+            return tuple(value)
+        return kind(value) if isinstance(kind, type) and not isinstance(value, kind) else value
+
+    return cls(**{name: read(kinds[name], value) for name, value in values.items()})

@@ -109,6 +109,13 @@ class Method(Settings):
     critic: ClassVar[bool] = False
     ratio: ClassVar[bool] = True
 
+    @classmethod
+    def named(cls, name: str) -> type[Method]:
+        """The method that the command line calls `name`; see `methods.method_class`."""
+        from pairgrpo_jax import methods
+
+        return methods.method_class(name)
+
     def check_group(self, size: int) -> None:
         """Raises ValueError if groups of K = `size` candidates do not suit the settings."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_names=("state", "config"))
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Writes `state` as checkpoint `step`; `score` (higher is better) decides which one is the best.
+        """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
         A whole checkpoint of that step is left as it is, a damaged one replaced.
         """
@@ -57,7 +58,8 @@ class Checkpoints:
             except ValueError:
                 self.manager.delete(step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
-        self.manager.save(step, args=items, metrics=None if score is None else {"score": float(score)}, force=True)
+        counted = score is not None and math.isfinite(score)  # Orbax ranks NaN above every number
+        self.manager.save(step, args=items, metrics={"score": float(score)} if counted else None, force=True)
         if jax.process_index() == 0:
             _write_sums(self._folder(step))
 

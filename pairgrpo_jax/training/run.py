@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import logging
@@ -17,6 +16,8 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from pairgrpo_jax.core.bounds import to_values
+
 logger = logging.getLogger(__name__)
 # What a kill while a folder is claimed may leave.
 _BEGUN = ("lock", "config.partial", "versions.partial", "versions.json")
@@ -29,7 +30,7 @@ class RunFolderError(ValueError):
 
 def settings(config: Any) -> dict[str, Any]:
     """A (nested) dataclass as JSON-able values; paths become strings and tuples lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return to_values(config)
 
 
 def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
@@ -41,7 +42,8 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
       folder: the output folder.
       config: JSON-able settings, possibly nested.
       resume: go on with the run in `folder`; without one there, start it.
-      free: top-level names that may differ on resume, because they do not change the meaning of the state.
+      free: names, of single settings or of whole parts, that may differ on resume, because they do not change the
+        meaning of the state.
 
     Returns:
       The folder's lock, held until it is closed: two processes must not write one run.
@@ -66,10 +68,11 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
         raise RunFolderError(
             f"output: another process is running in {folder}; wait for it, or choose another"
         ) from None
-    if not path.exists():
+    before = path.exists()
+    if not before:
         _write(folder / "versions.json", versions())
-        _write(path, config)
-    elif (made_with := json.loads((folder / "versions.json").read_text())) != (now := versions()):
+    _write(path, config)  # on resume, fields that are free may have changed
+    if before and (made_with := json.loads((folder / "versions.json").read_text())) != (now := versions()):
         changed = [name for name in sorted(made_with.keys() | now.keys()) if made_with.get(name) != now.get(name)]
         logger.warning("%s differ from when the run began: it goes on, but not bit for bit", ", ".join(changed))
     return lock
@@ -80,19 +83,30 @@ def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> 
     if changed:
         raise RunFolderError(
             f"resume: the run in {path.parent} was made with other settings ({'; '.join(changed)}); "
-            "use those, or start a new run in another --output"
+            f"use those, or start a new run in another --output{_why(changed, config)}"
         )
+
+
+def _why(changed: list[str], config: dict[str, Any]) -> str:
+    """Why a run cannot be made longer, where that is what was asked."""
+    longer = any(line.split(":")[0] in ("steps", "iterations") for line in changed)
+    annealed = dict(flatten(config)).get("config.optimizer.anneal")
+    return (
+        "; its learning rate anneals over its length, so only one made with --no-anneal goes on"
+        if longer and annealed
+        else ""
+    )
 
 
 def changed_settings(path: Path, config: dict[str, Any], free: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
     """Name, value in the `config.json` at `path` and value in `config` of all that differs, but for `free` fields."""
     before, after = dict(flatten(json.loads(path.read_text()))), dict(flatten(config))
-    names = (name for name in sorted(before.keys() | after.keys()) if name.split(".")[0] not in free)
+    names = (n for n in sorted(before.keys() | after.keys()) if n not in free and n.split(".")[0] not in free)
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as `("config.algo", value)` pairs."""
+    """Nested settings as `("config.method.clip", value)` pairs."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
@@ -121,8 +135,10 @@ class MetricLog:
       seconds: what the kept rows took, the clock to go on from.
     """
 
-    def __init__(self, folder: Path, after: int = 0):
-        """Opens the log of the run in `folder`; rows of an iteration beyond `after` are dropped."""
+    def __init__(self, folder: Path | str, after: int = 0):
+        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["iteration"] <= after]
         partial = self.path.with_suffix(".partial")
@@ -152,9 +168,9 @@ class MetricLog:
         self._board.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
-    path, rows = folder / "metrics.jsonl", []
+    path, rows = Path(folder) / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -58,7 +58,8 @@ def make_update_step(
 
     Raises:
       ValueError: for accumulate < 1, a radius that is not positive or an unknown `parallel`; on the first call, for a
-        leading axis that does not divide or a `limit` on a term that the objective does not have.
+        leading axis that does not divide, a `limit` on a term that the objective does not have, an objective without a
+        weight, or a name that the update reports itself.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
@@ -112,17 +113,29 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
     def objective(params, batch):
         result = loss_fn(params, batch)
         if isinstance(result, dict):
+            _require_objective(result)
             return result
         if not isinstance(result, tuple):
             raise ValueError("loss_fn must return an Objective or a pair (loss, metrics)")
         loss, metrics = result
-        taken = sorted(metrics.keys() & {"loss", "grad_norm", "skipped", "step_fraction"})
-        if taken:
-            raise ValueError(f"loss_fn's metrics must not be named {taken}: make_update_step reports those itself")
+        _require_names(metrics)
         one = jnp.ones((), jnp.float32)
         return {"loss": Term(loss, one, one)} | {name: Term(x, one) for name, x in metrics.items()}
 
     return objective
+
+
+def _require_objective(terms: Objective) -> None:
+    """Raises ValueError that names the terms if none has a weight: such an objective trains nothing."""
+    _require_names(terms, {f"{name}_active" for name, term in terms.items() if term.threshold is not None})
+    if all(isinstance(term.weight, (int, float)) and term.weight == 0 for term in terms.values()):
+        raise ValueError(f"objective: no term has a weight ({', '.join(terms)}); give one, Term(..., weight=1.0)")
+
+
+def _require_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raises ValueError if a term or metric is called like what the update reports itself, or like one of `others`."""
+    if taken := sorted({"loss", "grad_norm", "skipped", "step_fraction", *others} & {*names}):
+        raise ValueError(f"objective: {', '.join(taken)} is what the update itself reports; rename the term or metric")
 
 
 def _micro_batches(objective, batch, accumulate) -> Callable[[Any, Any], Objective]:

@@ -5,22 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pairgrpo_jax.control import Collection, ControlConfig, ControlOptimizer, Network, make_env, make_trainer, tuned
+from pairgrpo_jax.control import make_env, make_trainer, tuned
 from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import next_states, score, start_states, to_groups
-from pairgrpo_jax.methods import Grpo, HardPair, Ppo, RankGrpo, SoftPair
 
-HARD = HardPair(scheme="matched", beta=0.03, alpha=2.0, delta_0=0.1, delta_gamma=1.0, hinge="tokens")
-SOFT = SoftPair(scheme="matched", beta=0.03)
-FEW = Collection(groups=4, candidates=4, horizon=8, fork=True)
-HOW = ControlOptimizer(epochs=2, minibatches=4, max_grad_norm=10.0, target_kl=0.0)
-SMALL = ControlConfig(HARD, FEW, HOW, Network(hidden=(8,)))
-METHODS = (Ppo(), Grpo(), SOFT, HARD, RankGrpo())
+SMALL = tuned("hard").replace(groups=4, candidates=4, horizon=8, epochs=2, minibatches=4, hidden=(8,), delta_0=0.1)
+SMALL = SMALL.replace(fork=True, scheme="matched", max_grad_norm=10.0, target_kl=0.0)
+C = SMALL.collection
 
 
-def name_of(method):
-    """The id of a parametrised test."""
-    return getattr(method, "name", None)
+def with_method(name, **changes):
+    """The small run of a method: what Hard is set to where it has such a setting."""
+    method = tuned(name).method
+    shared = {"scheme": "matched", "margin": 0.0}
+    return SMALL.replace(method=method.replace(**{k: v for k, v in shared.items() if method.has(k)})).replace(**changes)
+
+
+ALGORITHMS = ("ppo", "grpo", "soft", "hard", "rank")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def compiled(config, env, iterations=4):
     return trainer, jax.jit(trainer.iterate, static_argnums=1)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=name_of)
-def test_the_first_minibatch_is_on_policy(env, method):
-    trainer, iterate = compiled(SMALL.replace(method=method, epochs=1, minibatches=1), env)
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_first_minibatch_is_on_policy(env, algo):
+    trainer, iterate = compiled(with_method(algo, epochs=1, minibatches=1), env)
     state = trainer.init(jax.random.key(0))
     for _ in range(2):  # the second time with a normaliser that has seen data
         state, metrics = iterate(state, 1)
@@ -45,9 +46,9 @@ def test_the_first_minibatch_is_on_policy(env, method):
 
 
 @pytest.mark.parametrize("advantage", ["segment", "reward_to_go", "value"])
-@pytest.mark.parametrize("method", METHODS[1:], ids=name_of)
-def test_every_method_runs_in_every_mode(env, method, advantage):
-    trainer, iterate = compiled(SMALL.replace(method=method, advantage=advantage), env)
+@pytest.mark.parametrize("algo", ALGORITHMS[1:])
+def test_every_method_runs_in_every_mode(env, algo, advantage):
+    trainer, iterate = compiled(with_method(algo, advantage=advantage), env)
     state, metrics = iterate(trainer.init(jax.random.key(0)), 2)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
     assert ("critic" in state.params) == (advantage == "value")
@@ -61,11 +62,10 @@ def test_the_conditions_of_the_theory_are_logged(env):
     assert (hard["transfers_fit"] == 1).all() and (hard["tied_groups"] == 0).all() and (hard["smallest_gap"] > 0).all()
     _, capped = (f := compiled(SMALL.replace(delta_0=0.3, delta_gamma=0.5), env))[1](f[0].init(jax.random.key(0)), 2)
     np.testing.assert_array_equal(capped["transfers_fit"], [0, 1])  # p0 = 1/4 cannot give 0.3, but 0.15
-    weighted = SMALL.replace(method=SOFT.replace(scheme="margin_weighted"))
-    _, soft = (f := compiled(weighted, env))[1](f[0].init(jax.random.key(0)), 2)
+    _, soft = (f := compiled(with_method("soft", scheme="margin_weighted"), env))[1](f[0].init(jax.random.key(0)), 2)
     np.testing.assert_allclose(soft["scheme_cosine_min"], 1, atol=1e-5)
     assert (soft["rank_correlation"] < 0.999).all() and "transfers_fit" not in soft
-    _, grpo = (f := compiled(SMALL.replace(method=Grpo()), env))[1](f[0].init(jax.random.key(0)), 2)
+    _, grpo = (f := compiled(with_method("grpo"), env))[1](f[0].init(jax.random.key(0)), 2)
     assert (grpo["rank_correlation"] < 0.999).all() and "scheme_cosine" not in grpo
 
 
@@ -87,17 +87,17 @@ def test_seeds_side_by_side_equal_one_by_one(env):
 
 
 def test_trunk_ages_are_staggered_and_end_at_the_limit(env):
-    state = start_states(env, FEW, jax.random.key(0))
-    assert len(set(np.asarray(state.age).tolist())) == FEW.groups
+    state = start_states(env, C, jax.random.key(0))
+    assert len(set(np.asarray(state.age).tolist())) == C.groups
     branches = env.reset(jax.random.key(1), 16)
     old = branches.replace(age=jnp.full(16, 1000), done=jnp.repeat(jnp.array([0.0, 1.0]), 8))
-    after = next_states(env, FEW, old, jax.random.key(2))
+    after = next_states(env, C, old, jax.random.key(2))
     np.testing.assert_array_equal(after.age, [1000, 1000, 0, 0])
 
 
 def test_the_next_trunk_is_a_uniformly_random_branch(env):
     branches = env.reset(jax.random.key(1), 16)
-    picks = [next_states(env, FEW, branches, jax.random.key(i)).obs[1] for i in range(200)]
+    picks = [next_states(env, C, branches, jax.random.key(i)).obs[1] for i in range(200)]
     counts = [sum(bool((pick == branches.obs[4 + j]).all()) for pick in picks) for j in range(4)]
     assert sum(counts) == 200 and min(counts) > 25
 
@@ -105,7 +105,7 @@ def test_the_next_trunk_is_a_uniformly_random_branch(env):
 def test_scores_of_the_three_modes():
     reward = jnp.array([[1.0], [2.0], [4.0]])
     values = jnp.array([[10.0], [20.0], [30.0], [40.0]])
-    config = FEW.replace(horizon=3, gamma=0.5, trace=0.25)
+    config = C.replace(horizon=3, gamma=0.5, trace=0.25)
     assert score(config.replace(advantage="segment"), reward, None).tolist() == [1 + 0.5 * 2 + 0.25 * 4]
     assert score(config.replace(advantage="reward_to_go"), reward, None)[:, 0].tolist() == [3, 4, 4]
     errors = np.array([1 / 2 + 10 - 10, 2 / 2 + 15 - 20, 4 / 2 + 20 - 30])  # rewards times 1 - gamma
@@ -114,13 +114,13 @@ def test_scores_of_the_three_modes():
 
 
 def test_groups_hold_the_branches_of_one_trunk():
-    n = FEW.groups * FEW.candidates
-    x = jnp.arange(FEW.horizon)[:, None] * 100 + jnp.arange(n)
-    slices = to_groups(FEW, x)
-    assert slices.shape == (FEW.horizon * FEW.groups, FEW.candidates, 1)
-    assert slices[FEW.groups + 1, :, 0].tolist() == [104, 105, 106, 107]
-    segments = to_groups(FEW.replace(advantage="segment"), x)
-    assert segments.shape == (FEW.groups, FEW.candidates, FEW.horizon)
+    n = C.groups * C.candidates
+    x = jnp.arange(C.horizon)[:, None] * 100 + jnp.arange(n)
+    slices = to_groups(C, x)
+    assert slices.shape == (C.horizon * C.groups, C.candidates, 1)
+    assert slices[C.groups + 1, :, 0].tolist() == [104, 105, 106, 107]
+    segments = to_groups(C.replace(advantage="segment"), x)
+    assert segments.shape == (C.groups, C.candidates, C.horizon)
     assert segments[1, 2, :3].tolist() == [6, 106, 206]
 
 
@@ -151,10 +151,10 @@ def test_limited_updates_stay_inside_the_trust_region(env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [method.name for method in METHODS])
-def test_learns_to_run(env, name):
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_learns_to_run(env, algo):
     """250k steps take every method from about -100 (random actions) to a forward gait."""
-    config = tuned(name, "value")
+    config = tuned(algo, "value")
     iterations = int(250_000 // config.collection.steps)
     trainer, iterate = compiled(config, env, iterations)
     state, _ = iterate(jax.jit(trainer.init)(jax.random.key(0)), iterations)

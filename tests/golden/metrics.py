@@ -1,8 +1,10 @@
-"""Golden metrics: the first iterations of every method, as they were before methods became objects."""
+"""The first iterations of every method, at small sizes, for `test_golden_metrics.py`; frozen before the methods moved.
+
+`PAIRGRPO_GOLDEN=write python -m pytest tests/test_golden_metrics.py` freezes them anew: in a commit that says why.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax

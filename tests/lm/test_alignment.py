@@ -244,7 +244,7 @@ def test_an_accumulated_update_equals_one_batch(tiny):
         config = BASE.replace(epochs=1, accumulate=accumulate, learning_rate=1e-2)
         state, rows = run(trainer_of(tiny, config), 1)
         ends.append((jax.tree.leaves(state.opt_state), rows[0]["grad_norm"]))
-    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-5)
+    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=2e-5)  # 1.03e-5 of a norm of 536 seen, in float32
     for x, y in zip(ends[0][0], ends[1][0]):  # float32 through three layers of large weights
         np.testing.assert_allclose(x, y, atol=1e-5)
 
@@ -501,7 +501,7 @@ def test_iterations_of_both_phases_are_stacked(tiny):
 def test_the_std_of_a_batch_leaves_failed_groups_out():
     config = small("grpo", scale="batch")
     rewards = jnp.array([[99.0, 101.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0], [98.0, 100.0, 101.0, 99.0]])
-    batch = Batch(*[jnp.zeros(())] * 4, alive=jnp.array([1.0, 0.0, 1.0]))
+    batch = Batch(*[jnp.zeros(())] * 2, jnp.zeros((3, 4, 2)), jnp.ones((3, 4)), alive=jnp.array([1.0, 0.0, 1.0]))
     found = learning_signal(config, batch, rewards, None, jax.random.key(0), ADAPTIVE).signal.advantages
     alive = jnp.array([0, 2])
     np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-4)  # eps

@@ -1,5 +1,6 @@
 """Bad files and configs: one ValueError that names file and field, and never a big allocation."""
 
+import dataclasses
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import struct
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.files import safetensors_files
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.files.safetensors_files import SafetensorsReader
 from pairgrpo_jax.lm.models.model import read_config
@@ -349,3 +352,24 @@ def test_hub_ids_go_through_the_hub_client(monkeypatch, folder):
     for name in ("nothing", "a/b/c", "../x", "/no/where"):
         with pytest.raises(ValueError, match="no such"):
             load_model(name)
+
+
+def test_a_transposed_tensor_is_written_as_it_is(tmp_path):
+    """`safetensors.numpy` writes the memory of a view in its own order (findings/safetensors_numpy_views.sh)."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    safetensors_files.write(tmp_path, {"x": (24, lambda: x.T)}, 10**6)
+    np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["x"], x.T)
+
+
+def test_a_truncated_call_leaves_no_trace_in_the_saved_tokenizer(tmp_path, tiny):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"w{i}": i for i in range(97)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0")), pad_token="w1"
+    )
+    tokenizer(["w5", "w6"], truncation=True, max_length=2, padding="max_length")
+    save_pretrained(dataclasses.replace(tiny, tokenizer=tokenizer), tiny.params, tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["truncation"] is None and saved["padding"] is None

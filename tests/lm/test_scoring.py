@@ -1,5 +1,7 @@
 """Chunked scores equal the naive `[B, T, V]` form, gradients too, in less memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 
 from pairgrpo_jax.lm import Policy, Sampling, score
 from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.attention import KV, attend
+from pairgrpo_jax.lm.models.decoder import run
+from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.sampling import transform
-from pairgrpo_jax.lm.models.scoring import piecewise_limit
+from pairgrpo_jax.lm.models.scoring import completion_hidden, piecewise_limit
 
 from .conftest import tiny_model
 
@@ -171,3 +176,39 @@ def test_bad_numbers_and_texts_beyond_the_context_are_refused():
         score(policy, *batch)
     logp = jax.jit(lambda *b: score(policy, *b).logp)(*batch)
     assert np.isnan(logp[0, 0, 29:]).all()  # never a number that looks right
+
+
+def log_probs_in_float64(model, hidden):
+    """From bfloat16 hidden states `[..., d]` and weights rounded to bfloat16: all that rounding should do."""
+    weights = model.params["embed"].T if model.config.tied else model.params["lm_head"]["kernel"]
+    wide = [np.asarray(x.astype(jnp.bfloat16), np.float64) for x in (hidden, weights)]
+    logits = wide[0] @ wide[1]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("index", [0, 2], ids=["untied", "tied"])
+def test_bfloat16_logits_are_never_rounded_to_bfloat16(index):
+    """Not even where the compiler may not keep more precision than it is told to."""
+    model = dataclasses.replace(tiny_model("llama", index), dtype=jnp.bfloat16)
+    policy, told = Policy(model, model.params), {"xla_allow_excess_precision": False}
+    hidden = jax.jit(lambda p: completion_hidden(policy._replace(params=p), *BATCH), compiler_options=told)
+    scores = jax.jit(lambda p: score(policy._replace(params=p), *BATCH), compiler_options=told)(model.params)
+    want = log_probs_in_float64(model, hidden(model.params))
+    logp = np.take_along_axis(want, np.asarray(COMPLETIONS)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(scores.logp, logp * REAL, atol=3e-6)
+    np.testing.assert_allclose(scores.entropy, -(np.exp(want) * want).sum(-1) * REAL, atol=3e-6)
+    prompt, positions = jnp.zeros((1, 32), jnp.int32).at[0, :3].set(jnp.array([5, 6, 7])), jnp.arange(32)[None]
+    with jax.disable_jit():
+        drawn = generate(model, model.params, [[5, 6, 7]], max_new_tokens=1, key=jax.random.key(0), num_samples=8)
+        states, _ = run(model.decoder, model.params, prompt, jnp.where(positions < 3, positions, -1), method="hidden")
+    want = log_probs_in_float64(model, states[0, 2])[drawn.tokens[0, :, 0]]
+    np.testing.assert_allclose(drawn.logp[0, :, 0], want, atol=3e-6)
+
+
+def test_bfloat16_attention_is_rounded_once_wherever_the_keys_are():
+    q, k, v = (jnp.asarray(RNG.normal(size=(1, 2, n, 8)), jnp.bfloat16) for n in (1, 40, 40))
+    at = jnp.arange(40)[None]
+    places = [KV(k[:, :, part], v[:, :, part], at[:, part]) for part in (slice(0, 20), slice(20, 40))]
+    split, whole = (attend(q, x, jnp.array([[39]]), scale=0.3) for x in (places, [KV(k, v, at)]))
+    assert split.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(split, whole)

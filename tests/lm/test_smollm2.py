@@ -135,7 +135,7 @@ def test_saved_smollm2_is_the_same_for_transformers(smollm2, oracle, tmp_path, t
 
 
 def test_command_line_completes_files_and_streams(smollm2, tmp_path, capsys):
-    from experiments.generate import Args, complete, read_prompts, reply
+    from pairgrpo_jax.commands.generate import Args, complete, read_prompts, reply
 
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n{"prompt": "Hi"}\n')
     prompts = read_prompts(tmp_path / "prompts.jsonl")

@@ -94,3 +94,10 @@ def test_a_damaged_checkpoint_is_replaced_by_the_next_save(tmp_path):
     assert checkpoints.restore(make_state(0))[0] == 1
     checkpoints.save(2, make_state(2))
     assert Checkpoints(tmp_path).restore(make_state(0))[0] == 2
+
+
+def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, score in ((1, 5.0), (2, float("nan")), (3, 1.0), (4, float("inf"))):
+        checkpoints.save(step, {"x": jnp.full(3, step)}, score)
+    assert checkpoints.steps() == [1, 4]

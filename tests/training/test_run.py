@@ -45,3 +45,10 @@ def test_two_processes_do_not_write_one_run(tmp_path):
         with pytest.raises(RunFolderError, match="another process"):
             open_folder(tmp_path / "run", CONFIG, resume=True)
     open_folder(tmp_path / "run", CONFIG, resume=True).close()
+
+
+def test_a_log_makes_its_folder_and_takes_a_name(tmp_path):
+    log = MetricLog(str(tmp_path / "runs" / "x"))
+    log.write({"iteration": 1, "steps": 2, "loss": 0.5})
+    log.close()
+    assert read_metrics(str(tmp_path / "runs" / "x")) == [{"iteration": 1, "steps": 2, "loss": 0.5}]

@@ -232,7 +232,7 @@ def test_a_batch_that_does_not_divide_is_refused(batches):
 @pytest.mark.parametrize("result", [lambda x: (x, {"loss": x}), lambda x: x])
 def test_a_loss_that_would_be_misread_is_refused(result):
     update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER)
-    with pytest.raises(ValueError, match="loss_fn"):
+    with pytest.raises(ValueError, match=r"loss_fn must return|loss is what the update itself reports"):
         update(make_state(), {"x": jnp.zeros(2)})
 
 
@@ -240,7 +240,7 @@ def test_a_loss_that_would_be_misread_is_refused(result):
 def test_a_metric_that_overflows_does_not_reach_the_gradient(accumulate):
     def objective(params, batch):
         total, one = jnp.sum(params["w"]), jnp.ones(())
-        return {"loss": Term(total, one, 1.0), "metric": Term(jnp.exp(1000 * jnp.square(total)), one)}
+        return {"fit": Term(total, one, 1.0), "metric": Term(jnp.exp(1000 * jnp.square(total)), one)}
 
     update = make_update_step(objective, optax.sgd(0.1), accumulate=accumulate)
     state, metrics = update(make_state(optax.sgd(0.1)), {"x": jnp.zeros(2)})
@@ -365,3 +365,18 @@ def test_limited_steps_learn_and_never_leave_the_trust_region():
 def test_a_bad_limit_is_named(limit, message, batches):
     with pytest.raises(ValueError, match=message):
         make_update_step(token_mean, OPTIMIZER, limit=limit)(make_state(), batches[0])
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "skipped"])
+def test_a_term_called_like_what_the_update_reports_is_named(name):
+    update = make_update_step(lambda params, batch: {name: mean_term(params * batch, weight=1.0)}, optax.sgd(0.1))
+    state = TrainState.create(jnp.ones(2), optax.sgd(0.1), jax.random.key(0))
+    with pytest.raises(ValueError, match=f"objective: {name} is what the update itself reports"):
+        update(state, jnp.ones(2))
+
+
+def test_an_objective_that_trains_nothing_is_named():
+    update = make_update_step(lambda params, batch: {"fit": mean_term(params * batch)}, optax.sgd(0.1))
+    state = TrainState.create(jnp.ones(2), optax.sgd(0.1), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"no term has a weight \(fit\)"):
+        update(state, jnp.ones(2))

@@ -134,6 +134,9 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
     fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
     if model.tokenizer is not None:
+        if (backend := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:
+            backend.no_truncation()  # a call's truncation and padding would be saved, and hold for every reader
+            backend.no_padding()
         model.tokenizer.save_pretrained(folder)
 
 

@@ -114,7 +114,7 @@ def write(folder: Path, tensors: dict, max_bytes: int) -> None:
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     names = ["model.safetensors"] if count == 1 else names
     for file, shard in zip(names, shards):
-        arrays = {name: np.asarray(make()) for name, make in shard.items()}
+        arrays = {name: np.ascontiguousarray(make()) for name, make in shard.items()}  # views come out scrambled
         save_file(arrays, folder / file, metadata={"format": "pt"})
     for stale in {*folder.glob("model*.safetensors"), folder / _INDEX} - {folder / x for x in names}:
         stale.unlink(missing_ok=True)  # of a model saved here before

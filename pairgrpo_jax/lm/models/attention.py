@@ -34,12 +34,12 @@ def _scores(q: jax.Array, kv: KV) -> jax.Array:
 
 
 def _weighted(probs: jax.Array, kv: KV) -> jax.Array:
-    """Returns probs v, `[B, Hq, T, D]`, the mirror of `_scores`."""
+    """Returns probs v, `[B, Hq, T, D]`, float32 or better: the mirror of `_scores`."""
     rows, kv_heads, slots, d = kv.v.shape
     b, heads, t, _ = probs.shape
     grouped = probs.reshape(rows, b // rows, kv_heads, heads // kv_heads * t, slots).swapaxes(1, 2)
     flat = grouped.reshape(rows, kv_heads, -1, slots)
-    out = jnp.einsum("bhns,bhsd->bhnd", flat, kv.v)
+    out = jnp.einsum("bhns,bhsd->bhnd", flat, kv.v, preferred_element_type=jnp.promote_types(flat.dtype, jnp.float32))
     out = out.reshape(rows, kv_heads, b // rows, -1, d).swapaxes(1, 2)
     return out.reshape(b, heads, t, d)
 
@@ -92,7 +92,7 @@ def attend(
     probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     ends = [sum(kv.k.shape[-2] for kv in places[: i + 1]) for i in range(len(places) - 1)]
     parts = jnp.split(probs, ends, axis=-1)
-    return sum((_weighted(p, kv) for p, kv in zip(parts, places)), start=jnp.zeros((), q.dtype))
+    return sum((_weighted(p, kv) for p, kv in zip(parts, places)), start=jnp.zeros((), q.dtype)).astype(q.dtype)
 
 
 def default_scale(head_dim: int) -> float:

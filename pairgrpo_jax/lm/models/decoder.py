@@ -23,11 +23,15 @@ _ACTIVATIONS = {
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, plus a low-rank update where the `lora` collection holds one."""
+    """`x @ kernel + bias`, plus a low-rank update where the `lora` collection holds one.
+
+    Operands have `dtype`; products are accumulated in float32 and returned in `out`, by default `dtype`.
+    """
 
     features: int
     bias: bool
     dtype: Any
+    out: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -35,7 +39,7 @@ class Linear(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
         shape = (*x.shape[:-1], self.features)
         x = x.reshape(-1, x.shape[-1])  # a plain matrix: XLA copies other operands in the backward pass
-        y = x @ kernel.astype(self.dtype)
+        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=self.out)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)
@@ -44,7 +48,7 @@ class Linear(nn.Module):
             if self.has_rng("dropout"):
                 keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
                 x = jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
-            y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype)
+            y = y + jnp.matmul(x @ a.astype(self.dtype), b.astype(self.dtype), preferred_element_type=self.out)
         return y.reshape(shape)
 
 
@@ -172,7 +176,7 @@ class Decoder(nn.Module):
             self.positions = self.param("positions", init, (c.max_positions, c.hidden_size))
         self.final_norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
-            self.lm_head = Linear(c.vocab_size, False, self.dtype)
+            self.lm_head = Linear(c.vocab_size, False, self.dtype, jnp.promote_types(self.dtype, jnp.float32))
 
     def hidden(self, tokens: jax.Array, positions: jax.Array, past: list[KV]) -> tuple:
         """Returns final hidden states and this text's keys and values.
@@ -204,7 +208,7 @@ class Decoder(nn.Module):
             logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=wide)
             logits = logits.reshape(*x.shape[:-1], -1)
         else:
-            logits = as_float(self.lm_head(x))
+            logits = self.lm_head(x)
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import align, evaluate, paper_tables
+from experiments import paper_tables
 from experiments.benchmarks.resume import result
-from experiments.statistics import length_controlled_rate, mean_interval
+from pairgrpo_jax.commands import align, evaluate
+from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
@@ -70,7 +71,7 @@ def workplace(tmp_path_factory):
 
 
 def command(workplace, *words):
-    return [sys.executable, "-m", "experiments.align", *ARGUMENTS, *map(str, words)]
+    return [sys.executable, "-m", "experiments.align", "hard", *ARGUMENTS, *map(str, words)]
 
 
 def environment():
@@ -127,9 +128,9 @@ def test_killed_and_resumed_is_identical(workplace, finished, only_read_programs
 def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
     words = [*ARGUMENTS, "--reward", "rewards:broken"]
-    done = run_here(align.main, *words, "--output", "broken")
+    done = run_here(align.main, "hard", *words, "--output", "broken")
     assert done.returncode == 1 and "batch 0: broken failed (1 tries): KeyError: 'nothing'" in done.stderr
-    done = run_here(align.main, *words, "--reward-on-error", "skip", "--output", "skipped")
+    done = run_here(align.main, "hard", *words, "--reward-on-error", "skip", "--output", "skipped")
     assert done.returncode == 0, done.stderr
     assert all(row["failed_groups"] == 2 for row in read_metrics(workplace / "skipped"))
     assert "12 of 12 groups had no usable verdict and were left out" in done.stdout
@@ -139,10 +140,10 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
 def test_a_failure_in_the_middle_loses_nothing(workplace, finished, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
     words = [*ARGUMENTS, "--reward", "rewards:late=0.25,rewards:vowels=0.75", "--save-every", "100", "--no-export"]
-    done = run_here(align.main, *words, "--output", "late")
+    done = run_here(align.main, "hard", *words, "--output", "late")
     assert done.returncode == 1 and "batch 3: late failed (1 tries): ZeroDivisionError" in done.stderr
     assert len(read_metrics(workplace / "late")) == 3
-    done = run_here(align.main, *words, "--output", "late", "--resume", "--reward-on-error", "skip")
+    done = run_here(align.main, "hard", *words, "--output", "late", "--resume", "--reward-on-error", "skip")
     assert done.returncode == 0 and "after 3 of 6 iterations" in done.stdout, done.stderr
     assert result(workplace / "late") == result(finished[0])
 
@@ -165,22 +166,26 @@ def test_evaluate_compares_two_models(workplace, finished, monkeypatch, run_here
 
 
 @pytest.mark.slow
-def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here):
+@pytest.mark.parametrize("method", ["dpo", "simpo"])
+def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here, method):
     monkeypatch.chdir(workplace)
-    words = ["--algo", "dpo", "--evaluation-pairs", "3", "--no-export", "--output", "offline"]
+    words = ["--evaluation-pairs", "3", "--no-export", "--output", f"offline-{method}"]
     words += ["--mesh", "fsdp", "--prompts", "8"]
-    done = run_here(align.main, *ARGUMENTS, *words)
+    offline = [word for word in ARGUMENTS if word not in ("--reward", "rewards:vowels")]
+    offline = offline[: offline.index("--candidates")] + offline[offline.index("--candidates") + 2 :]
+    done = run_here(align.main, method, *offline, *words)
     assert done.returncode == 0 and "implicit-reward accuracy" in done.stdout, done.stderr
-    assert len(read_metrics(workplace / "offline")[-1]["implicit_margins"]) == 3
+    assert len(read_metrics(workplace / f"offline-{method}")[-1]["implicit_margins"]) == 3
 
 
 BAD = [
-    (["--algo", "grpo", "--offline"], "offline goes with"),
+    (["grpo-offline"], "method 'grpo-offline' is unknown"),
+    (["dpo", "--temperature", "2"], "no option here"),
     (["--candidates", "3", "--scheme", "matched"], "candidates=3 must be even"),
     (["--iterations", "0"], "iterations must be >= 1"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     (["--reward", "rewards:missing"], "reward: cannot import 'rewards:missing'"),
-    (["--reward", "judge:rewards:vowels", "--algo", "grpo"], "a judge gives pairs"),
+    (["grpo", "--reward", "judge:rewards:vowels"], "a judge gives pairs"),
     (["--prompt-tokens", "3"], "prompt_tokens=3: none of"),
     (["--judge", "nowhere"], "nowhere"),
     (["--judge", "harmless-b"], "head: made for 1152 features, and this model gives 32"),
@@ -194,8 +199,10 @@ BAD = [
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
 def test_bad_input_is_one_line_and_writes_nothing(workplace, monkeypatch, run_here, words, message):
     monkeypatch.chdir(workplace)
-    done = run_here(align.main, *ARGUMENTS, *words, "--output", "bad")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
+    method, words = ("hard", words) if words[0].startswith("-") else (words[0], words[1:])
+    done = run_here(align.main, method, *ARGUMENTS, *words, "--output", "bad")
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("program: error: ") and message in done.stderr
     assert not (workplace / "bad").exists()
 
 
@@ -218,9 +225,12 @@ def test_an_unknown_method_of_the_tables_is_named(tmp_path, run_here):
 
 def test_a_method_of_the_tables_can_name_its_learning_rate():
     configs = [paper_tables.config_of(f"{label}@3e-4") for label in ("soft", "hard-offline")]
-    assert [config.learning_rate for config in configs] == [3e-4, 3e-4]
-    assert [config.offline for config in configs] == [False, True]
-    assert paper_tables.config_of("soft").learning_rate == 1e-4 and paper_tables.paper_of("hard@1e-4").harmless == 85.7
+    assert [config.optimizer.learning_rate for config in configs] == [3e-4, 3e-4]
+    assert [config.online for config in configs] == [True, False]
+    assert (
+        paper_tables.config_of("soft").optimizer.learning_rate == 1e-4
+        and paper_tables.paper_of("hard@1e-4").harmless == 85.7
+    )
 
 
 def test_a_diverged_cell_does_not_stop_the_others(tmp_path, monkeypatch, run_here):
@@ -243,8 +253,8 @@ def test_a_diverged_cell_does_not_stop_the_others(tmp_path, monkeypatch, run_her
 
 def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
     judges = {"helpful-a": "helpful-b", "harmless-b": "harmless-a", "mine:f": "harmless-b"}
-    assert {reward: align.judge_of(align.Run(reward=reward)) for reward in judges} == judges
-    assert align.judge_of(align.Run(reward="mine:f", model="other")) == ""
+    assert {reward: align.judge_of(align.Run(judging=align.Judging(reward))) for reward in judges} == judges
+    assert align.judge_of(align.Run(judging=align.Judging("mine:f"), model="other")) == ""
     align.tell_other_model(align.Run(), "helpful-a")
     assert not capsys.readouterr().err
     align.tell_other_model(align.Run(model="other"), "helpful-a")
@@ -272,3 +282,17 @@ def test_tables_from_finished_runs(tmp_path, capsys):
     text = (tmp_path / "tables.md").read_text()
     assert text.count("###") == 4 and "Only orderings compare" in text and "**62.5** [" in text and "85.7" in text
     assert (tmp_path / "tables.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_supervised_fine_tuning_ends_and_is_marked_done(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    done = run_here(align.main, "hard", *ARGUMENTS, "--sft-iterations", "2", "--no-export", "--output", "sft")
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "sft" / "done").exists()
+
+
+def test_help_lists_only_what_has_an_effect(run_here):
+    hard, dpo = (run_here(align.main, method, "--help").stdout for method in ("hard", "dpo"))
+    assert "--delta-0" in hard and "--temperature" in hard and "--clip" not in hard and "--trace" not in hard
+    assert "--label-smoothing" in dpo and not any(x in dpo for x in ("--temperature", "--reward ", "--delta-0"))

@@ -1,6 +1,6 @@
 """Prints what is true of the Pair-GRPO family: each claim with its verdict, number, bound and time.
 
-    python -m experiments.theory --output runs
+    pairgrpo theory --output runs
 
 Writes `theory.md` and, in a folder `theory` beside it, `statements.json` and the plots. Exits with status 1 if a number
 contradicts a verdict. Seconds are those of the processor, which other programs on the machine do not change.
@@ -12,18 +12,18 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli import run_main
 from pairgrpo_jax import theory
+from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.theory.equivalence import Cosines
 from pairgrpo_jax.theory.statement import Statement
 
@@ -94,7 +94,7 @@ def report(results: list[tuple[Statement, float]], cosines: list[Cosines], plots
     confirmed, seconds = sum(s.confirmed for s, _ in results), sum(t for _, t in results)
     lines += [
         f"{confirmed} of {len(results)} statements confirmed in {seconds:.0f} s of processor time by",
-        "`python -m experiments.theory`. Problems are exact: expectations are sums over all groups, in float64.",
+        "`pairgrpo theory`. Problems are exact: expectations are sums over all groups, in float64.",
         "*Confirmed* says that measured and predicted lie within the bound and that every further check passed.",
         "Items 1 to 11 follow the paper's claims; G is a guarantee; I is an improvement.",
         "",
@@ -215,8 +215,15 @@ PLOTS = {
 }
 
 
-def main(config: Config) -> int:
-    """Runs everything, in float64, which must be on; returns the exit status."""
+def main(words: Sequence[str]) -> int:
+    """Runs everything in float64; returns the exit status."""
+    config = parse(Config(), words, "pairgrpo theory", __doc__)
+    with jax.enable_x64(True):
+        return execute(config)
+
+
+def execute(config: Config) -> int:
+    """Runs the statements in float64, which must be on, and reports; 1 if one is not confirmed."""
     matplotlib.use("Agg")
     start = time.perf_counter()
     results = check(config)
@@ -236,8 +243,3 @@ def main(config: Config) -> int:
     )
     print(f"report: {config.output / 'theory.md'}" + (f"; NOT confirmed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    jax.config.update("jax_enable_x64", True)
-    run_main(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -1,4 +1,4 @@
-"""Which of two models do held-out judges prefer? `python -m experiments.evaluate --a runs/align/model`.
+"""Which of two models do held-out judges prefer? `pairgrpo evaluate --a runs/align`.
 
 Both answer the same held-out prompts with the same random keys; a reward head that neither was trained on says whose
 reply is better. This is a *held-out proxy-RM win rate*, not a human judgement.
@@ -10,16 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
-from experiments.cli import run_main
-from experiments.statistics import length_controlled_rate, mean_interval
-from pairgrpo_jax.core.terms import require_at_least
+from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, Sampling, load_model
 from pairgrpo_jax.lm.alignment import EncodedPrompt, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
@@ -41,11 +40,11 @@ from pairgrpo_jax.lm.rewards.reward_model import check_head, load_head
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Settings):
     """What to compare, and who judges."""
 
-    a: str
-    """The model in question: a folder, a run of experiments.align, a .gguf file, a hub id, or smollm2."""
+    a: str = ""
+    """The model in question: a folder, a run of pairgrpo align, a .gguf file, a hub id, or smollm2."""
     b: str = "smollm2"
     """Its rival."""
     reference: str = "smollm2"
@@ -53,18 +52,18 @@ class Evaluation:
     judge: str = "harmless-b"
     """Reward head, one that neither model was trained on."""
     data: str = "tiny"
-    """Prompts or preferences; see experiments.align."""
+    """Prompts or preferences; see pairgrpo align."""
     split: str = "train"
     """Split of the data; with --fold -1 a test split as a whole."""
     fold: int = 0
     """Fifth of the data, split by first turn, that is evaluated on; -1: all."""
-    prompts: int = 64
+    prompts: Annotated[int, AtLeast(1)] = 64
     """How many prompts."""
-    samples: int = 4
+    samples: Annotated[int, AtLeast(1)] = 4
     """Replies to each."""
-    prompt_tokens: int = 64
+    prompt_tokens: Annotated[int, AtLeast(1)] = 64
     """Longest prompt, tokens."""
-    completion_tokens: int = 32
+    completion_tokens: Annotated[int, AtLeast(1)] = 32
     """Longest reply, tokens."""
     temperature: float = 1.0
     """Of sampling."""
@@ -117,21 +116,24 @@ def wins(a: Judged, b: Judged) -> np.ndarray:
 
 
 def figures(a: Heard, b: Heard) -> dict[str, Any]:
-    """Win rate of a over b with its 95% interval, at any and at equal length; lengths (tokens), rewards, KL (nats).
+    """Win rate of a over b at any and at equal length, with 95% intervals; lengths (tokens), rewards, KL (nats).
 
     `wins` are those of each prompt, to pool over runs.
     """
     (said, judged), (rival_said, rival_judged) = a, b
     if judged is None or rival_judged is None:
         raise ValueError("judge: a win rate needs a reward head")
-    won = wins(judged, rival_judged)
+    won, longer = wins(judged, rival_judged), said.lengths - rival_said.lengths
     low, high = mean_interval(won.mean(-1))
+    equal_low, equal_high = length_controlled_interval(won, longer)
     return {
         "wins": won.mean(-1).tolist(),
         "win_rate": float(won.mean()),
         "win_rate_low": low,
         "win_rate_high": high,
-        "win_rate_length_controlled": length_controlled_rate(won.ravel(), (said.lengths - rival_said.lengths).ravel()),
+        "win_rate_length_controlled": length_controlled_rate(won, longer),
+        "win_rate_length_controlled_low": equal_low,
+        "win_rate_length_controlled_high": equal_high,
         "reward_held_out": float(judged.rewards.mean()),
         "reward_held_out_rival": float(rival_judged.rewards.mean()),
         "reply_tokens": float(said.lengths.mean()),
@@ -161,7 +163,7 @@ def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[s
 
 
 def resolve(name: str) -> str:
-    """A run of experiments.align stands for the model it exported."""
+    """A run of pairgrpo align stands for the model it exported."""
     folder = Path(name)
     if (folder / "versions.json").exists() and not (folder / "model" / "config.json").exists():
         raise ValueError(f"{name}: this run has exported no model; finish it, without --no-export")
@@ -185,10 +187,11 @@ def dialogues(prompts: Sequence[EncodedPrompt], **sides: Heard) -> list[dict]:
     ]
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Compares and prints."""
-    args = tyro.cli(Evaluation, description=__doc__)
-    require_at_least(args, dict.fromkeys(("prompts", "samples", "prompt_tokens", "completion_tokens"), 1))
+    args = parse(Evaluation(), words, "pairgrpo evaluate", __doc__)
+    if not args.a:
+        raise ValueError("a: name the model in question, such as --a runs/align")
     reference, head = as_policy(args.reference), load_head(args.judge)
     a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
@@ -214,7 +217,3 @@ def main() -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         replies = dialogues(prompts, a=heard[0], b=heard[1])
         args.output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import train_reward_model as program
-from experiments.text_baseline import longer_margins, tfidf_margins
-from experiments.train_reward_model import Run
+from pairgrpo_jax.commands import reward_model as program
+from pairgrpo_jax.commands.reward_model import Run
+from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards.reward_model import load_reward_model

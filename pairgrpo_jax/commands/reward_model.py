@@ -1,7 +1,7 @@
 """Trains and evaluates a Bradley-Terry reward model on preference data.
 
-python -m experiments.train_reward_model --data tiny
-python -m experiments.train_reward_model --data path/to/helpful-base --split all --output runs/helpful
+pairgrpo reward-model --data tiny
+pairgrpo reward-model --data path/to/helpful-base --split all --output runs/helpful
 
 Cross-validated by first user turn; then one head on each half of the data, `a` and `b`, to train a policy on one and
 judge it with the other. The trunk is frozen (its features are pooled once, the rest takes seconds), or trained with
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,14 +22,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-import tyro
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from experiments.cli import run_main
-from experiments.statistics import mean_interval
-from experiments.text_baseline import longer_margins, tfidf_margins
+from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
+from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.core.terms import require_at_least
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.data import (
@@ -107,9 +106,9 @@ class Pairs:
 Fit = Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     """Parses the command line, trains, and says where everything is."""
-    return execute(tyro.cli(Run, description=__doc__), Console())
+    return execute(parse(Run(), words, "pairgrpo reward-model", __doc__), Console())
 
 
 def execute(run: Run, console: Console) -> int:
@@ -326,7 +325,3 @@ def table(rows: list[dict[str, Any]]) -> str:
 def bounds(ends: tuple[float, float]) -> str:
     """An interval in percent."""
     return f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,11 +1,12 @@
 """Command lines without a process of their own, where none is needed: a process imports jax for seconds."""
 
+import inspect
 import sys
 from typing import NamedTuple
 
 import pytest
 
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import run_main
 
 
 class Done(NamedTuple):
@@ -21,10 +22,11 @@ def run_here(monkeypatch, capsys):
     """`run_here(main, *words)`: the program `main` with these arguments."""
 
     def run(main, *words) -> Done:
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
+        words = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["program", *words])
         monkeypatch.setattr(sys, "path", sys.path.copy())
         with pytest.raises(SystemExit) as end:
-            run_main(main)
+            run_main((lambda: main(words)) if inspect.signature(main).parameters else main, "program")
         return Done(int(end.value.code or 0), *capsys.readouterr())
 
     return run

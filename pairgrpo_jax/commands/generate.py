@@ -1,22 +1,22 @@
 """Chats with a language model, or completes a file of prompts, streaming to the terminal.
 
-python -m experiments.generate --model smollm2
+pairgrpo generate --model smollm2
 
-python -m experiments.generate --model smollm2 --prompt "What is the capital of France?"
+pairgrpo generate --model smollm2 --prompt "What is the capital of France?"
 
-python -m experiments.generate --model some/folder --prompts prompts.jsonl --out replies.jsonl
+pairgrpo generate --model some/folder --prompts prompts.jsonl --out replies.jsonl
 """
 
 import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import tyro
 
-from experiments.cli import run_main
+from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.tokenizer import encode, encode_chat
 
@@ -161,8 +161,9 @@ def complete(model: Model, args: Args, prompts: list[str]) -> None:
         sink.close()
 
 
-def main(args: Args) -> None:
+def main(words: Sequence[str]) -> None:
     """Runs the command line."""
+    args = parse(Args(), words, "pairgrpo generate", __doc__)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
     prompts = None if args.prompts is None else read_prompts(args.prompts)
     model = load_model(args.model)
@@ -175,7 +176,3 @@ def main(args: Args) -> None:
         talk(model, args)
     except (EOFError, KeyboardInterrupt):
         print()
-
-
-if __name__ == "__main__":
-    run_main(lambda: main(tyro.cli(Args, prog="python -m experiments.generate", description=__doc__)))

@@ -85,23 +85,23 @@ def print_files(output: Path, files: dict[str, str], console: Console) -> None:
 
 
 def complete(program: Any, run: Any, title: str, console: Console) -> int:
-    """Makes or resumes a run unless it is finished; its exit code. `program` has `execute` and `FREE`."""
-    if is_finished(run, program.FREE):
+    """Makes or resumes a run unless it is finished; its exit code. `program` has `execute`."""
+    if is_finished(run):
         return 0
     console.print(f"[bold]{title}[/bold]")
     return program.execute(run, console)
 
 
-def finished_metrics(program: Any, runs: Iterable[Any]) -> list[list[dict]]:
+def finished_metrics(runs: Iterable[Any]) -> list[list[dict]]:
     """The metrics of those runs that are finished."""
-    return [read_metrics(run.output) for run in runs if is_finished(run, program.FREE)]
+    return [read_metrics(run.output) for run in runs if is_finished(run)]
 
 
-def is_finished(run: Any, free: tuple[str, ...]) -> bool:
-    """Whether the run in `run.output` is complete; ValueError that names the fields, beside `free`, that differ."""
+def is_finished(run: Any) -> bool:
+    """Whether the run in `run.output` is complete; ValueError that names the fields, beside `run.free`, that differ."""
     if not (run.output / DONE).exists():
         return False
-    changed = [name for name, _, _ in changed_settings(run.output / "config.json", settings(run), free)]
+    changed = [name for name, _, _ in changed_settings(run.output / "config.json", settings(run), run.free)]
     if changed:
         where = f"output: {run.output} was made with other settings ({', '.join(changed)})"
         raise ValueError(f"{where}; move it away or choose another --output")

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from experiments import halfcheetah
 from experiments.benchmarks.resume import TINY, Resume, disturbed, result, undisturbed
+from pairgrpo_jax.commands import cheetah
 from pairgrpo_jax.training import read_metrics
 
-COMMAND = [sys.executable, "-m", "experiments.halfcheetah", *TINY.split()]
+COMMAND = [sys.executable, "-m", "experiments.halfcheetah", "hard", *TINY.split()]
 
 
 def run(*words, timeout=300):
@@ -39,7 +39,11 @@ def test_leaves_what_the_readme_says(finished):
         "learning_curve.png",
     } <= names
     config = json.loads((output / "config.json").read_text())
-    assert config["config"]["candidates"] == 4 and config["env"] == "mujoco"
+    assert (
+        config["config"]["collection"]["candidates"] == 4
+        and config["config"]["method"]["name"] == "hard"
+        and config["env"] == "mujoco"
+    )
     rows = read_metrics(output)
     assert len(rows) == 40 and rows[-1]["steps"] == 12800
     assert sum("score" in row for row in rows) == 4
@@ -79,31 +83,33 @@ BAD = [
     (["--delta-0", "-1"], "delta_0 must be >= 0"),
     (["--steps", "0"], "steps must be >= 1"),
     (["--steps", "inf"], "steps must be finite"),
+    (["--clip", "0.1"], "--clip is a setting of grpo, rank, ppo, soft and has no effect here"),
+    (["--delta", "0.1"], "--delta is no option here; did you mean --delta-0?"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, run_here, words, message):
-    done = run_here(halfcheetah.main, *TINY.split(), *words, "--output", tmp_path / "out")
+    done = run_here(cheetah.main, *TINY.split(), *words, "--output", tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"program: error: {message}") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_algorithm_exits_with_2(tmp_path, run_here):
-    done = run_here(halfcheetah.main, "--algo", "sarsa", "--output", tmp_path / "out")
-    assert done.returncode == 2 and "algo" in done.stderr
+    done = run_here(cheetah.main, "hrd", "--output", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr == "program: error: method 'hrd' is unknown; did you mean hard?\n"
     assert not (tmp_path / "out").exists()
 
 
 def test_another_runs_folder_is_refused_and_left_alone(finished, run_here):
     output, _ = finished
     before = (output / "metrics.jsonl").read_bytes()
-    done = run_here(halfcheetah.main, *TINY.split(), "--output", output)
+    done = run_here(cheetah.main, *TINY.split(), "--output", output)
     assert done.returncode == 2 and "holds another run" in done.stderr
-    words = ("--resume", "--clip", "0.3", "--seed", "7")
-    done = run_here(halfcheetah.main, *TINY.split(), "--output", output, *words)
-    assert done.returncode == 2 and "config.clip: 0.2 -> 0.3" in done.stderr and "seed: 0 -> 7" in done.stderr
+    words = ("--resume", "--alpha", "0.3", "--seed", "7")
+    done = run_here(cheetah.main, *TINY.split(), "--output", output, *words)
+    assert done.returncode == 2 and "config.method.alpha: 2.0 -> 0.3" in done.stderr and "seed: 0 -> 7" in done.stderr
     assert (output / "metrics.jsonl").read_bytes() == before
 
 
@@ -115,14 +121,14 @@ def test_an_unreadable_checkpoint_is_named(tmp_path, finished, run_here):
     for path in (output / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    done = run_here(halfcheetah.main, *TINY.split(), "--output", output, "--resume")
+    done = run_here(cheetah.main, *TINY.split(), "--output", output, "--resume")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: output: no readable checkpoint in ")
+    assert done.stderr.splitlines()[-1].startswith("program: error: output: no readable checkpoint in ")
     assert (output / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
 
 
 def test_help_explains_every_field_with_its_unit(run_here):
-    words = run_here(halfcheetah.main, "--help").stdout
+    words = run_here(cheetah.main, "hard", "--help").stdout
     for phrase in ("--delta-0", "nats", "environment steps", "--resume", "control steps"):
         assert phrase in words
 
@@ -137,3 +143,19 @@ def test_brax_trains_seeds_side_by_side_in_one_program(tmp_path):
     assert [row["steps"] for row in rows] == [320 * (i + 1) for i in range(8)]
     assert all(len(row["return"]) == 2 and row["return"][0] != row["return"][1] for row in rows)
     assert len(rows[-1]["score"]) == 2
+
+
+def test_resume_alone_goes_on_with_the_run_that_is_there(tmp_path, run_here):
+    output = tmp_path / "out"
+    done = run_here(cheetah.main, "soft", *TINY.split(), "--steps", "1280", "--no-anneal", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert run_here(cheetah.main, "--resume", "--output", output, "--steps", "2560").returncode == 0
+    rows = read_metrics(output)
+    assert rows[-1]["steps"] == 2560 and "delta" not in rows[-1]
+    done = run_here(cheetah.main, "grpo", "--resume", "--output", output)
+    assert done.returncode == 2 and "is one of soft, not of grpo" in done.stderr
+
+
+def test_an_annealed_run_says_why_it_cannot_be_longer(finished, run_here):
+    done = run_here(cheetah.main, "--resume", "--output", finished[0], "--steps", "25600")
+    assert done.returncode == 2 and "steps: 12800.0 -> 25600.0" in done.stderr and "anneal" in done.stderr

@@ -1,0 +1,409 @@
+"""Aligns a language model with any method of the family: `pairgrpo align METHOD --help`.
+
+The defaults train SmolLM2-135M with Hard-Pair-GRPO on one reward head and judge it with another, on 2 CPU cores, in
+minutes. Leaves metrics, a page of replies before and after, checkpoints, and the trained model for `transformers`;
+`--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from pairgrpo_jax.commands.cli import parse_run
+from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
+from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
+from pairgrpo_jax.lm.alignment import (
+    AlignConfig,
+    Data,
+    EncodedPair,
+    EncodedPrompt,
+    Placement,
+    Trainer,
+    encode_pairs,
+    encode_prompts,
+    make_trainer,
+    merged,
+    tuned,
+)
+from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
+from pairgrpo_jax.lm.data import (
+    Loaded,
+    describe,
+    load_preferences,
+    load_prompts,
+    preference_accuracy,
+    split_by_first_turn,
+    spread,
+)
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, head_source, judge, reward_function
+from pairgrpo_jax.methods import METHODS
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
+
+# May differ on --resume: they do not change what the state means.
+FREE = ("output", "resume", "keep", "export", "shown", "judging.reward_timeout", "judging.reward_retries")
+FREE += ("judging.reward_on_error",)
+LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
+_WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
+
+
+@dataclass(frozen=True)
+class Judging(Settings):
+    """Who judges samples while training."""
+
+    reward: str = "harmless-a"
+    """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model), module:function of yours (several as
+    module:f=0.7,module:g=0.3), or judge:module:function that compares two replies."""
+    reward_timeout: Annotated[float | None, Above(0)] = None
+    """Seconds that your reward function may take for a batch."""
+    reward_retries: Annotated[int, AtLeast(0)] = 0
+    """More tries after it fails."""
+    reward_on_error: Literal["raise", "skip"] = "raise"
+    """Then: stop with a checkpoint, or skip the groups concerned and count them."""
+
+
+@dataclass(frozen=True)
+class Run(Settings):
+    """One run of one method on one model."""
+
+    model: str = "smollm2"
+    """A folder, a .gguf file, a hub id, or smollm2."""
+    data: str = "tiny"
+    """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
+    split: str = "train"
+    """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
+    held out."""
+    judge: str = "other"
+    """Held-out reward head for the win rate, another than the reward; other: the other half of a shipped reward's data,
+    else harmless-b for smollm2 and none for other models; empty: none."""
+    iterations: Annotated[int, AtLeast(1)] = 24
+    """Batches."""
+    seed: int = 0
+    """Of sampling, adapters and the order of data."""
+    output: Path = Path("runs/align")
+    """Folder for everything the run leaves."""
+    resume: bool = False
+    """Go on with the run in `output`, bit for bit as if it had not stopped; start it if there is none."""
+    evaluations: Annotated[int, AtLeast(1)] = 1
+    """Evaluations over the run."""
+    evaluation_prompts: Annotated[int, AtLeast(1)] = 32
+    """Held-out prompts of each."""
+    evaluation_samples: Annotated[int, AtLeast(1)] = 8
+    """Replies to each prompt."""
+    evaluation_pairs: Annotated[int, AtLeast(1)] = 64
+    """Held-out preference pairs of each (offline)."""
+    save_every: Annotated[int, AtLeast(1)] = 4
+    """Iterations between checkpoints; every evaluation makes one too."""
+    keep: Annotated[int, AtLeast(1)] = 2
+    """Newest checkpoints kept, besides the best."""
+    shown: Annotated[int, AtLeast(1)] = 8
+    """Replies on the page, first samples of the evaluation."""
+    export: bool = True
+    """Write the trained model, adapters merged, as safetensors."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters and optimizer are float32."""
+    remat: bool = False
+    """Recompute layers in the backward pass, for memory."""
+    mesh: Literal["none", "data", "fsdp"] = "none"
+    """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
+    judging: Judging | None = field(default_factory=Judging)
+    config: AlignConfig = field(default_factory=tuned)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.evaluations > self.iterations:
+            raise ValueError(f"evaluations={self.evaluations} must be at most iterations={self.iterations}")
+        if self.config.online != (self.judging is not None):
+            raise ValueError("judging: samples are judged, and a data set's pairs are not")
+        if self.reward and judge_of(self) == self.reward:
+            raise ValueError(f"judge={self.judge!r} is the reward itself, and nothing would be held out")
+
+    @property
+    def reward(self) -> str:
+        """Who judges samples; nobody offline."""
+        return "" if self.judging is None else self.judging.reward
+
+    @property
+    def label(self) -> str:
+        """The method, as the command line has it."""
+        method = self.config.method
+        return f"{method.name}-offline" if method.online and not self.config.online else method.name
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that may differ on resume; without annealing, a run can be given more batches."""
+        return FREE if self.config.optimizer.anneal else (*FREE, "iterations")
+
+
+def preset(label: str, words: Sequence[str] = ()) -> Run:
+    """The run of a method, `NAME` or `NAME-offline`, as it is tuned."""
+    name, _, offline = label.partition("-")
+    config = tuned(name, bool(offline))
+    return Run(config=config, judging=Judging() if config.online else None)
+
+
+def main(words: Sequence[str]) -> int:
+    """Parses the command line, trains, and says where everything is."""
+    run = parse_run(words, LABELS, preset, "pairgrpo align")
+    try:
+        return execute(run, Console())
+    except SourceError as error:  # the user's own function
+        print(f"pairgrpo align: error: {error}", file=sys.stderr)
+        return 1
+
+
+def execute(run: Run, console: Console) -> int:
+    """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
+    placement = make_placement(run)
+    model = load(run, placement)
+    held_out, trainer = prepare(run, model, placement, console)
+    judges = make_judges(run, trainer.model, held_out.prompts, placement)
+    with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
+        state, done, stopped = train_in_folder(
+            run,
+            trainer.iterate,
+            trainer.init(jax.random.key(run.seed)),
+            make_schedule(run),
+            evaluate=make_evaluation(run, trainer, judges, held_out.pairs),
+            shown=_WATCHED,
+            console=console,
+        )
+        if stopped is not None:
+            return stopped_code(stopped, done, console)
+        report(run, trainer, state, console)
+        (run.output / DONE).touch()
+    return 0
+
+
+def judge_of(run: Run) -> str:
+    """The name of the held-out head; empty for none."""
+    if run.judge != "other":
+        return run.judge
+    if run.reward in SHIPPED:
+        return run.reward[:-1] + {"a": "b", "b": "a"}[run.reward[-1]]
+    return "harmless-b" if run.model == "smollm2" else ""
+
+
+def load(run: Run, placement: Placement) -> Model:
+    """The model, in the precision of the run, each device's part of a parameter read on its own."""
+    options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
+    model = load_model(run.model, **options)
+    if model.tokenizer is None:
+        raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")
+    return model
+
+
+def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
+    """Held-out data, and the trainer on the rest."""
+    config = run.config
+    limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
+    pairs, held_out_pairs = [], []
+    if not config.online or config.sft_iterations:
+        loaded = load_preferences(run.data, split=run.split)
+        rows = split_by_first_turn(loaded.rows)
+        pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
+        held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
+        tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
+    loaded = load_prompts(run.data, split=run.split)
+    rows = split_by_first_turn(loaded.rows)
+    prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
+    held_out = spread(held_out, run.evaluation_prompts)
+    tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
+    train_data, test_data = Data(prompts, pairs), Data(held_out, held_out_pairs)
+    source = make_source(run, model) if config.online else None
+    trainer = make_trainer(
+        config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
+    )
+    return test_data, trainer
+
+
+def tell(run: Run, loaded: Loaded, kept: Sequence, held_out: Sequence, left_out: str, console: Console) -> None:
+    """Says what became of the data."""
+    line = f"{run.data}: {describe(loaded)}; {len(kept)} to train on ({left_out}), {len(held_out)} held out"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def make_placement(run: Run) -> Placement:
+    """All devices, or the default one."""
+    if run.mesh == "none":
+        return Placement()
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    return Placement(mesh, {}) if run.mesh == "data" else Placement(mesh)
+
+
+def make_source(run: Run, model: Model) -> Source | RewardHead:
+    """A reward model, or the user's functions: rewards, or comparisons after `judge:`."""
+    judging = run.judging
+    assert judging is not None
+    if ":" not in run.reward:
+        return reward_model_of(run, model)
+    policy = {"timeout": judging.reward_timeout, "retries": judging.reward_retries, "on_error": judging.reward_on_error}
+    how, _, rest = run.reward.partition(":")
+    if how != "judge":
+        named = [part.partition("=") for part in run.reward.split(",")]
+        try:
+            weights = [float(weight or 1) for _, _, weight in named]
+        except ValueError as error:
+            raise ValueError(f"reward={run.reward!r}: weights must be numbers, as in module:f=0.7") from error
+        return reward_function([user_function(name) for name, _, _ in named], weights, **policy)
+    if not run.config.method.comparisons:
+        raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
+    if run.config.group_size % 2:
+        raise ValueError(f"candidates={run.config.group_size} must be even: a judge compares them two by two")
+    return judge(user_function(rest), **policy)
+
+
+def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
+    """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
+    tell_other_model(run, run.reward)
+    policy, head = load_reward_model(run.reward, model)
+    if policy.lora is None and policy.model is model:
+        return head
+    texts = run.config.texts
+    limits = {"prompt_tokens": texts.prompt_tokens, "reply_tokens": texts.completion_tokens}
+    return head_source(policy, head, **limits)
+
+
+def tell_other_model(run: Run, name: str) -> None:
+    """Warns of a head that was made on another model than this run's."""
+    made_on = about_head(name).get("model", run.model)
+    if made_on != run.model:
+        print(f"warning: {name} was made on {made_on}; is {run.model} the same model?", file=sys.stderr)
+
+
+def user_function(where: str) -> Callable:
+    """The function `module:function`, also of the working directory."""
+    module, _, name = where.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"reward: cannot import {where!r}: {error}") from error
+
+
+def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
+    """The held-out judge, on the model that training starts from. It hears samples that are not cut.
+
+    Without a head there is nothing to judge, and it hears only the replies that are shown.
+    """
+    config, head = run.config, judge_of(run)
+    if head:
+        tell_other_model(run, head)
+    return Judges(
+        Policy(model, model.params),
+        load_head(head) if head else None,
+        prompts if head else prompts[: run.shown],
+        prompt_tokens=config.texts.prompt_tokens,
+        completion_tokens=config.texts.completion_tokens,
+        sampling=config.scored,
+        samples=run.evaluation_samples if head else 1,
+        seed=run.seed,
+        rows=placement.rows,
+    )
+
+
+def make_schedule(run: Run) -> Schedule:
+    """One iteration at a time; `steps` counts completion tokens at their longest."""
+    config = run.config
+    every = -(-run.iterations // run.evaluations)
+    tokens = config.texts.prompts * config.group_size * config.texts.completion_tokens
+    return Schedule(run.iterations, 1, every, run.save_every, tokens)
+
+
+def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair]):
+    """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
+
+    `score` is the win rate, or without a judge the accuracy. Writes the page of replies too.
+    """
+    before = []  # the start's replies, made once
+
+    def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        policy = trainer.policy(state)
+        before[:] = before or [judges.hear(judges.reference)]
+        after = judges.hear(policy)
+        if judges.head is not None:
+            row |= figures(after, before[0])
+        if pairs:
+            texts = run.config.texts
+            limits = {"prompt_tokens": texts.prompt_tokens, "completion_tokens": texts.completion_tokens}
+            margins = implicit_margins(policy, trainer.reference(state), pairs, rows=judges.rows, **limits)
+            row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
+        replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
+        (run.output / "replies.md").write_text(page(run, iteration, row, replies))
+        return row | {"score": row.get("win_rate", row.get("implicit_accuracy", 0.0))}
+
+    return evaluate
+
+
+def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> None:
+    """Exports the model and prints the summary."""
+    rows = read_metrics(run.output)
+    last = [row for row in rows if "score" in row][-1]
+    files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
+    files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
+    if run.export:
+        params = merged(run.config, trainer.model, state.params)
+        save_pretrained(trainer.model, params, run.output / "model")
+        files["model"] = "model/"
+    console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
+    for line in summary(last):
+        console.print(line, highlight=False)
+    if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
+        total = run.iterations * run.config.texts.prompts
+        console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
+    print_files(run.output, files, console)
+
+
+def title(run: Run) -> str:
+    """What the run was, in a line."""
+    how = "online" if run.config.online else "offline"
+    return f"{run.config.method.name} ({how}), {run.model}, {run.data}" + (
+        f", reward {run.reward}" if run.config.online else ""
+    )
+
+
+def summary(row: dict) -> list[str]:
+    """The last evaluation in words."""
+    lines = []
+    if "win_rate" in row:
+        interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
+        lines.append(
+            f"held-out proxy-RM win rate over the start {row['win_rate']:.1%} {interval}, "
+            f"{row['win_rate_length_controlled']:.1%} at equal length"
+        )
+        lines.append(
+            f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
+            f"KL to the start {row['kl_reference']:.2f} nats a reply"
+        )
+    if "implicit_accuracy" in row:
+        lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
+    return lines
+
+
+def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
+    """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
+    lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
+    lines += [*[f"- {line}" for line in summary(row)], ""]
+    scored = f", and scored by `{judge_of(run)}`" if judge_of(run) else ""
+    lines.append(f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}.")
+    for item in replies:
+        lines += ["", "---", ""]
+        lines += [f"**{message['role']}**: {message['content']}\n" for message in item["prompt"]]
+        for side in ("before", "after"):
+            text, reward = item[side]
+            quoted = "\n".join(f"> {line}" for line in text.strip().splitlines() or [""])
+            lines += [side if reward is None else f"{side}, reward {reward:.2f}", "", quoted, ""]
+    return "\n".join(lines) + "\n"

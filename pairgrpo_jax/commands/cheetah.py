@@ -1,0 +1,160 @@
+"""Trains HalfCheetah with any method of the family: `pairgrpo cheetah METHOD --help`.
+
+Writes metrics, pictures, a video of the trained cheetah and checkpoints; `--resume` goes on where a run stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.plots import learning_curves
+from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
+from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
+from pairgrpo_jax.control.render import write_video
+from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.methods import METHODS
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
+
+# May differ on --resume: they do not change what the state means.
+FREE = ("output", "resume", "keep", "video_steps")
+ONLINE = tuple(method.name for method in METHODS if method.online)
+
+
+@dataclass(frozen=True)
+class Run(Settings):
+    """One run of one method on HalfCheetah."""
+
+    env: str = "mujoco"
+    """mujoco (exact HalfCheetah-v4, CPU) | brax:spring | brax:positional | brax:generalized | brax:mjx (any device)."""
+    steps: Annotated[float, AtLeast(1)] = 3e6
+    """Budget, environment steps per seed; every branch step counts. Rounded up to whole evaluations."""
+    seed: int = 0
+    """First random seed."""
+    seeds: Annotated[int, AtLeast(1)] = 1
+    """Number of seeds, trained side by side in one compiled program."""
+    output: Path = Path("runs/halfcheetah")
+    """Folder for everything the run leaves."""
+    resume: bool = False
+    """Go on with the run in `output`, bit for bit as if it had not stopped; start it if there is none."""
+    evaluations: Annotated[int, AtLeast(1)] = 20
+    """Evaluations over the run."""
+    episodes: Annotated[int, AtLeast(1)] = 16
+    """Episodes of 1000 steps per evaluation, deterministic and stochastic each."""
+    save_every: Annotated[int, AtLeast(1)] = 5
+    """Iterations between checkpoints; every evaluation makes one too."""
+    keep: Annotated[int, AtLeast(1)] = 3
+    """Newest checkpoints kept, besides the best."""
+    video_steps: Annotated[int, AtLeast(0)] = 400
+    """Control steps of 0.05 s in the video; 0: no video."""
+    config: ControlConfig = field(default_factory=tuned)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not math.isfinite(self.steps):
+            raise ValueError(f"steps must be finite, got {self.steps}")
+
+    @property
+    def label(self) -> str:
+        """The method, as the command line has it."""
+        return self.config.method.name
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Settings that may differ on resume; without annealing, a run can be given more steps."""
+        return FREE if self.config.optimizer.anneal else (*FREE, "steps")
+
+
+def main(words: Sequence[str]) -> int:
+    """Parses the command line, trains, and says where everything is."""
+
+    def preset(method: str, rest: Sequence[str]) -> Run:
+        return Run(config=tuned(method, peek(rest, "advantage", "value")))
+
+    return execute(parse_run(words, ONLINE, preset, "pairgrpo cheetah"), Console())
+
+
+def execute(run: Run, console: Console) -> int:
+    """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
+    env = make_env(run.env)
+    run.config.check(env.episode_length)
+    schedule = make_schedule(run, env)
+    trainer = make_trainer(run.config, env, schedule.iterations)
+    # Metrics come out as [iterations, seeds].
+    program = jax.jit(jax.vmap(trainer.iterate, (0, None), (0, 1)), static_argnums=1, donate_argnums=0)
+    with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
+        state, done, stopped = train_in_folder(
+            run,
+            program,
+            initial_state(run, trainer),
+            schedule,
+            evaluate=make_evaluation(trainer, run.episodes),
+            shown=("return", "realised_kl", "delta"),
+            console=console,
+        )
+    if stopped is not None:
+        return stopped_code(stopped, done, console)
+    report(run, env, trainer, state, console)
+    (run.output / DONE).touch()
+    return 0
+
+
+def make_schedule(run: Run, env: Env) -> Schedule:
+    """A chunk is all that lies between two evaluations on brax, one iteration on mujoco, whose steps cost more."""
+    per_iteration = run.config.collection.steps
+    evaluate_every = max(1, math.ceil(run.steps / per_iteration / run.evaluations))
+    iterations = evaluate_every * math.ceil(run.steps / per_iteration / evaluate_every)
+    chunk = 1 if env.name == "mujoco" else evaluate_every
+    save_every = math.ceil(run.save_every / chunk) * chunk
+    return Schedule(iterations, chunk, evaluate_every, save_every, per_iteration, run.seeds)
+
+
+def initial_state(run: Run, trainer: Trainer) -> TrainState:
+    """States of all seeds, with a leading axis over them."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(run.seed, run.seed + run.seeds))
+    return jax.jit(jax.vmap(trainer.init))(keys)
+
+
+def make_evaluation(trainer: Trainer, episodes: int):
+    """`(state, iteration) -> row` with deterministic (`score`) and stochastic returns per seed, on fresh episodes."""
+    compiled = jax.jit(jax.vmap(trainer.evaluate, (0, None, None, None)), static_argnums=(2, 3))
+
+    def evaluate(state, iteration):
+        key = jax.random.fold_in(jax.random.key(0x5EED), iteration)
+        score, stochastic = (np.asarray(compiled(state, key, episodes, how)).mean(1).tolist() for how in (True, False))
+        return {"score": score, "stochastic_score": stochastic}
+
+    return evaluate
+
+
+def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Console) -> None:
+    """Draws the curve and the video and prints the summary."""
+    rows = read_metrics(run.output)
+    last = [row for row in rows if "score" in row][-1]
+    seeds = f"{run.seeds} seed{'s' if run.seeds > 1 else ''}"
+    title = f"{run.label}, {run.config.collection.advantage}, {run.env}, {seeds}"
+    learning_curves(rows, run.output / "learning_curve.png", title)
+    files = {
+        "metrics": "metrics.jsonl, tensorboard/",
+        "curve": "learning_curve.png",
+        "settings": "config.json, versions.json",
+    }
+    files["checkpoints"] = "checkpoints/"
+    if run.video_steps:
+        poses, rewards = trainer.episode(jax.tree.map(lambda x: x[0], state), jax.random.key(run.seed), run.video_steps)
+        write_video(run.output / "cheetah.mp4", np.asarray(poses), np.asarray(rewards), env.dt)
+        files["video"] = "cheetah.mp4"
+    console.print(f"\n[bold]{title}[/bold]: {last['steps']:,} steps in {last['seconds']:.0f} s")
+    console.print(
+        f"return {np.mean(last['score']):.0f} deterministic, {np.mean(last['stochastic_score']):.0f} stochastic"
+    )
+    print_files(run.output, files, console)

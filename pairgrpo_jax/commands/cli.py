@@ -1,0 +1,146 @@
+"""What the sub-commands share: how words become settings, and errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from pairgrpo_jax.core.bounds import from_values
+from pairgrpo_jax.methods import METHODS
+from pairgrpo_jax.training import CheckpointError, NonFiniteError
+
+T = TypeVar("T")
+_EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imageio": "control", "distrax": "control"}
+_EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
+
+
+def peek(words: Sequence[str], name: str, default: str) -> str:
+    """The value of `--name` before the words are parsed as a whole."""
+    for word, after in zip(words, [*words[1:], default]):
+        if word == f"--{name}":
+            return after
+        if word.startswith(f"--{name}="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
+    """Settings from words, `default` for what is not named; nested parts are flat.
+
+    Raises:
+      ValueError: for an option that has no effect here; it says whose it is.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            run, unknown = tyro.cli(
+                type(default),
+                default=default,
+                args=list(words),
+                prog=prog,
+                description=about,
+                return_unknown_args=True,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
+            )
+    except SystemExit as end:
+        if end.code:
+            raise ValueError(_plain(said.getvalue())) from None
+        raise
+    if unknown:
+        raise ValueError(_unknown(unknown[0], default))
+    return run
+
+
+def _plain(framed: str) -> str:
+    """The words of tyro's framed error, without its title, its frame and the help that it repeats."""
+    lines = [line.strip("│| ") for line in framed.splitlines() if line.strip() and line.strip()[0] not in "╭+╰"]
+    ends = [i for i, line in enumerate(lines) if set(line) <= set("─-")]
+    lines = lines if framed.lstrip().startswith(("╭", "+")) else lines[ends[0] + 1 :] if ends else lines
+    words = itertools.takewhile(lambda x: not set(x) <= set("─-") and not x.startswith("Argument helptext"), lines)
+    text = " ".join(words)
+    return re.sub(r"^Error parsing (?!--)[\w.]+: ", "", text)
+
+
+def _unknown(word: str, default: Any) -> str:
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    option = f"--{name.replace('_', '-')}" if word.startswith("-") else repr(word)
+    owners = [method.name for method in METHODS if method().has(name)]
+    if word.startswith("-") and owners:
+        return f"{option} is a setting of {', '.join(owners)} and has no effect here"
+    near = difflib.get_close_matches(name, _names(default), n=1)
+    hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists the options"
+    return f"{option} is no option here; {hint}"
+
+
+def _names(settings: Any) -> list[str]:
+    found = []
+    for name, value in vars(settings).items():
+        found += _names(value) if hasattr(value, "__dataclass_fields__") else [name]
+    return found
+
+
+def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[str, Sequence[str]], T], prog: str) -> T:
+    """The settings of `METHOD --option value ...`; "hard" where no method is named.
+
+    With `--resume` they are those of the run in `--output`, where there is one, but for what the words change.
+
+    Args:
+      words: of the command line, after the sub-command.
+      methods: names to choose from.
+      preset: `(method, words) -> settings`, which have `output`, `label` (their method's name) and so on.
+      prog: the command, for help and errors.
+
+    Raises:
+      ValueError: for an unknown method, with the nearest.
+    """
+    words = list(words)
+    about = f"Methods: {', '.join(methods)}. `{prog} METHOD --help` lists the settings that have an effect there."
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"usage: {prog} [METHOD] [--option value ...]\n\n{about}\nWithout a method: hard.")
+        sys.exit(0)
+    named = bool(words) and not words[0].startswith("-")
+    method, rest = (words[0], words[1:]) if named else ("hard", words)
+    if method not in methods:
+        near = difflib.get_close_matches(method, methods, n=1)
+        raise ValueError(f"method {method!r} is unknown; {f'did you mean {near[0]}?' if near else about}")
+    default: Any = preset(method, rest)
+    stored = Path(peek(rest, "output", str(default.output))) / "config.json"
+    if "--resume" in rest and stored.exists():
+        before: Any = from_values(type(default), json.loads(stored.read_text()))
+        if named and before.label != method:
+            raise ValueError(f"resume: the run in {stored.parent} is one of {before.label}, not of {method}")
+        default, method = before, before.label
+    return parse(default, rest, f"{prog} {method}", None)
+
+
+def run_main(main: Callable[[], int | None], prog: str = "pairgrpo") -> None:
+    """Runs a program; bad input becomes one line on stderr and exit code 2."""
+    try:
+        code = main()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        how = f"pip install 'pairgrpo-jax[{extra}]'" if extra else f"pip install {error.name}"
+        _fail(prog, f"package {error.name!r} is missing; install it with: {how}")
+    except (ValueError, OSError, CheckpointError) as error:
+        _fail(prog, str(error))
+    except NonFiniteError as error:
+        _fail(prog, str(error), code=1)
+    except KeyboardInterrupt:
+        _fail(prog, "interrupted", code=130)
+    else:
+        sys.exit(code or 0)
+
+
+def _fail(prog: str, message: str, code: int = 2) -> None:
+    print(f"{prog}: error: " + "; ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,47 @@
+"""`pairgrpo`: finds the sub-command, which imports what it needs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+COMMANDS = {
+    "cheetah": "train HalfCheetah: pairgrpo cheetah METHOD",
+    "align": "align a language model: pairgrpo align METHOD",
+    "generate": "chat with a model, or complete a file of prompts",
+    "evaluate": "which of two models a held-out judge prefers",
+    "reward-model": "train a reward model on preferences",
+    "theory": "what is true of the methods, checked on exact problems",
+}
+USAGE = "usage: pairgrpo COMMAND ...\n\nThe Pair-GRPO family in JAX.\n\n"
+USAGE += "".join(f"  {name:13} {about}\n" for name, about in COMMANDS.items())
+USAGE += "\n`pairgrpo COMMAND --help` has the rest."
+
+
+def main() -> None:
+    """Runs the sub-command that the first word names."""
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        return print(USAGE)
+    if name == "--version":
+        from pairgrpo_jax import __version__
+
+        return print(f"pairgrpo_jax {__version__}")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        print(f"pairgrpo: error: command {name!r} is unknown; {hint}", file=sys.stderr)
+        sys.exit(2)
+    run(name, words)
+
+
+def run(name: str, words: list[str] | None = None) -> None:
+    """Runs a sub-command, with the words of the command line unless others are given, and exits."""
+    from pairgrpo_jax.commands.cli import run_main
+
+    def command() -> int | None:
+        module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
+        return module.main(sys.argv[1:] if words is None else words)
+
+    run_main(command, f"pairgrpo {name}")
