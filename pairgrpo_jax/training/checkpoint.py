@@ -58,8 +58,9 @@ class Checkpoints:
             except ValueError:
                 self.manager.delete(step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
-        counted = score is not None and math.isfinite(score)  # Orbax ranks NaN above every number
-        self.manager.save(step, args=items, metrics={"score": float(score)} if counted else None, force=True)
+        if score is not None and not math.isfinite(score):
+            score = None  # Orbax ranks NaN above every number
+        self.manager.save(step, args=items, metrics=None if score is None else {"score": float(score)}, force=True)
         if jax.process_index() == 0:
             _write_sums(self._folder(step))
 
