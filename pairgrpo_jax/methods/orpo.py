@@ -21,7 +21,7 @@ class Orpo(Offline):
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs; the likelihood is the term `surrogate`."""
-        chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True).T
+        chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True)[:, :2].T
         terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight)
         return {"surrogate": terms.pop("nll")} | terms
 

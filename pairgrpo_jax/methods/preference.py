@@ -33,7 +33,7 @@ class Implicit(Offline):
     def terms(self, loss: core.terms.Loss, likelihoods: Likelihoods, **options: Any) -> core.Objective:
         """Those of a loss of both sequences under the policy and the reference."""
         ours, ref = (likelihoods.sequences(x, self.length_normalize) for x in (likelihoods.logp, likelihoods.ref_logp))
-        terms = loss.objective(*ours.T, *ref.T, **options)
+        terms = loss.objective(*ours[:, :2].T, *ref[:, :2].T, **options)
         return {"surrogate": terms.pop(self.name)} | terms
 
     def implicit_reward(self, likelihoods):

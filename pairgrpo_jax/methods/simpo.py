@@ -58,7 +58,7 @@ class SimPo(Offline):
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs."""
         means = likelihoods.sequences(likelihoods.logp, mean=True)
-        terms = simpo_loss.objective(*means.T, beta=self.beta, gamma=self.gamma)
+        terms = simpo_loss.objective(*means[:, :2].T, beta=self.beta, gamma=self.gamma)
         return {"surrogate": terms.pop("simpo")} | terms
 
     def implicit_reward(self, likelihoods):

@@ -111,9 +111,10 @@ def test_candidate_distributions(candidates, length_normalize):
 def test_length_normalize_reaches_the_loss():
     case = make(0, masked=False)
     pairs, summed = case.pairs("all"), lambda x: x.sum(-1) / 3
-    long = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.02, length_normalize=True)
-    short = pg.hard_pair_grpo_loss(summed(case.logp), summed(case.old_logp), pairs, 0.02)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), long, short)
+    long, metrics = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.02, length_normalize=True)
+    short, expected = pg.hard_pair_grpo_loss(summed(case.logp), summed(case.old_logp), pairs, 0.02)
+    assert metrics.pop("approx_kl") != expected.pop("approx_kl")  # of three steps, or of one
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), (long, metrics), (short, expected))
 
 
 def test_gradients():

@@ -168,7 +168,7 @@ def test_a_group_without_a_pair_changes_nothing():
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_approx_kl_is_one_figure_for_every_loss(aggregate, level):
-    """k3 of each step, the mean over the steps of all groups: also of those without a pair, whatever the loss counts."""
+    """k3 of each step, the mean over the steps of all groups, those without a pair too."""
     case = make(0)
     pairs = case.pairs("matched")
     pairs = pairs._replace(weight=pairs.weight.at[0].set(0.0))
