@@ -22,7 +22,7 @@ from rich.console import Console
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
@@ -125,6 +125,8 @@ class Run(Settings):
         super().__post_init__()
         if self.evaluations > self.iterations:
             raise ValueError(f"evaluations={self.evaluations} must be at most iterations={self.iterations}")
+        if self.config.online and not self.config.sft_iterations:
+            require_idle(self, "evaluation_pairs", "on samples without sft_iterations")
         if self.config.online != (self.judging is not None):
             raise ValueError("judging: samples are judged, and a data set's pairs are not")
         if self.reward and judge_of(self) == self.reward:

@@ -10,7 +10,7 @@ import pytest
 
 from pairgrpo_jax.control import Collection, ControlConfig, ControlOptimizer, Network, make_env, make_trainer, tuned
 from pairgrpo_jax.control.trainer import make_optimizer
-from pairgrpo_jax.methods import METHODS, Dpo, HardPair, Ppo, method_class
+from pairgrpo_jax.methods import METHODS, Dpo, Grpo, HardPair, Ppo, method_class
 
 HARD = HardPair(scheme="matched", beta=0.03, alpha=2.0, delta_0=0.1, delta_gamma=1.0, hinge="tokens")
 SMALL = ControlConfig(
@@ -50,6 +50,10 @@ BAD = [
     ({"init_log_std": -6.0}, "init_log_std=-6.0 must be >= min_log_std=-5.0"),
     ({"method": Ppo(), "advantage": "segment"}, "advantage must be"),
     ({"method": Dpo()}, "method dpo learns from a data set's pairs"),
+    ({"method": Grpo(aggregate="constant")}, "aggregate='constant' has no effect here"),
+    ({"advantage": "segment", "trace": 0.5}, "trace=0.5 has no effect without a critic"),
+    ({"advantage": "segment", "value_weight": 0.1}, "value_weight=0.1 has no effect without a critic"),
+    ({"anneal": "no"}, "anneal must be True or False, got 'no'"),
     ({"advantage": "segment", "fork": False}, "fork=False"),
     ({"advantage": "q"}, "advantage='q' is unknown"),
     ({"scheme": "best"}, "scheme='best' is unknown"),

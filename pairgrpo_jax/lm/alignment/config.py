@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, Within
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, Within, require_idle
 from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.methods import HardPair, Method
@@ -142,6 +142,8 @@ class AlignConfig(Settings):
                 "use 0, or a method without a ratio such as dpo"
             )
         self.method.check_group(self.group_size)
+        if self.online:
+            require_idle(self, "reference_scores", "on samples, which are scored as they come")
         if self.reference_scores == "cached" and self.sft_iterations:
             raise ValueError('reference_scores="cached" needs a reference known at the start: sft_iterations=0')
 
