@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run
-from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
+from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, tell_other_model
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
@@ -47,7 +47,7 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
-from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, head_source, judge, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
@@ -86,8 +86,9 @@ class Run(Settings):
     """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
     held out."""
     judge: str = "other"
-    """Held-out reward head for the win rate, another than the reward; other: the other half of a shipped reward's data,
-    else harmless-b for smollm2 and none for other models; empty: none."""
+    """Held-out reward head for the win rate, another than the reward; other: the head of the other half of its data, a
+    shipped one's or x-b.safetensors beside x-a.safetensors, else harmless-b for smollm2 and none for other models;
+    empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
     seed: int = 0
@@ -195,7 +196,20 @@ def judge_of(run: Run) -> str:
         return run.judge
     if run.reward in SHIPPED:
         return run.reward[:-1] + {"a": "b", "b": "a"}[run.reward[-1]]
+    if run.reward.endswith(".safetensors"):
+        return other_half(Path(run.reward))
     return "harmless-b" if run.model == "smollm2" else ""
+
+
+def other_half(head: Path) -> str:
+    """The head beside `head` whose name ends in b where this one's ends in a, or the other way round."""
+    sibling = head.with_stem(head.stem[:-1] + {"a": "b", "b": "a"}.get(head.stem[-1], ""))
+    if head.stem[-1] not in "ab" or not sibling.exists():
+        raise ValueError(
+            f"judge: {head} has no other half beside it, trained on other pairs ({sibling.name}); "
+            'name a held-out head, --judge FILE, or none, --judge ""'
+        )
+    return str(sibling)
 
 
 def load(run: Run, placement: Placement) -> Model:
@@ -269,20 +283,13 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
 
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
-    tell_other_model(run, run.reward)
+    tell_other_model(run.model, run.reward)
     policy, head = load_reward_model(run.reward, model)
     if policy.lora is None and policy.model is model:
         return head
     texts = run.config.texts
     limits = {"prompt_tokens": texts.prompt_tokens, "reply_tokens": texts.completion_tokens}
     return head_source(policy, head, **limits)
-
-
-def tell_other_model(run: Run, name: str) -> None:
-    """Warns of a head that was made on another model than this run's."""
-    made_on = about_head(name).get("model", run.model)
-    if made_on != run.model:
-        print(f"warning: {name} was made on {made_on}; is {run.model} the same model?", file=sys.stderr)
 
 
 def user_function(where: str) -> Callable:
@@ -302,7 +309,7 @@ def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placem
     """
     config, head = run.config, judge_of(run)
     if head:
-        tell_other_model(run, head)
+        tell_other_model(run.model, head)
     return Judges(
         Policy(model, model.params),
         load_head(head) if head else None,
@@ -340,7 +347,9 @@ def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[
         if pairs:
             texts = run.config.texts
             limits = {"prompt_tokens": texts.prompt_tokens, "completion_tokens": texts.completion_tokens}
-            margins = implicit_margins(policy, trainer.reference(state), pairs, rows=judges.rows, **limits)
+            margins = implicit_margins(
+                policy, trainer.reference(state), pairs, method=run.config.method, rows=judges.rows, **limits
+            )
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         (run.output / "replies.md").write_text(page(run, iteration, row, replies))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.lm.models.scoring import Policy, score
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, score_and_reward
+from pairgrpo_jax.methods import Dpo, Likelihoods, Method
 
 
 class Replies(NamedTuple):
@@ -126,21 +128,17 @@ def judge_replies(
 ) -> Judged:
     """Rewards and the reference's log-probabilities of replies, in one pass of the reference."""
 
-    def judge(params, head, part):
-        return _rewards_and_logp(Policy(reference.model, params, reference.lora), head, part, sampling)
-
-    compiled = jax.jit(judge)
-
     def run(index: np.ndarray):
         texts = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
         part = jax.device_put(Batch(*texts, replies.tokens[index], replies.lengths[index]), rows)
-        return compiled(reference.params, head, part)
+        return _rewards_and_logp(reference.model.skeleton, *reference[1:], head, part, sampling)
 
     return Judged(*in_batches(run, len(prompts), _batch(batch, len(prompts), rows)))
 
 
-def _rewards_and_logp(reference: Policy, head: RewardHead, batch: Batch, sampling: Sampling):
-    scores, rewards = score_and_reward(reference, head, *batch.tokens, sampling=sampling)
+@functools.partial(jax.jit, static_argnums=0)
+def _rewards_and_logp(model: Model, params, lora, head: RewardHead, batch: Batch, sampling: Sampling):
+    scores, rewards = score_and_reward(Policy(model, params, lora), head, *batch.tokens, sampling=sampling)
     return rewards, scores.logp.sum(-1)
 
 
@@ -151,21 +149,25 @@ def implicit_margins(
     *,
     prompt_tokens: int,
     completion_tokens: int,
+    method: Method | None = None,
     batch: int = 16,
     rows: NamedSharding | None = None,
 ) -> np.ndarray:
-    """`[N]`: by how much (nats) the policy's log-ratio to the reference favours the chosen reply over the rejected."""
+    """`[N]`: by how much the policy favours the chosen reply over the rejected, by the method's implicit reward.
 
-    models = policy.model, reference.model
-
-    def ratio(policy: tuple, reference: tuple, part: Batch) -> jax.Array:
-        ours, ref = (score(Policy(m, *p), *part.tokens).logp.sum(-1) for m, p in zip(models, (policy, reference)))
-        return (ours - ref)[:, 0] - (ours - ref)[:, 1]
-
-    compiled = jax.jit(ratio)
+    By default that is the log-ratio to the reference, in nats.
+    """
+    models, how = (policy.model.skeleton, reference.model.skeleton), method or Dpo()
 
     def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
-        return [compiled(policy[1:], reference[1:], jax.device_put(part, rows))]
+        return [_margins(models, how, (policy[1:], reference[1:]), jax.device_put(part, rows))]
 
     return in_batches(run, len(pairs), _batch(batch, len(pairs), rows))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _margins(models: tuple[Model, Model], method: Method, variables: tuple, part: Batch) -> jax.Array:
+    ours, ref = (score(Policy(m, *v), *part.tokens).logp for m, v in zip(models, variables))
+    reward = method.implicit_reward(Likelihoods(ours, ref_logp=ref, mask=part.mask))
+    return reward[:, 0] - reward[:, 1]
