@@ -255,10 +255,23 @@ def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
     judges = {"helpful-a": "helpful-b", "harmless-b": "harmless-a", "mine:f": "harmless-b"}
     assert {reward: align.judge_of(align.Run(judging=align.Judging(reward))) for reward in judges} == judges
     assert align.judge_of(align.Run(judging=align.Judging("mine:f"), model="other")) == ""
-    align.tell_other_model(align.Run(), "helpful-a")
+    align.tell_other_model("smollm2", "helpful-a")
     assert not capsys.readouterr().err
-    align.tell_other_model(align.Run(model="other"), "helpful-a")
+    align.tell_other_model("other", "helpful-a")
     assert "helpful-a was made on smollm2; is other the same model?" in capsys.readouterr().err
+
+
+def test_the_held_out_judge_of_an_own_head_is_its_sibling_or_named(tmp_path):
+    (tmp_path / "sums-a.safetensors").touch()
+    for name in ("sums-a.safetensors", "sums.safetensors"):
+        with pytest.raises(ValueError, match=r'judge: .* has no other half .* --judge ""'):
+            align.Run(judging=align.Judging(str(tmp_path / name)))
+    (tmp_path / "sums-b.safetensors").touch()
+    for one, other in ("ab", "ba"):
+        run = align.Run(judging=align.Judging(str(tmp_path / f"sums-{one}.safetensors")))
+        assert align.judge_of(run) == str(tmp_path / f"sums-{other}.safetensors")
+    own = align.Run(judging=align.Judging(str(tmp_path / "sums.safetensors")), judge="")
+    assert align.judge_of(own) == ""
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):
