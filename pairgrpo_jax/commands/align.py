@@ -92,7 +92,7 @@ class Run(Settings):
     """A system message, put before prompts that have none."""
     judge: str = "other"
     """Held-out reward head for the win rate, another than the reward; other: the head of the other half of the reward's
-    data (NAME-b for NAME-a, b for a), or for functions and data sets harmless-b with smollm2, else none; empty: none."""
+    data (NAME-b for NAME-a, b for a), for functions harmless-b with smollm2 and none with other models; empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
     seed: int = 0
