@@ -48,7 +48,7 @@ from pairgrpo_jax.lm.data import (
     spread,
 )
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
@@ -85,6 +85,11 @@ class Run(Settings):
     split: str = "train"
     """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
     held out."""
+    prompt_column: str | None = None
+    """Column of the data that holds the prompt, where it is not called prompt. The others reach your reward function or
+    judge, if it has a parameter of their name."""
+    system: str | None = None
+    """A system message, put before prompts that have none."""
     judge: str = "other"
     """Held-out reward head for the win rate, another than the reward; other: the other half of a shipped reward's data,
     else harmless-b for smollm2 and none for other models; empty: none."""
@@ -208,21 +213,22 @@ def load(run: Run, placement: Placement) -> Model:
 def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
     """Held-out data, and the trainer on the rest."""
     config = run.config
+    source = make_source(run, model) if config.online else None
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
+    options = {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
     pairs, held_out_pairs = [], []
     if not config.online or config.sft_iterations:
-        loaded = load_preferences(run.data, split=run.split)
+        loaded = load_preferences(run.data, **options)
         rows = split_by_first_turn(loaded.rows)
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
         tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
-    loaded = load_prompts(run.data, split=run.split)
+    loaded = load_prompts(run.data, columns=columns_of(source), **options)
     rows = split_by_first_turn(loaded.rows)
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
     held_out = spread(held_out, run.evaluation_prompts)
     tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
     train_data, test_data = Data(prompts, pairs), Data(held_out, held_out_pairs)
-    source = make_source(run, model) if config.online else None
     trainer = make_trainer(
         config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
     )

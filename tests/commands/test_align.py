@@ -55,6 +55,8 @@ def workplace(tmp_path_factory):
     write_model(folder / "model")
     rows = [{"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"question": f"Question {i}?", "answer": f"maybe {i}"} for i in range(20)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     weight = jax.random.normal(jax.random.key(1), (32,))
     save_head(RewardHead(weight, jnp.zeros(()), DEFAULT), folder / "head.safetensors", model="model")
     (folder / "rewards.py").write_text(
@@ -64,6 +66,11 @@ def workplace(tmp_path_factory):
         "    return 1 / 0 if len(calls) == 4 else vowels(prompts, completions)\n"
         "def vowels(prompts, completions):\n"
         "    return [[float(sum(x in 'aeiou' for x in text)) for text in group] for group in completions]\n"
+        "def right(prompts, completions, answer):\n"
+        "    assert [p[-1]['content'][9:-1] for p in prompts] == [a[6:] for a in answer]\n"
+        "    return vowels(prompts, completions)\n"
+        "def wrong(prompts, completions, answr):\n"
+        "    return vowels(prompts, completions)\n"
         "def broken(prompts, completions):\n"
         "    raise KeyError('nothing')\n"
     )
@@ -178,7 +185,22 @@ def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, m
     assert len(read_metrics(workplace / f"offline-{method}")[-1]["implicit_margins"]) == 3
 
 
+@pytest.mark.slow
+def test_columns_of_the_data_reach_the_reward_after_a_stop_too(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = [*ARGUMENTS, "--data", "questions.jsonl", "--prompt-column", "question", "--system", "Be brief."]
+    words += ["--reward", "rewards:right=1,rewards:late=0", "--no-export", "--output", "columns"]
+    assert run_here(align.main, "hard", *words).returncode == 1  # rewards:late fails in batch 3
+    done = run_here(align.main, "hard", *words, "--resume", "--reward-on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(workplace / "columns")) == 6
+    assert "**system**: Be brief." in (workplace / "columns" / "replies.md").read_text()
+
+
 BAD = [
+    (["--reward", "rewards:wrong"], "pairs.jsonl:1: no column 'answr', which the reward asks for; there are chosen"),
+    (["--data", "questions.jsonl"], "if 'question' holds the prompt: --prompt-column question"),
+    (["--prompt-column", "promt"], "no column 'promt' (--prompt-column); did you mean 'prompt'?"),
     (["grpo-offline"], "method 'grpo-offline' is unknown"),
     (["dpo", "--temperature", "2"], "no option here"),
     (["--candidates", "3", "--scheme", "matched"], "candidates=3 must be even"),

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from pairgrpo_jax.lm.data import Columns
 from pairgrpo_jax.lm.rewards.sources import SourceError, dataset_labels, head_source, judge, reward_function
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
@@ -102,6 +103,44 @@ def test_retries():
     calls.clear()
     np.testing.assert_array_equal(reward_function(flaky, retries=2)(PROMPTS, COMPLETIONS).rewards, LENGTHS)
     assert len(calls) == 3
+
+
+def test_columns_reach_the_functions_that_name_them():
+    heard = {}
+
+    def exact(prompts, completions, answer, level="easy"):
+        heard["exact"] = answer, level
+        return [[float(text == a) for text in group] for group, a in zip(completions, answer)]
+
+    async def everything(prompts, completions, **columns):
+        heard["everything"] = columns
+        return np.zeros((3, 4))
+
+    source = reward_function([exact, everything, length], [1.0, 1.0, 0.0])
+    assert source.columns == Columns(("answer",), ("level",), True)
+    rewards = source(PROMPTS, COMPLETIONS, answer=["bb", "x", "none"], level=[1, 2, 3], other=[4, 5, 6]).rewards
+    np.testing.assert_array_equal(rewards, [[0, 1, 0, 0], [1, 1, 0, 0], [0] * 4])
+    assert heard["exact"] == (["bb", "x", "none"], [1, 2, 3])
+    assert heard["everything"] == {"answer": ["bb", "x", "none"], "level": [1, 2, 3], "other": [4, 5, 6]}
+    source(PROMPTS, COMPLETIONS, answer=["a"] * 3)
+    assert heard["exact"][1] == "easy" and list(heard["everything"]) == ["answer"]
+    with pytest.raises(SourceError, match="exact asks for a column 'answer', and there is none"):
+        source(PROMPTS, COMPLETIONS)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_judge_gets_the_value_of_its_prompt(asynchronous):
+    def nearer(prompt, a, b, *, target):
+        return int(abs(len(b) - target) < abs(len(a) - target))
+
+    async def slowly(prompt, a, b, *, target):
+        return nearer(prompt, a, b, target=target)
+
+    source = judge(slowly if asynchronous else nearer, both_orders=True)
+    assert source.columns == Columns(("target",))
+    _, pairs, _ = source(PROMPTS, COMPLETIONS, target=[4, 2, 0])
+    np.testing.assert_array_equal(pairs.preferred, [[1, 3], [0, 2], [0, 2]])
+    np.testing.assert_array_equal(pairs.weight, [[1, 1], [0, 1], [1, 1]])
 
 
 def longer(prompt, a, b):

@@ -25,7 +25,7 @@ from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState, make_update_step
 
@@ -82,7 +82,7 @@ def make_trainer(
       decode: tokens of N completions to texts; by default the model's tokenizer, special tokens left out.
 
     Raises:
-      ValueError: for settings that do not fit together, or data that is missing.
+      ValueError: for settings that do not fit together, or data that is missing, a column that the source asks for too.
     """
     placement = placement or Placement()
     _check(config, model, data, source, iterations, placement)
@@ -170,6 +170,7 @@ class _Run:
     def __init__(self, config, model, data, source, iterations, seed, placement, decode):
         self.config, self.model, self.data, self.source = config, model, data, source
         self.seed, self.placement = seed, placement
+        self.columns = columns_of(source).shared(prompt.columns for prompt in data.prompts)
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
         self.update = jax.jit(self._update, donate_argnums=0)
@@ -341,7 +342,8 @@ class _Run:
         texts = self.decode(rows)
         groups = [texts[i : i + k] for i in range(0, b * k, k)]
         try:
-            judgement = self.source([prompt.messages for prompt in prompts], groups)  # type: ignore[operator]
+            columns = {name: [prompt.columns[name] for prompt in prompts] for name in self.columns}
+            judgement = self.source([prompt.messages for prompt in prompts], groups, **columns)  # type: ignore[operator]
         except SourceError as error:
             raise SourceError(f"batch {position}: {error}") from error
         if np.any(judgement.failed):

@@ -1,5 +1,6 @@
 """Rows of prompts and preferences: read, cleaned, split and encoded."""
 
+from pairgrpo_jax.lm.data.columns import Columns, asked_by
 from pairgrpo_jax.lm.data.encode import (
     EncodedPair,
     encode_pair,
@@ -14,6 +15,7 @@ from pairgrpo_jax.lm.data.rows import (
     Message,
     Preference,
     Prompt,
+    PromptRow,
     describe,
     load_preferences,
     load_prompts,
@@ -30,11 +32,14 @@ from pairgrpo_jax.lm.data.split import (
 )
 
 __all__ = [
+    "Columns",
     "EncodedPair",
     "Loaded",
     "Message",
     "Preference",
     "Prompt",
+    "PromptRow",
+    "asked_by",
     "batch_indices",
     "describe",
     "encode_pair",

@@ -2,9 +2,11 @@
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import logging
 import math
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
-from pairgrpo_jax.lm.data import Prompt, encode_prompt, encode_reply, pad_texts
+from pairgrpo_jax.lm.data import Columns, Prompt, asked_by, encode_prompt, encode_reply, pad_texts
 from pairgrpo_jax.lm.models.scoring import Policy as LanguageModel
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, reward
 
@@ -36,11 +38,16 @@ class Judgement(NamedTuple):
 
 
 class Source(Protocol):
-    """Anything that judges completions."""
+    """Anything that judges completions; one with an attribute `columns` is given those too, lists of B values."""
 
     def __call__(self, prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
         """Judges K completions of each of B prompts."""
         ...
+
+
+def columns_of(source: Any) -> Columns:
+    """The columns that a source asks for."""
+    return getattr(source, "columns", Columns())
 
 
 class SourceError(RuntimeError):
@@ -82,8 +89,10 @@ def reward_function(
     """Makes a source of one or several user functions, whose rewards are summed with weights.
 
     A function takes `(prompts, completions)`, a list of B prompts (tuples of messages) and B lists of K texts, and
-    returns B lists of K numbers, or one flat list of B K. It may be async. A function that raises, overruns, or
-    returns another number of values fails for the batch; nan, infinity or None fails for the group that has it.
+    returns B lists of K numbers, or one flat list of B K. It may be async. Its other parameters are columns of the
+    data, lists of B values: `answer` is required, `answer=None` is passed where the data has one, `**columns` are all.
+    A function that raises, overruns, or returns another number of values fails for the batch; nan, infinity or None
+    fails for the group that has it.
 
     Args:
       functions: one or several.
@@ -101,13 +110,29 @@ def reward_function(
         raise ValueError("functions: expected a callable, or a list of at least one")
     if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
-    policy = ErrorPolicy(timeout, retries, on_error)
+    return _Rewards(tuple(functions), tuple(weights), ErrorPolicy(timeout, retries, on_error))
 
-    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+
+@dataclasses.dataclass(frozen=True)
+class _Rewards:
+    """The source of `reward_function`."""
+
+    functions: tuple[Callable, ...]
+    weights: tuple[float, ...]
+    policy: ErrorPolicy
+
+    @property
+    def columns(self) -> Columns:
+        """What any of the functions asks for."""
+        return functools.reduce(operator.or_, (asked_by(f, 2) for f in self.functions))
+
+    def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
+        """Judges K completions of each of B prompts."""
         shape = _group_shape(prompts, completions)
         total, failed = np.zeros(shape), np.zeros(shape[0], bool)
-        for function, weight in zip(functions, weights):
-            rewards = _rewards_of(function, prompts, completions, shape, policy)
+        for function, weight in zip(self.functions, self.weights):
+            given = functools.partial(function, **_given(function, 2, columns))
+            rewards = _rewards_of(given, prompts, completions, shape, self.policy)
             failed |= ~np.isfinite(rewards).all(-1)
             total += weight * rewards
         with np.errstate(over="ignore"):
@@ -115,11 +140,18 @@ def reward_function(
         beyond = ~np.isfinite(total).all(-1) & ~failed
         if beyond.any():
             problem = f"rewards beyond float32 in groups {np.flatnonzero(beyond).tolist()[:8]} of {shape[0]}"
-            _give_up(functions[0], problem, None, policy)
+            _give_up(self.functions[0], problem, None, self.policy)
         failed |= beyond
         return Judgement(np.where(failed[:, None], 0, total), None, failed)
 
-    return source
+
+def _given(function: Callable, own: int, columns: dict[str, list]) -> dict[str, list]:
+    """Those of the columns that a function asks for; SourceError for a required one that is not there."""
+    asked = asked_by(function, own)
+    for name in asked.required:
+        if name not in columns:
+            raise SourceError(f"{_name(function)} asks for a column {name!r}, and there is none")
+    return {n: x for n, x in columns.items() if asked.others or n in (*asked.required, *asked.optional)}
 
 
 def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> np.ndarray:
@@ -162,6 +194,8 @@ def judge(
 ) -> Source:
     """Makes a source of a pairwise judge, `function(prompt, a, b)` -> 0 (a is better), 1 (b), or None (a tie).
 
+    Its other parameters are columns of the data, each the prompt's own value; see `reward_function`.
+
     The judge may be async; a batch's comparisons then run at once. One that fails in a comparison, or gives another
     answer, fails for the group.
 
@@ -181,25 +215,45 @@ def judge(
         raise ValueError(f"function: expected a callable judge, got {function!r}")
     if compare not in ("disjoint", "all"):
         raise ValueError(f'compare={compare!r} is unknown; choose "disjoint" or "all"')
-    policy = ErrorPolicy(timeout, retries, on_error)
+    return _Judge(function, compare, both_orders, ErrorPolicy(timeout, retries, on_error))
 
-    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """The source of `judge`."""
+
+    function: Callable
+    compare: str
+    both_orders: bool
+    policy: ErrorPolicy
+
+    @property
+    def columns(self) -> Columns:
+        """What the judge asks for."""
+        return asked_by(self.function, 3)
+
+    def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
+        """Judges K completions of each of B prompts."""
         groups, size = _group_shape(prompts, completions)
-        left, right = _compared(size, compare)
-        questions = [(p, c[i], c[j]) for p, c in zip(prompts, completions) for i, j in zip(left, right)]
-        if both_orders:
-            questions += [(p, b, a) for p, a, b in questions]
-        verdicts = np.array(_ask(function, questions, policy)).reshape(-1, groups, len(left))
+        left, right = _compared(size, self.compare)
+        given = _given(self.function, 3, columns)
+        about = [
+            functools.partial(self.function, prompt, **{n: x[b] for n, x in given.items()})
+            for b, prompt in enumerate(prompts)
+        ]
+        sides = [(ask, c[i], c[j]) for ask, c in zip(about, completions) for i, j in zip(left, right)]
+        questions = [functools.partial(ask, a, b) for ask, a, b in sides]
+        if self.both_orders:
+            questions += [functools.partial(ask, b, a) for ask, a, b in sides]
+        verdicts = np.array(_ask(questions, self.policy)).reshape(-1, groups, len(left))
         failed = np.asarray(np.isnan(verdicts).any((0, 2)))
-        forth, back = verdicts[0], 1 - verdicts[-1] if both_orders else verdicts[0]
+        forth, back = verdicts[0], 1 - verdicts[-1] if self.both_orders else verdicts[0]
         kept, swapped = (forth == 0) & (back == 0), (forth == 1) & (back == 1)
         weight = (swapped | kept) & ~failed[:, None]
-        full = 1.0 if compare == "disjoint" else 1.0 / (size - 1)
+        full = 1.0 if self.compare == "disjoint" else 1.0 / (size - 1)
         first, second = np.where(swapped, right, left), np.where(swapped, left, right)
         pairs = (jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32), jnp.asarray(weight * full, jnp.float32))
         return Judgement(None, Pairs(*pairs), failed)
-
-    return source
 
 
 _TIE = 0.5
@@ -213,23 +267,23 @@ def _compared(size: int, compare: str) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(0, size, 2), np.arange(1, size, 2)
 
 
-def _ask(function: Callable, questions: list[tuple], policy: ErrorPolicy) -> list[float]:
+def _ask(questions: list[Callable], policy: ErrorPolicy) -> list[float]:
     """Returns 0, 1, 0.5 for a tie, or nan, for each question."""
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(questions[0]):
 
         async def together():
-            bounded = [asyncio.wait_for(function(*q), policy.timeout) for q in questions]
+            bounded = [asyncio.wait_for(question(), policy.timeout) for question in questions]
             return await asyncio.gather(*bounded, return_exceptions=True)
 
         # One that blocks its loop never gives it back: a second more than any comparison may take ends the wait.
         answers = _caught(together, (), None if policy.timeout is None else policy.timeout + 1)
         answers = [answers] * len(questions) if isinstance(answers, Exception) else answers
     else:
-        answers = [_caught(function, q, policy.timeout) for q in questions]
-    return [_verdict(function, q, answer, policy) for q, answer in zip(questions, answers)]
+        answers = [_caught(question, (), policy.timeout) for question in questions]
+    return [_verdict(question, answer, policy) for question, answer in zip(questions, answers)]
 
 
-def _verdict(function: Callable, question: tuple, answer: Any, policy: ErrorPolicy) -> float:
+def _verdict(question: Callable, answer: Any, policy: ErrorPolicy) -> float:
     """Checks an answer; asks again where it is none and the policy allows it."""
     for tries_left in range(policy.retries, -1, -1):
         if answer is None:
@@ -237,10 +291,10 @@ def _verdict(function: Callable, question: tuple, answer: Any, policy: ErrorPoli
         if not isinstance(answer, Exception) and answer in (0, 1):
             return float(answer)
         if tries_left:
-            answer = _caught(function, question, policy.timeout)
+            answer = _caught(question, (), policy.timeout)
     failed = isinstance(answer, Exception)
     problem = f"{type(answer).__name__}: {answer}" if failed else f"expected 0, 1 or None, got {answer!r}"
-    _give_up(function, problem, answer if failed else None, policy)
+    _give_up(question, problem, answer if failed else None, policy)
     return math.nan
 
 
@@ -305,6 +359,8 @@ def _give_up(function: Callable, problem: str, cause: Exception | None, policy: 
 
 
 def _name(function: Callable) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
 
