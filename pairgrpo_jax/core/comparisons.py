@@ -29,18 +29,18 @@ class Comparisons(NamedTuple):
     weight: np.ndarray
 
 
-def check_comparisons(comparisons: str, size: int) -> None:
-    """Raises ValueError for a plan that there is not, or that groups of K = `size` do not suit."""
+def check_comparisons(comparisons: str, size: int, name: str = "comparisons") -> None:
+    """Raises ValueError, of an argument `name`, for a plan that there is not or that K = `size` does not suit."""
     pairs = size * (size - 1) // 2
     if comparisons.isdecimal():
         if not 1 <= int(comparisons) <= pairs:
-            raise ValueError(f"comparisons={comparisons} must be in [1, {pairs}], the pairs among {size} candidates")
+            raise ValueError(f"{name}={comparisons} must be in [1, {pairs}], the pairs among {size} candidates")
     elif comparisons not in COMPARISONS:
         near = difflib.get_close_matches(comparisons, COMPARISONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(COMPARISONS)} or a number of questions"
-        raise ValueError(f"comparisons={comparisons!r} is unknown; {hint}")
+        raise ValueError(f"{name}={comparisons!r} is unknown; {hint}")
     elif comparisons == "disjoint" and size % 2:
-        raise ValueError(f'candidates={size} must be even with comparisons="disjoint"; use "all" or "sort"')
+        raise ValueError(f'{name}="disjoint" needs an even number of candidates, got {size}; use "all" or "sort"')
 
 
 def most_questions(comparisons: str, size: int) -> int:
@@ -72,6 +72,12 @@ def make_plan(comparisons: str, size: int) -> Plan:
     step = 2 if comparisons == "disjoint" else 0
     pairs = [(i, i + 1) for i in range(0, size, step)] if step else list(itertools.combinations(range(size), 2))
     return _asked(pairs, 1.0 if step else 1 / (size - 1))
+
+
+def no_comparisons(comparisons: str, size: int) -> Comparisons:
+    """What a plan returns where nothing is known: as many pairs, of weight 0."""
+    count = size // 2 if comparisons == "disjoint" else size * (size - 1) // 2
+    return Comparisons(np.zeros(count, int), np.zeros(count, int), np.zeros(count))
 
 
 def follow(plan: Plan, ask: Callable[[list[Question]], Sequence[float]]) -> Any:
