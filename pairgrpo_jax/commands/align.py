@@ -48,7 +48,7 @@ from pairgrpo_jax.lm.data import (
     spread,
 )
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
@@ -85,10 +85,14 @@ class Run(Settings):
     split: str = "train"
     """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
     held out."""
+    prompt_column: str | None = None
+    """Column of the data that holds the prompt, where it is not called prompt. The others reach your reward function or
+    judge, if it has a parameter of their name."""
+    system: str | None = None
+    """A system message, put before prompts that have none."""
     judge: str = "other"
-    """Held-out reward head for the win rate, another than the reward; other: the head of the other half of its data, a
-    shipped one's or x-b.safetensors beside x-a.safetensors, else harmless-b for smollm2 and none for other models;
-    empty: none."""
+    """Held-out reward head for the win rate, another than the reward; other: the head of the other half of the reward's
+    data (NAME-b for NAME-a, b for a), for functions harmless-b with smollm2 and none with other models; empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
     seed: int = 0
@@ -191,24 +195,27 @@ def execute(run: Run, console: Console) -> int:
 
 
 def judge_of(run: Run) -> str:
-    """The name of the held-out head; empty for none."""
+    """The name of the held-out head; empty for none. ValueError for a reward head without another half beside it."""
     if run.judge != "other":
         return run.judge
-    if run.reward in SHIPPED:
-        return run.reward[:-1] + {"a": "b", "b": "a"}[run.reward[-1]]
-    if run.reward.endswith(".safetensors"):
-        return other_half(Path(run.reward))
+    if run.reward in SHIPPED or run.reward.endswith(".safetensors"):
+        return other_half(run.reward)
     return "harmless-b" if run.model == "smollm2" else ""
 
 
-def other_half(head: Path) -> str:
-    """The head beside `head` whose name ends in b where this one's ends in a, or the other way round."""
-    sibling = head.with_stem(head.stem[:-1] + {"a": "b", "b": "a"}.get(head.stem[-1], ""))
-    if head.stem[-1] not in "ab" or not sibling.exists():
-        raise ValueError(
-            f"judge: {head} has no other half beside it, trained on other pairs ({sibling.name}); "
-            'name a held-out head, --judge FILE, or none, --judge ""'
-        )
+def other_half(reward: str) -> str:
+    """The head that `pairgrpo reward-model` made beside this one, on the other half of the same data.
+
+    Raises:
+      ValueError: for a file whose name says no half, or that lies alone.
+    """
+    path = Path(reward)
+    rest, half = path.stem[:-1], path.stem[-1:]
+    if half not in ("a", "b") or rest[-1:].isalnum():
+        raise ValueError(f"judge: {reward} is no half a or b of its data by its name; name a judge, or '' for none")
+    sibling = path.with_name(f"{rest}{'b' if half == 'a' else 'a'}{path.suffix}")
+    if path.is_file() and not sibling.is_file():
+        raise ValueError(f"judge: {sibling}, the other half of {reward}, does not exist; name a judge, or '' for none")
     return str(sibling)
 
 
@@ -224,21 +231,22 @@ def load(run: Run, placement: Placement) -> Model:
 def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
     """Held-out data, and the trainer on the rest."""
     config = run.config
+    source = make_source(run, model) if config.online else None
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
+    options = {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
     pairs, held_out_pairs = [], []
     if not config.online or config.sft_iterations:
-        loaded = load_preferences(run.data, split=run.split)
+        loaded = load_preferences(run.data, **options)
         rows = split_by_first_turn(loaded.rows)
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
         tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
-    loaded = load_prompts(run.data, split=run.split)
+    loaded = load_prompts(run.data, columns=columns_of(source), **options)
     rows = split_by_first_turn(loaded.rows)
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
     held_out = spread(held_out, run.evaluation_prompts)
     tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
     train_data, test_data = Data(prompts, pairs), Data(held_out, held_out_pairs)
-    source = make_source(run, model) if config.online else None
     trainer = make_trainer(
         config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
     )

@@ -30,6 +30,7 @@ from pairgrpo_jax.lm.alignment.evaluation import (
     write_replies,
 )
 from pairgrpo_jax.lm.data import (
+    Columns,
     has_preferences,
     load_preferences,
     load_prompts,
@@ -57,6 +58,10 @@ class Evaluation(Settings):
     """Prompts or preferences; see pairgrpo align."""
     split: str = "train"
     """Split of the data; with --fold -1 a test split as a whole."""
+    prompt_column: str | None = None
+    """Column that holds the prompt, where it is not called prompt."""
+    system: str | None = None
+    """A system message, put before prompts that have none."""
     fold: int = 0
     """Fifth of the data, split by first turn, that is evaluated on; -1: all."""
     prompts: Annotated[int, AtLeast(1)] = 64
@@ -150,11 +155,16 @@ def fold_of_rows(rows: list, fold: int) -> list:
     return rows if fold < 0 else split_by_first_turn(rows, fold=fold)[1]
 
 
+def source_of(args: Evaluation) -> dict[str, Any]:
+    """How the data is read."""
+    return {"split": args.split, "prompt_column": args.prompt_column, "system": args.system}
+
+
 def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
     """Implicit-reward accuracy on the fold's labelled pairs, with its interval; nothing for data of prompts alone."""
     if not has_preferences(args.data, split=args.split):
         return {}
-    rows = load_preferences(args.data, split=args.split).rows
+    rows = load_preferences(args.data, **source_of(args)).rows
     limits = args.prompt_tokens, args.completion_tokens
     pairs = spread(encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits), args.prompts)
     margins = implicit_margins(policy, reference, pairs, prompt_tokens=limits[0], completion_tokens=limits[1])
@@ -207,7 +217,7 @@ def main(words: Sequence[str]) -> None:
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
             raise ValueError(f"{name}: a, b and reference must share a vocabulary; sizes are {sizes[0]} and {sizes[1]}")
-    prompts = fold_of_rows(load_prompts(args.data, split=args.split).rows, args.fold)
+    prompts = fold_of_rows(load_prompts(args.data, columns=Columns(), **source_of(args)).rows, args.fold)
     prompts = spread(encode_prompts(reference.model, prompts, args.prompt_tokens), args.prompts)
     judges = Judges(
         reference,

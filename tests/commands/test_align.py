@@ -55,6 +55,8 @@ def workplace(tmp_path_factory):
     write_model(folder / "model")
     rows = [{"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"question": f"Question {i}?", "answer": f"maybe {i}"} for i in range(20)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     weight = jax.random.normal(jax.random.key(1), (32,))
     save_head(RewardHead(weight, jnp.zeros(()), DEFAULT), folder / "head.safetensors", model="model")
     (folder / "rewards.py").write_text(
@@ -64,6 +66,11 @@ def workplace(tmp_path_factory):
         "    return 1 / 0 if len(calls) == 4 else vowels(prompts, completions)\n"
         "def vowels(prompts, completions):\n"
         "    return [[float(sum(x in 'aeiou' for x in text)) for text in group] for group in completions]\n"
+        "def right(prompts, completions, answer):\n"
+        "    assert [p[-1]['content'][9:-1] for p in prompts] == [a[6:] for a in answer]\n"
+        "    return vowels(prompts, completions)\n"
+        "def wrong(prompts, completions, answr):\n"
+        "    return vowels(prompts, completions)\n"
         "def broken(prompts, completions):\n"
         "    raise KeyError('nothing')\n"
     )
@@ -178,7 +185,22 @@ def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, m
     assert len(read_metrics(workplace / f"offline-{method}")[-1]["implicit_margins"]) == 3
 
 
+@pytest.mark.slow
+def test_columns_of_the_data_reach_the_reward_after_a_stop_too(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = [*ARGUMENTS, "--data", "questions.jsonl", "--prompt-column", "question", "--system", "Be brief."]
+    words += ["--reward", "rewards:right=1,rewards:late=0", "--no-export", "--output", "columns"]
+    assert run_here(align.main, "hard", *words).returncode == 1  # rewards:late fails in batch 3
+    done = run_here(align.main, "hard", *words, "--resume", "--reward-on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(workplace / "columns")) == 6
+    assert "**system**: Be brief." in (workplace / "columns" / "replies.md").read_text()
+
+
 BAD = [
+    (["--reward", "rewards:wrong"], "pairs.jsonl:1: no column 'answr', which the reward asks for; there are chosen"),
+    (["--data", "questions.jsonl"], "if 'question' holds the prompt: --prompt-column question"),
+    (["--prompt-column", "promt"], "no column 'promt' (--prompt-column); did you mean 'prompt'?"),
     (["grpo-offline"], "method 'grpo-offline' is unknown"),
     (["dpo", "--temperature", "2"], "no option here"),
     (["--candidates", "3", "--scheme", "matched"], "candidates=3 must be even"),
@@ -255,23 +277,28 @@ def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
     judges = {"helpful-a": "helpful-b", "harmless-b": "harmless-a", "mine:f": "harmless-b"}
     assert {reward: align.judge_of(align.Run(judging=align.Judging(reward))) for reward in judges} == judges
     assert align.judge_of(align.Run(judging=align.Judging("mine:f"), model="other")) == ""
-    align.tell_other_model("smollm2", "helpful-a")
+    evaluate.tell_other_model("smollm2", "helpful-a")
     assert not capsys.readouterr().err
-    align.tell_other_model("other", "helpful-a")
+    evaluate.tell_other_model("other", "helpful-a")
     assert "helpful-a was made on smollm2; is other the same model?" in capsys.readouterr().err
 
 
-def test_the_held_out_judge_of_an_own_head_is_its_sibling_or_named(tmp_path):
-    (tmp_path / "sums-a.safetensors").touch()
-    for name in ("sums-a.safetensors", "sums.safetensors"):
-        with pytest.raises(ValueError, match=r'judge: .* has no other half .* --judge ""'):
-            align.Run(judging=align.Judging(str(tmp_path / name)))
-    (tmp_path / "sums-b.safetensors").touch()
-    for one, other in ("ab", "ba"):
-        run = align.Run(judging=align.Judging(str(tmp_path / f"sums-{one}.safetensors")))
-        assert align.judge_of(run) == str(tmp_path / f"sums-{other}.safetensors")
-    own = align.Run(judging=align.Judging(str(tmp_path / "sums.safetensors")), judge="")
-    assert align.judge_of(own) == ""
+def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path):
+    def judge(name, **options):
+        return align.judge_of(align.Run(judging=align.Judging(str(tmp_path / name)), **options))
+
+    for name in ("a", "b", "my-a", "my_b", "alone-a", "panda"):
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "my-b.safetensors").touch()
+    siblings = {"a": "b", "b": "a", "my-a": "my-b"}
+    for reward, other in siblings.items():
+        assert judge(f"{reward}.safetensors") == str(tmp_path / f"{other}.safetensors")
+        assert judge(f"{reward}.safetensors", model="other") == str(tmp_path / f"{other}.safetensors")
+    for alone in ("my_b", "alone-a", "panda"):
+        with pytest.raises(ValueError, match="name a judge, or '' for none"):
+            judge(f"{alone}.safetensors")
+        assert judge(f"{alone}.safetensors", judge="") == ""
+        assert judge(f"{alone}.safetensors", judge="harmless-b") == "harmless-b"
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):

@@ -58,6 +58,21 @@ FAMILY_CONFIGS = {
             },
         },
         {"hidden_act": "gelu", "rms_norm_eps": 1e-3},
+        # Llama 3.2, its lengths divided by 256.
+        {
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+            "pretraining_tp": 1,
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 32,
+                "rope_type": "llama3",
+            },
+            "tie_word_embeddings": True,
+        },
     ],
     "mistral": [
         {"sliding_window": 8},
@@ -75,6 +90,13 @@ FAMILY_CONFIGS = {
         {"rope_theta": 1e6, "num_key_value_heads": 1},
         {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
          "use_sliding_window": True, "sliding_window": 4},
+        # Qwen2.5 with yarn: as its model card adds it, then as longer models ship it.
+        {"max_position_embeddings": 32, "rope_theta": 1e6, "sliding_window": 32, "use_sliding_window": False,
+         "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32, "type": "yarn"}},
+        {"max_position_embeddings": 128, "rope_theta": 1e6, "tie_word_embeddings": True, "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 0.9,
+            "beta_fast": 16.0, "beta_slow": 2.0, "truncate": None}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": 0.7}},
     ],
     "qwen3": [
         {"head_dim": 16},
@@ -114,6 +136,47 @@ FAMILY_CONFIGS = {
         {"scale_attn_weights": False, "activation_function": "relu"},
         {"tie_word_embeddings": False, "layer_norm_epsilon": 1e-3},
         {"activation_function": "gelu", "n_head": 1, "n_layer": 1},
+    ],
+    "smollm3": [
+        {"num_hidden_layers": 4, "rope_theta": 5e6, "pretraining_tp": 2, "max_window_layers": 28},
+        {"no_rope_layers": [0, 1, 0], "tie_word_embeddings": False},
+        {"no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True},
+        {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 6},
+        {"no_rope_layers": [1, 1, 0, 0], "head_dim": 8, "hidden_size": 40, "num_attention_heads": 5,
+         "num_key_value_heads": 1},
+        {"no_rope_layer_interval": 3, "rope_scaling": {
+            "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}},
+        {"no_rope_layers": [0, 0, 0], "use_sliding_window": True, "sliding_window": 5,
+         "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        {"no_rope_layers": [1, 1, 1]},
+    ],
+    "olmo2": [
+        {"rope_theta": 5e5},
+        {"num_key_value_heads": 4, "tie_word_embeddings": True},
+        {"attention_bias": True, "head_dim": 8, "num_attention_heads": 6, "num_key_value_heads": 3},
+        {"rms_norm_eps": 1e-3, "hidden_act": "gelu", "num_key_value_heads": None},
+        {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "num_key_value_heads": 1},
+    ],
+    "phi3": [
+        {"sliding_window": 20, "attention_bias": False, "rope_scaling": None, "auto_map": {
+            "AutoConfig": "configuration_phi3.Phi3Config",
+            "AutoModelForCausalLM": "owner/name--modeling_phi3.Phi3ForCausalLM"}},
+        {"num_key_value_heads": 4, "sliding_window": None, "tie_word_embeddings": True},
+        {"original_max_position_embeddings": 32, "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.5, 1.7, 2.0, 2.5, 3.0],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]}},
+        # Phi-4-mini: three quarters of each head rotated.
+        {"original_max_position_embeddings": 40, "partial_rotary_factor": 0.75, "sliding_window": 262144,
+         "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+         "tie_word_embeddings": True, "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}},
+        {"partial_rotary_factor": 0.5, "sliding_window": 7, "num_attention_heads": 6, "hidden_size": 48,
+         "num_key_value_heads": 2, "head_dim": 12},
+        {"head_dim": 8, "num_key_value_heads": 1, "intermediate_size": 41, "hidden_act": "gelu", "rms_norm_eps": 1e-3},
+        {"original_max_position_embeddings": 500, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.5] * 8, "long_factor": [2.5] * 8,
+            "attention_factor": 1.2, "factor": 8.0}},
     ],
 }  # fmt: skip
 CASES = [(name, i) for name, configs in FAMILY_CONFIGS.items() for i in range(len(configs))]

@@ -536,6 +536,44 @@ def test_failed_groups_are_counted_and_take_no_part(tiny):
     assert rows[0]["failed_groups"] == 4 and int(state.step) == 0 and int(state.extra["position"]) == 1
 
 
+def with_columns(data):
+    """The data with the number of each prompt, which is its text too, as a column."""
+    return data._replace(prompts=[prompt._replace(columns={"number": i}) for i, prompt in enumerate(data.prompts)])
+
+
+def test_columns_stay_with_their_rows_through_shuffles_devices_and_resume(tiny, tmp_path):
+    seen = []
+
+    def numbered(prompts, completions, number):
+        seen.append([(int(prompt[0]["content"]), i) for prompt, i in zip(prompts, number)])
+        return [[float(i)] * 4 for i in number]
+
+    def trainer(placement=None):
+        source = reward_function(numbered)
+        config = BASE.replace(prompts=8, completion_tokens=2, epochs=1)
+        data = with_columns(make_data())
+        return make_trainer(config, tiny, data, source, iterations=9, seed=5, decode=decode, placement=placement)
+
+    state, _ = run(trainer(), 2)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state)
+    _, restored = checkpoints.restore(trainer().init(jax.random.key(7)))
+    run(trainer(), 1, restored)  # more than one epoch of 12 prompts
+    once = list(seen)
+    assert all(text == i for batch in once for text, i in batch) and len({i for b in once for _, i in b}) == 12
+    seen.clear()
+    run(trainer(Placement(jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,)))), 3)
+    assert seen == once
+
+
+def test_a_column_that_some_prompts_lack_is_named_before_anything_runs(tiny):
+    data = with_columns(make_data())
+    lacking = data._replace(prompts=[*data.prompts, data.prompts[0]._replace(columns={"numbr": 1})])
+    for some, message in ((make_data(), "there are no columns"), (lacking, "there are no columns")):
+        with pytest.raises(ValueError, match=f"reward: it asks for a column 'number'; {message}"):
+            make_trainer(BASE, tiny, some, reward_function(lambda p, c, number: number), iterations=1, decode=decode)
+
+
 BAD = [
     ("hard", {"candidates": 3, "scheme": "matched"}, "candidates=3 must be even"),
     ("hard", {"prompts": 3, "minibatches": 2}, "must divide prompts=3"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import gzip
 import json
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import data
-from pairgrpo_jax.lm.data import Preference, batch_indices, load_preferences, load_prompts, split_by_first_turn
+from pairgrpo_jax.lm.data import (
+    Columns,
+    Preference,
+    PromptRow,
+    asked_by,
+    batch_indices,
+    load_preferences,
+    load_prompts,
+    split_by_first_turn,
+)
 from pairgrpo_jax.lm.files.tokenizer import check_vocab
 
 USER = {"role": "user", "content": "Hi there"}
@@ -64,7 +74,7 @@ def write(path, rows):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_give_the_same_preference(tmp_path, name):
     loaded = load_preferences(write(tmp_path / "x.jsonl", [LAYOUTS[name]]))
-    assert loaded == ([WANT], {})
+    assert [row[:3] for row in loaded.rows] == [WANT[:3]] and not loaded.dropped
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.json.gz", "x.jsonl.gz", "x.parquet"])
@@ -128,7 +138,10 @@ BAD_FILES = {
     "role": ('{"chosen": [{"role": "bot", "content": "x"}], "rejected": [{"role": "bot", "content": "y"}]}', "bot"),
     "message": ('{"chosen": [{"text": "x"}], "rejected": [{"text": "y"}]}', "messages must be a list"),
     "empty": ("", "no row at all"),
-    "another name": ('{"question": "a", "chosen": "b", "rejected": "c"}', "no column 'prompt', but 'question'; rename"),
+    "another name": (
+        '{"question": "a", "chosen": "b", "rejected": "c"}',
+        "no column 'prompt', but 'question'; if it holds the prompt: --prompt-column question",
+    ),
     "one score": ('{"text": "ab", "score": 0.5}', "must hold two entries each"),
     "words as scores": (
         '{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": "good", "score_rejected": "bad"}',
@@ -186,14 +199,78 @@ def test_hub(monkeypatch):
 
 
 def test_prompts(tmp_path):
+    def prompts(loaded):
+        return [row.prompt for row in loaded.rows]
+
     rows = [{"prompt": "Hi there"}, {"messages": [USER, said("x")]}, {"prompt": ""}, {"prompt": [said("q", "user")]}]
-    assert load_prompts(write(tmp_path / "x.jsonl", rows)).rows == [(USER,), (said("q", "user"),)]
-    assert load_prompts(write(tmp_path / "y.jsonl", [LAYOUTS["transcripts"]])).rows == [(USER,)]
+    assert prompts(load_prompts(write(tmp_path / "x.jsonl", rows))) == [(USER,), (said("q", "user"),)]
+    assert prompts(load_prompts(write(tmp_path / "y.jsonl", [LAYOUTS["transcripts"]]))) == [(USER,)]
     loaded = load_prompts(write(tmp_path / "w.jsonl", [*rows, {"prompt": None}, {"prompt": "b", "text": "c"}]))
-    assert loaded.rows[2:] == [(said("b", "user"),)] and loaded.dropped == {"empty prompt": 2}
+    assert prompts(loaded)[2:] == [(said("b", "user"),)] and loaded.dropped == {"empty prompt": 2}
     assert data.describe(loaded) == "3 prompts; dropped 2: 2 empty prompt"
-    with pytest.raises(ValueError, match="column 'prompt' or 'messages'"):
+    with pytest.raises(ValueError, match=r"column 'prompt' or 'messages'.*--prompt-column question"):
         load_prompts(write(tmp_path / "z.jsonl", [{"question": "q"}]))
+
+
+def test_other_columns_are_kept(tmp_path):
+    rows = [{"question": "1+1", "answer": 2, "level": "easy"}, {"question": "1+2", "answer": 3, "level": "hard"}]
+    source = write(tmp_path / "x.jsonl", [*rows, rows[0], {"question": "1+2", "answer": 4, "level": "hard"}])
+    loaded = load_prompts(source, prompt_column="question")
+    assert [row.columns["answer"] for row in loaded.rows] == [2, 3, 4]  # the row that is there twice comes once
+    assert loaded.rows[0] == PromptRow((said("1+1", "user"),), {"answer": 2, "level": "easy"})
+    named = load_prompts(source, prompt_column="question", columns=Columns(("level",), ("nowhere",)))
+    assert [row.columns for row in named.rows] == [{"level": "easy"}, {"level": "hard"}]
+    pair = LAYOUTS["ultrafeedback_binarized"] | {"topic": "greeting"}
+    source = write(tmp_path / "y.jsonl", [pair])
+    assert load_preferences(source).rows[0].columns == load_prompts(source).rows[0].columns == {"topic": "greeting"}
+    asked = load_prompts(source, columns=Columns(("chosen",))).rows[0].columns
+    assert asked == {"chosen": pair["chosen"]}
+
+
+def test_a_column_can_hold_the_prompt_and_a_system_message_go_before_it(tmp_path):
+    source = write(tmp_path / "x.jsonl", [{"question": "Hi there", "chosen": "Good day", "rejected": "Go away"}])
+    system = said("Be brief.", "system")
+    row = load_preferences(source, prompt_column="question", system="Be brief.").rows[0]
+    assert row == Preference((system, USER), "Good day", "Go away")
+    own = write(tmp_path / "y.jsonl", [{"prompt": [said("Mine.", "system"), USER]}, {"prompt": [USER]}])
+    prompts = [row.prompt for row in load_prompts(own, system="Be brief.").rows]
+    assert prompts == [(said("Mine.", "system"), USER), (system, USER)]
+
+
+BAD_COLUMNS = {
+    "missing": ([{"answer": 1}, {}], r"x\.jsonl:2: no column 'answer', which the reward asks for"),
+    "misspelt": ([{"answr": 1}], r"x\.jsonl:1: no column 'answer'.*did you mean 'answr'\?"),
+    "changes type": (
+        [{"answer": 1}, {"answer": 2.5}, {"answer": None}, {"answer": "3"}],
+        r"x\.jsonl:4.*a str.*a number",
+    ),
+    "a number, then a flag": ([{"answer": 1}, {"answer": True}], r"x\.jsonl:2: column 'answer' holds a bool"),
+    "a list, then a text": ([{"answer": ["1"]}, {"answer": "1"}], r"x\.jsonl:2: column 'answer' holds a str.*a list"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COLUMNS)
+def test_bad_columns_are_named_with_their_line(tmp_path, name):
+    rows, message = BAD_COLUMNS[name]
+    source = write(tmp_path / "x.jsonl", [{"prompt": f"q{i}"} | row for i, row in enumerate(rows)])
+    with pytest.raises(ValueError, match=message):
+        load_prompts(source, columns=Columns(("answer",)))
+    with pytest.raises(ValueError, match=r"no column 'promt' .*did you mean 'prompt'"):
+        load_prompts(source, prompt_column="promt")
+
+
+def test_what_a_function_asks_for():
+    def all_kinds(prompts, completions, answer, level="easy", *more, unit, note=None, **columns):
+        """Names columns in every way."""
+
+    assert asked_by(all_kinds, 2) == Columns(("answer", "unit"), ("level", "note"), True)
+    assert asked_by(lambda prompts, completions: 0, 2) == asked_by(max, 2) == Columns()
+    assert asked_by(functools.partial(all_kinds, unit="m"), 2) == Columns(("answer",), ("level", "unit", "note"), True)
+    assert Columns(("a",), ("b",)) | Columns(("b",), ("c",), True) == Columns(("a", "b"), ("c",), True)
+    rows = [{"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 3}]
+    assert Columns(("a",), ("b", "c")).shared(rows) == ("a", "c") == Columns(others=True).shared(rows)
+    with pytest.raises(ValueError, match=r"asks for a column 'b'; there are a, c"):
+        Columns(("b",)).shared(rows)
 
 
 def test_a_spread_sample_is_the_same_every_time_and_from_all_over():

@@ -151,11 +151,12 @@ def test_wrong_vocabulary_is_refused(folder):
         ({"attention_sinks": 4}, ["attention_sinks"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ({"auto_map": {"AutoModel": "evil.py"}}, ["auto_map"]),
-        ({"pretraining_tp": 2}, ["pretraining_tp"]),
         ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, ["rope_type"]),
         ({"rope_scaling": {"rope_type": "linear"}}, ["factor"]),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "wobble": 1}}, ["wobble"]),
         ({"sliding_window": 8}, ["sliding_window"]),
+        ({"auto_map": {"AutoConfig": "x.LlamaConfig", "AutoModelForCausalLM": "x.EvilForCausalLM"}}, ["auto_map"]),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4}}, ["partial_rotary_factor"]),
         ({"rms_norm_eps": -1.0}, ["rms_norm_eps"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings"]),
     ],
@@ -163,6 +164,25 @@ def test_wrong_vocabulary_is_refused(folder):
 def test_unsupported_config_values_are_refused_by_name(folder, changes, words):
     edit_config(folder, **changes)
     fails(folder, *words)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 2, 0, 1]}, ["no_rope_layers", "4 entries"]),
+        ("smollm3", {"no_rope_layers": [1, 0]}, ["smollm3"]),
+        ("smollm3", {"layer_types": ["sliding_attention"] * 4}, ["sliding_window"]),
+        ("phi3", {"attention_bias": True}, ["attention_bias"]),
+        ("phi3", {"interpolate_factor": 2}, ["interpolate_factor"]),
+        ("phi3", {"partial_rotary_factor": 0.2}, ["partial_rotary_factor", "3 channels"]),
+        ("phi3", {"partial_rotary_factor": 1.5}, ["partial_rotary_factor"]),
+        ("olmo2", {"clip_qkv": 8.0}, ["clip_qkv"]),
+    ],
+)
+def test_unsupported_values_of_other_families_are_refused_by_name(family, changes, words):
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        read_config(config_fields(family) | changes, "config.json")
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_ignored_fields_must_be_named(folder):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.lm.data import EncodedPair, Message, Preference, encode_pair, encode_prompt, pad_texts
+from pairgrpo_jax.lm.data import EncodedPair, Message, Preference, PromptRow, encode_pair, encode_prompt, pad_texts
+from pairgrpo_jax.lm.data.columns import NOTHING
 from pairgrpo_jax.lm.models.model import Model
 
 
@@ -60,21 +61,28 @@ class Batch(NamedTuple):
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt as messages, for whoever judges, and as the tokens the model is given."""
+    """A prompt as messages, for whoever judges, and as the tokens the model is given; and its row's other columns."""
 
     messages: tuple[Message, ...]
     ids: list[int]
+    columns: Mapping[str, Any] = NOTHING
 
 
-def encode_prompts(model: Model, prompts: Sequence[tuple[Message, ...]], limit: int) -> list[EncodedPrompt]:
+def encode_prompts(model: Model, prompts: Sequence, limit: int) -> list[EncodedPrompt]:
     """Prompts of at most `limit` tokens; those that cannot be made to fit are left out.
+
+    Args:
+      model: whose tokenizer and template are used.
+      prompts: `PromptRow`s, or tuples of messages.
+      limit: P.
 
     Raises:
       ValueError: if none fits.
     """
     _require_some("prompts", prompts)
-    encoded = [(messages, encode_prompt(model, messages, limit)) for messages in prompts]
-    kept = [EncodedPrompt(messages, ids) for messages, ids in encoded if ids]
+    rows = [row if isinstance(row, PromptRow) else PromptRow(tuple(row)) for row in prompts]
+    encoded = [(row, encode_prompt(model, row.prompt, limit)) for row in rows]
+    kept = [EncodedPrompt(row.prompt, ids, row.columns) for row, ids in encoded if ids]
     if not kept:
         raise ValueError(f"prompt_tokens={limit}: none of {len(prompts)} prompts fits; raise it, or use other data")
     return kept

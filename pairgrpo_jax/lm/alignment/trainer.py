@@ -26,7 +26,7 @@ from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState, make_update_step
 
@@ -83,7 +83,7 @@ def make_trainer(
       decode: tokens of N completions to texts; by default the model's tokenizer, special tokens left out.
 
     Raises:
-      ValueError: for settings that do not fit together, or data that is missing.
+      ValueError: for settings that do not fit together, or data that is missing, a column that the source asks for too.
     """
     placement = placement or Placement()
     _check(config, model, data, source, iterations, placement)
@@ -171,6 +171,7 @@ class _Run:
     def __init__(self, config, model, data, source, iterations, seed, placement, decode):
         self.config, self.model, self.data, self.source = config, model, data, source
         self.seed, self.placement = seed, placement
+        self.columns = columns_of(source).shared(prompt.columns for prompt in data.prompts)
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
         self.update = jax.jit(self._update, donate_argnums=0)
@@ -303,9 +304,9 @@ class _Run:
             if not samples.cuts:
                 gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
-        batch, rewards, pairs = self.judge(state, prompts, batch, position)
+        batch, rewards, pairs, told = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap
+        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap | told
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -328,18 +329,18 @@ class _Run:
         return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int):
-        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, and pairs or None."""
+        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, pairs or None, and metrics."""
         reference = self.reference(state)
         if isinstance(self.source, RewardHead):
             logp, rewards = self.judge_tokens(self.model.params, self.source, batch)
             if "reference" in state.extra:
                 logp = self.ref_logp(reference.params, reference.lora, batch)
-            return batch._replace(ref_logp=logp), rewards, None
+            return batch._replace(ref_logp=logp), rewards, None, {}
         batch = batch._replace(ref_logp=self.ref_logp(reference.params, reference.lora, batch))
         judgement = self.ask(prompts, batch, position)
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
         rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
-        return batch._replace(alive=alive), rewards, pairs
+        return batch._replace(alive=alive), rewards, pairs, dict(judgement.metrics)
 
     def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> Any:
         """The source's verdict on the texts, checked; failed groups get rewards of 0."""
@@ -349,7 +350,8 @@ class _Run:
         texts = self.decode(rows)
         groups = [texts[i : i + k] for i in range(0, b * k, k)]
         try:
-            judgement = self.source([prompt.messages for prompt in prompts], groups)  # type: ignore[operator]
+            columns = {name: [prompt.columns[name] for prompt in prompts] for name in self.columns}
+            judgement = self.source([prompt.messages for prompt in prompts], groups, **columns)  # type: ignore[operator]
         except SourceError as error:
             raise SourceError(f"batch {position}: {error}") from error
         if np.any(judgement.failed):

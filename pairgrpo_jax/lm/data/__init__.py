@@ -1,6 +1,7 @@
 """Rows of prompts and preferences: read, cleaned, split and encoded."""
 
 from pairgrpo_jax.core.preference import ranked_right
+from pairgrpo_jax.lm.data.columns import Columns, asked_by
 from pairgrpo_jax.lm.data.encode import (
     EncodedPair,
     encode_pair,
@@ -15,6 +16,7 @@ from pairgrpo_jax.lm.data.rows import (
     Message,
     Preference,
     Prompt,
+    PromptRow,
     describe,
     has_preferences,
     load_preferences,
@@ -31,11 +33,14 @@ from pairgrpo_jax.lm.data.split import (
 )
 
 __all__ = [
+    "Columns",
     "EncodedPair",
     "Loaded",
     "Message",
     "Preference",
     "Prompt",
+    "PromptRow",
+    "asked_by",
     "batch_indices",
     "describe",
     "encode_pair",

@@ -1,10 +1,12 @@
 """Preference data read in any common layout and cleaned, with a count per reason."""
 
+import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pairgrpo_jax.lm.data.columns import ALL, NOTHING, Columns, Kinds
 from pairgrpo_jax.lm.data.readers import read_rows
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -22,11 +24,25 @@ class Preference(NamedTuple):
       prompt: messages, the last of them a user's.
       chosen: the preferred reply.
       rejected: the other.
+      columns: what else the row holds.
     """
 
     prompt: Prompt
     chosen: str
     rejected: str
+    columns: Mapping[str, Any] = NOTHING
+
+
+class PromptRow(NamedTuple):
+    """A prompt to sample replies to.
+
+    Attributes:
+      prompt: messages, the last of them a user's.
+      columns: what else the row holds, an answer for instance: reward functions and judges can ask for it by name.
+    """
+
+    prompt: Prompt
+    columns: Mapping[str, Any] = NOTHING
 
 
 class Loaded(NamedTuple):
@@ -40,7 +56,9 @@ class _Drop(Exception):
     """A row that holds no usable preference; the message is the reason that is counted."""
 
 
-def load_preferences(source: str, *, split: str = "train") -> Loaded:
+def load_preferences(
+    source: str, *, split: str = "train", prompt_column: str | None = None, system: str | None = None
+) -> Loaded:
     """Reads a preference data set.
 
     Layouts, told apart by their columns: Anthropic's transcripts (`chosen`, `rejected` with "\\n\\nHuman:" turns); the
@@ -52,11 +70,21 @@ def load_preferences(source: str, *, split: str = "train") -> Loaded:
         .jsonl, .json (each also .gz) or .parquet, or a hub id, with a subset if need be
         ("Anthropic/hh-rlhf:harmless-base").
       split: of a hub data set; in a folder, the files with this word in their name, or all with "all".
+      prompt_column: the column that holds the prompt, if its name is not `prompt`.
+      system: a system message, put before prompts that have none.
 
     Raises:
       ValueError: for a source that cannot be read, columns of no layout above, or no usable row.
     """
-    return _load(_preference, "preference", source, split)
+
+    def read(row: dict[str, Any], where: str) -> Preference:
+        found = _preference(_with_prompt(row, where, prompt_column), where)
+        return found._replace(
+            prompt=_with_system(found.prompt, system), columns=every.of(row, where, prompt_column or "")
+        )
+
+    every = Columns(others=True)
+    return _load(read, "preference", source, split)
 
 
 def has_preferences(source: str, *, split: str = "train") -> bool:
@@ -65,19 +93,56 @@ def has_preferences(source: str, *, split: str = "train") -> bool:
     return any(row.keys() >= columns for columns in ({"chosen", "rejected"}, {"text", "score"}))
 
 
-def load_prompts(source: str, *, split: str = "train") -> Loaded:
-    """Reads prompts for online training, each once: a `prompt` or `messages` column, or those of preferences.
+def load_prompts(
+    source: str,
+    *,
+    split: str = "train",
+    prompt_column: str | None = None,
+    system: str | None = None,
+    columns: Columns = ALL,
+) -> Loaded:
+    """Reads prompts for online training, `PromptRow`s: a `prompt` or `messages` column, or those of preferences.
 
-    Replies at the end of `messages` are left out. For `source` and `split` see `load_preferences`.
+    Replies at the end of `messages` are left out. Rows whose prompt and kept columns are alike come once.
+
+    Args:
+      source: see `load_preferences`, as the next two.
+      split: of the data.
+      prompt_column: the column that holds the prompt.
+      system: a system message, put before prompts that have none.
+      columns: which of the other columns are kept; those asked for by name must not change their type.
 
     Raises:
-      ValueError: for a source that cannot be read, or without a usable prompt.
+      ValueError: for a source that cannot be read, without a usable prompt, or without a required column.
     """
-    loaded = _load(_only_prompt, "prompt", source, split)
-    once: dict[str, Prompt] = {}
-    for prompt in loaded.rows:
-        once.setdefault(repr(prompt), prompt)
+    kinds, named = Kinds(), (*columns.required, *columns.optional)
+
+    def read(row: dict[str, Any], where: str) -> PromptRow:
+        prompt = _with_system(_only_prompt(_with_prompt(row, where, prompt_column), where), system)
+        kept = columns.of(row, where, prompt_column or "")
+        kinds.check(kept, named, where)
+        return PromptRow(prompt, kept)
+
+    loaded = _load(read, "prompt", source, split)
+    once: dict[str, PromptRow] = {}
+    for row in loaded.rows:
+        once.setdefault(repr(row), row)
     return loaded._replace(rows=list(once.values()))
+
+
+def _with_prompt(row: dict[str, Any], where: str, column: str | None) -> dict[str, Any]:
+    """The row with the prompt in `prompt`, from the column that holds it."""
+    if column is None:
+        return row
+    if column not in row:
+        near = difflib.get_close_matches(column, row, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(row))}"
+        raise ValueError(f"{where}: no column {column!r} (--prompt-column); {hint}")
+    return {name: value for name, value in row.items() if name != column} | {"prompt": row[column]}
+
+
+def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+    return prompt if not system or prompt[0]["role"] == "system" else ({"role": "system", "content": system}, *prompt)
 
 
 def _load(read: Callable[[dict[str, Any], str], Any], what: str, source: str, split: str) -> Loaded:
@@ -97,8 +162,10 @@ def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
     if "chosen" in row or (column is None and "text" in row):
         return _preference(row, where).prompt
     if column is None:
+        like = next((name for name in _LIKE_PROMPT if name in row), None)
+        hint = f"; if {like!r} holds the prompt: --prompt-column {like}" if like else ""
         raise ValueError(
-            f"{where}: expected a column 'prompt' or 'messages', or those of preferences; got {sorted(row)}"
+            f"{where}: expected a column 'prompt' or 'messages', or those of preferences; got {sorted(row)}{hint}"
         )
     if row[column] is None:
         raise _Drop("empty prompt")
@@ -115,7 +182,9 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
         raise _Drop("empty reply")
     misnamed = next((name for name in _LIKE_PROMPT if isinstance(row.get(name), str)), None)
     if misnamed and row.get("prompt") is None and isinstance(chosen, str) and not _TURN.match(chosen):
-        raise ValueError(f"{where}: no column 'prompt', but {misnamed!r}; rename it if it holds the prompt")
+        raise ValueError(
+            f"{where}: no column 'prompt', but {misnamed!r}; if it holds the prompt: --prompt-column {misnamed}"
+        )
     prompt, good, bad = _prompt_and_replies(row.get("prompt"), chosen, rejected, where)
     good, bad = good.strip(), bad.strip()
     if not good or not bad:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from pairgrpo_jax.core.preference import ranked_right
-from pairgrpo_jax.lm.data.rows import Preference, Prompt
+from pairgrpo_jax.lm.data.rows import Preference, Prompt, PromptRow
 
 
 def first_turn(row: Any) -> str:
     """Returns the first user turn of a preference or a prompt."""
-    prompt: Prompt = row.prompt if isinstance(row, Preference) else row
+    prompt: Prompt = row.prompt if isinstance(row, Preference | PromptRow) else row
     return next(m["content"] for m in prompt if m["role"] == "user")
 
 

@@ -130,7 +130,7 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
     tensors = weights.stored_tensors(names, params)
     safetensors_files.write(folder, tensors, max_shard_bytes)
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    fields = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "dtype")}
+    fields = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
     fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
     if model.tokenizer is not None:
@@ -148,4 +148,7 @@ _ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "smollm3": "SmolLM3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }

@@ -100,11 +100,11 @@ def _read_block(
     """Returns one device's part of a parameter, layers stacked."""
     index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, leaf.shape))
     if "{}" not in source.name:
-        inner = source.stored_index(index, leaf.shape)
+        inner = source.stored_index(index)
         return source.take_block(reader.read(where[source.name], inner)).astype(leaf.dtype, copy=False)
     layers = range(index[0].start, index[0].stop)
     out = _aligned((len(layers), *(i.stop - i.start for i in index[1:])), leaf.dtype)
-    inner = source.stored_index(index[1:], leaf.shape[1:])
+    inner = source.stored_index(index[1:])
     for row, layer in enumerate(layers):
         out[row] = source.take_block(reader.read(where[source.name.format(layer)], inner))
     return out
@@ -129,7 +129,7 @@ def stored_tensors(names: dict[str, Source], params: Any) -> dict[str, tuple[int
             blocks.setdefault(source.name.format(i), []).append((source, leaf))
 
     def make(entries: list) -> np.ndarray:
-        entries = sorted(entries, key=lambda e: e[0].part)
+        entries = sorted(entries, key=lambda e: e[0].start)
         get = [flat[path] if i is None else flat[path][i] for _, (path, i) in entries]
         return entries[0][0].put([np.asarray(x) for x in get])
 

@@ -13,12 +13,11 @@ _NEUTRAL = frozenset(
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
     task_specific_params n_ctx gradient_checkpointing torchscript _attn_implementation
     attn_implementation cache_implementation is_llama_config transformers.js_config
-    reorder_and_upcast_attn""".split()
+    reorder_and_upcast_attn pretraining_tp""".split()
 )
 # Fields that must hold one of these values wherever they appear.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
-    "pretraining_tp": (1, None),
     "rope_interleaved": (False,),
     "add_cross_attention": (False,),
     "use_bidirectional_attention": (False, None),
@@ -32,7 +31,10 @@ _LIMIT = 1 << 24  # no real model has a dimension beyond 16 million
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding of one kind of layer, see `rope.frequencies` for the scaling types."""
+    """Rotary embedding of one kind of layer, see `rope.frequencies` for the scaling types.
+
+    `partial` is the share of a head's channels, the first ones, that is rotated (Phi-4-mini).
+    """
 
     theta: float = 10_000.0
     kind: str = "default"
@@ -46,6 +48,7 @@ class RopeConfig:
     truncate: bool = True
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    partial: float = 1.0
 
     @property
     def by_length(self) -> bool:
@@ -59,7 +62,8 @@ class ModelConfig:
 
     `windows` holds one entry a layer: 0 for full attention, else the number of positions
     seen, the token itself included. `local_rope` is used by the layers that have a window
-    (Gemma 3); `rope=None` means learned positions (GPT-2).
+    (Gemma 3); `rope=None` means learned positions (GPT-2); the layers listed in `nope_layers`
+    have no position at all (SmolLM3, https://arxiv.org/abs/2501.18795).
     """
 
     family: str
@@ -74,6 +78,7 @@ class ModelConfig:
     windows: tuple[int, ...]
     rope: RopeConfig | None
     local_rope: RopeConfig | None = None
+    nope_layers: tuple[int, ...] = ()
     activation: str = "silu"
     norm: str = "rms"  # "rms", "rms_plus_one" (Gemma: weight + 1) or "layer"
     norm_eps: float = 1e-6
@@ -81,7 +86,8 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     gated: bool = True
-    qk_norm: bool = False
+    qk_norm: str = ""  # of queries and keys: "head" by head (Qwen3), "whole" across heads (OLMo 2)
+    pre_norms: bool = True
     post_norms: bool = False
     tied: bool = False
     embed_scale: float = 1.0

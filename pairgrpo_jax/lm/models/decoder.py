@@ -86,9 +86,11 @@ class Attention(nn.Module):
 
         def heads(name: str, count: int) -> jax.Array:
             y = Linear(count * c.head_dim, c.qkv_bias, self.dtype, name=name)(x)
-            y = y.reshape(*x.shape[:2], count, c.head_dim)
+            by_head = (*x.shape[:2], count, c.head_dim)
             if c.qk_norm and name != "v":
+                y = y.reshape(by_head) if c.qk_norm == "head" else y
                 y = Norm(c.norm, c.norm_eps, name=f"{name}_norm")(y)
+            y = y.reshape(by_head)
             if table is not None and name != "v":
                 y = rope.rotate(y, table)
             return y.swapaxes(1, 2)
@@ -122,7 +124,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each normed before (Gemma: and after)."""
+    """One layer: attention and feed-forward, each normed before, after (OLMo 2) or both (Gemma)."""
 
     config: ModelConfig
     dtype: Any
@@ -139,9 +141,10 @@ class Block(nn.Module):
             return Norm(c.norm, c.norm_eps, name=name)(y)
 
         attention = Attention(c, self.dtype, name="attn")
-        y, kv = attention(norm("attn_norm", x), positions, table, layer["window"], layer["scale"], past)
+        y = norm("attn_norm", x) if c.pre_norms else x
+        y, kv = attention(y, positions, table, layer["window"], layer["scale"], past)
         x = x + (norm("post_attn_norm", y) if c.post_norms else y)
-        y = Mlp(c, self.dtype, name="mlp")(norm("mlp_norm", x))
+        y = Mlp(c, self.dtype, name="mlp")(norm("mlp_norm", x) if c.pre_norms else x)
         x = x + (norm("post_mlp_norm", y) if c.post_norms else y)
         return x, kv
 
@@ -243,20 +246,22 @@ def unembed(decoder: Decoder, params: Any, hidden: jax.Array, lora: Any = None) 
 
 
 def _rope_tables(config: ModelConfig, positions: jax.Array) -> jax.Array | None:
-    """Returns `[1 or 2, 2, B, T, D/2]`: the full-attention table, then the local one."""
+    """Returns `[kinds, 2, B, T, D'/2]`: full attention, then local, then no position, as far as the model has them."""
     if config.rope is None:
         return None
     ropes = [r for r in (config.rope, config.local_rope) if r is not None]
-    return jnp.stack([rope.tables(r, config.head_dim, positions) for r in ropes])
+    tables = [rope.tables(r, config.head_dim, positions) for r in ropes]
+    return jnp.stack([*tables, rope.identity(tables[0])] if config.nope_layers else tables)
 
 
 def _layer_inputs(config: ModelConfig) -> dict[str, np.ndarray]:
     """Returns what differs between layers, each `[L]`."""
     windows = np.asarray(config.windows, np.int32)
-    local = (windows > 0) if config.local_rope else np.zeros_like(windows)
+    kinds = np.where((windows > 0) & (config.local_rope is not None), 1, 0).astype(np.int32)
+    kinds[list(config.nope_layers)] = 1 if config.local_rope is None else 2
     scales = config.attention_scales or (default_scale(config.head_dim),) * config.num_layers
     return {
         "window": windows,
-        "rope": local.astype(np.int32),
+        "rope": kinds,
         "scale": np.asarray(scales, np.float32),
     }

@@ -43,7 +43,7 @@ def read_config(reader: FieldReader) -> ModelConfig:
         norm_eps=reader.typed("rms_norm_eps", float, 1e-6, lambda v: 0 < v < 1),
         qkv_bias=bias,
         out_bias=bias,
-        qk_norm=family == "gemma3_text",
+        qk_norm="head" if family == "gemma3_text" else "",
         post_norms=True,
         tied=reader.flag("tie_word_embeddings", True),
         embed_scale=heads["hidden_size"] ** 0.5,

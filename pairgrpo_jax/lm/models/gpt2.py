@@ -63,8 +63,8 @@ def tensor_names(config: ModelConfig) -> dict[str, Source]:
     linear = {"attn/o": "attn.c_proj", "mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj"}
     for kind, leaf in (("weight", "kernel"), ("bias", "bias")):
         for i, x in enumerate("qkv"):
-            source = Source(f"{block}attn.c_attn.{kind}", part=i, parts=3)
-            names[f"layers/attn/{x}/{leaf}"] = source
+            start, total = i * config.hidden_size, 3 * config.hidden_size
+            names[f"layers/attn/{x}/{leaf}"] = Source(f"{block}attn.c_attn.{kind}", start=start, total=total)
         for ours, theirs in linear.items():
             names[f"layers/{ours}/{leaf}"] = Source(f"{block}{theirs}.{kind}")
     if not config.tied:

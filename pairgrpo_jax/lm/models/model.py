@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.lm.models import cache as kv_cache
-from pairgrpo_jax.lm.models import gemma, gpt2, llama, qwen
+from pairgrpo_jax.lm.models import gemma, gpt2, llama, olmo2, phi3, qwen, smollm3
 from pairgrpo_jax.lm.models.cache import Cache
 from pairgrpo_jax.lm.models.config import FieldReader, ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run
 
-FAMILIES = {name: family for family in (llama, qwen, gemma, gpt2) for name in family.MODEL_TYPES}
+_MODULES = (llama, qwen, gemma, gpt2, smollm3, olmo2, phi3)
+FAMILIES = {name: family for family in _MODULES for name in family.MODEL_TYPES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +127,22 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
     )
     rest = {k: v for k, v in fields.items() if k not in ("model_type", "auto_map")}
     try:
-        full = AutoConfig.for_model(name, **rest).to_dict()
+        read = AutoConfig.for_model(name, **rest)
+        full = read.to_dict()
     except Exception as e:  # its validators raise several kinds
         raise ValueError(f"{where}: transformers refuses this {name} config: {e}") from e
-    if fields.get("auto_map") is not None:
+    if not _is_native(fields.get("auto_map"), type(read).__name__.removesuffix("Config")):
         full["auto_map"] = fields["auto_map"]
     reader = FieldReader(full, where, ignore_fields)
     config = FAMILIES[name].read_config(reader)
     reader.finish()
     return config
+
+
+def _is_native(auto_map: Any, name: str) -> bool:
+    """Returns whether `auto_map` names only code that became `transformers`' own (Phi-3), which is what is ported."""
+    if auto_map is None:
+        return True
+    classes = (f"{name}Config", f"{name}ForCausalLM")
+    entries = auto_map.values() if isinstance(auto_map, dict) else [None]
+    return all(isinstance(x, str) and x.rpartition(".")[2] in classes for x in entries)

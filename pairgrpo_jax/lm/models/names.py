@@ -7,25 +7,25 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A tensor of a checkpoint, or one of `parts` equal blocks of its output columns.
+    """A tensor of a checkpoint, or the block of its output columns that begins at `start`.
 
     `{}` in the name stands for the layer. `transpose` is for torch's `[out, in]` weights.
+    `total` is the number of output columns of all blocks; 0 where the tensor is one parameter.
     """
 
     name: str
     transpose: bool = False
-    part: int = 0
-    parts: int = 1
+    start: int = 0
+    total: int = 0
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape the checkpoint must hold for one layer's parameter of this shape."""
-        full = (*shape[:-1], shape[-1] * self.parts)
+        full = (*shape[:-1], self.total or shape[-1])
         return full[::-1] if self.transpose else full
 
-    def stored_index(self, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    def stored_index(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
         """Returns the block of the stored tensor that holds this block of the parameter."""
-        start = self.part * shape[-1]
-        last = slice(index[-1].start + start, index[-1].stop + start)
+        last = slice(index[-1].start + self.start, index[-1].stop + self.start)
         full = (*index[:-1], last)
         return full[::-1] if self.transpose else full
 

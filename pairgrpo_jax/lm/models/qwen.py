@@ -39,7 +39,7 @@ def read_config(reader: FieldReader) -> ModelConfig:
         norm_eps=reader.typed("rms_norm_eps", float, 1e-6, lambda v: 0 < v < 1),
         qkv_bias=family == "qwen2" or qwen3_bias,
         out_bias=qwen3_bias,
-        qk_norm=family == "qwen3",
+        qk_norm="head" if family == "qwen3" else "",
         tied=reader.flag("tie_word_embeddings"),
     )
 

@@ -18,13 +18,14 @@ _EXTRA = {
 }
 
 
-def read_rope(fields: dict[str, Any], config: FieldReader, head_dim: int) -> RopeConfig:
+def read_rope(fields: dict[str, Any], config: FieldReader, head_dim: int, partial: bool = False) -> RopeConfig:
     """Reads `rope_parameters` (or the older `rope_scaling`) as `transformers` normalises it.
 
     Args:
       fields: the rope dictionary of one layer kind, `rope_theta` included.
       config: the whole config, for the maximum position and for error messages.
       head_dim: channels of a head.
+      partial: whether the family can rotate a part of a head.
 
     Raises:
       ValueError: for an unknown kind or field, or a value out of range.
@@ -34,51 +35,55 @@ def read_rope(fields: dict[str, Any], config: FieldReader, head_dim: int) -> Rop
     reader = FieldReader(fields, f"{config.where}: rope_parameters")
     kind = reader.choice("rope_type", _KINDS, "default")
     reader.get("type")
-    reader.choice("partial_rotary_factor", (1.0, 1), 1.0)
+    share = reader.typed("partial_rotary_factor", float, 1.0, lambda v: v == 1 or (partial and 0 < v < 1))
+    rotated = int(head_dim * share)
+    if rotated < 2 or rotated % 2:
+        raise reader.error("partial_rotary_factor", f"rotates {rotated} channels; rotary embeddings need pairs")
     theta = reader.typed("rope_theta", float, 10_000.0, lambda v: v > 1)
     limit = config.size("max_position_embeddings")
     old = reader.size("original_max_position_embeddings", limit)
     if kind == "default":
         reader.finish()
-        return RopeConfig(theta)
+        return RopeConfig(theta, partial=share)
     default = limit / old if kind in ("longrope", "yarn") else None
     factor = reader.typed("factor", float, default, lambda v: v > 0)
-    extra = {name: reader.get(name) for name in _EXTRA.get(kind, ())}
+    extra = {name: reader.get(name) for name in _EXTRA.get(kind, ()) if name in fields}
     reader.finish()
     old = limit if kind == "dynamic" else old
     try:
-        return RopeConfig(theta, kind, factor, old, **_extras(kind, extra, factor, old, head_dim))
-    except (TypeError, ValueError, ZeroDivisionError) as e:
+        return RopeConfig(theta, kind, factor, old, partial=share, **_extras(kind, extra, factor, old, rotated))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
         raise ValueError(f"{reader.where}: {kind} scaling is incomplete or malformed: {e}") from e
 
 
-def _extras(kind: str, extra: dict, factor: float, old: int, head_dim: int) -> dict[str, Any]:
+def _extras(kind: str, extra: dict, factor: float, old: int, rotated: int) -> dict[str, Any]:
+    given = extra.get("attention_factor")
     if kind == "llama3":
         low, high = float(extra["low_freq_factor"]), float(extra["high_freq_factor"])
         if not 0 < low < high:
             raise ValueError("low_freq_factor must lie between 0 and high_freq_factor")
         return {"low_freq_factor": low, "high_freq_factor": high}
     if kind == "yarn":
-        scale, all_dim = extra["mscale"], extra["mscale_all_dim"]
+        scale, all_dim = extra.get("mscale"), extra.get("mscale_all_dim")
         inferred = _mscale(factor, 1.0)
         if scale and all_dim:
             inferred = _mscale(factor, scale) / _mscale(factor, all_dim)
-        fast, slow = float(extra["beta_fast"] or 32), float(extra["beta_slow"] or 1)
+        fast, slow = float(extra.get("beta_fast") or 32), float(extra.get("beta_slow") or 1)
         if not 0 < slow < fast:
             raise ValueError("beta_slow must lie between 0 and beta_fast")
         return {
-            "attention_factor": float(extra["attention_factor"] or inferred),
+            "attention_factor": float(inferred if given is None else given),
             "beta_fast": fast,
             "beta_slow": slow,
-            "truncate": extra["truncate"] is not False,
+            "truncate": bool(extra.get("truncate", True)),  # null is false, as in transformers
         }
     if kind == "longrope":
         short, long = (tuple(map(float, extra[k])) for k in ("short_factor", "long_factor"))
-        if not len(short) == len(long) == head_dim // 2 or min(short + long) <= 0:
-            raise ValueError(f"short_factor and long_factor need {head_dim // 2} positive numbers")
+        if not len(short) == len(long) == rotated // 2 or min(short + long) <= 0:
+            raise ValueError(f"short_factor and long_factor need {rotated // 2} positive numbers")
         inferred = math.sqrt(1 + math.log(factor) / math.log(old)) if factor > 1 else 1.0
-        attention = float(extra["attention_factor"] or inferred)
-        return {"short_factor": short, "long_factor": long, "attention_factor": attention}
+        attention = inferred if given is None else given
+        return {"short_factor": short, "long_factor": long, "attention_factor": float(attention)}
     return {}
 
 
@@ -123,14 +128,16 @@ def frequencies(rope: RopeConfig, head_dim: int, length: jax.Array) -> jax.Array
       length: highest position + 1 of each row, `[B]`.
 
     Returns:
-      Inverse frequencies, `[B, D/2]`, or `[1, D/2]` when they do not depend on the length.
+      Inverse frequencies, `[B, D'/2]`, or `[1, D'/2]` when they do not depend on the length; D'
+      of the D channels are rotated.
     """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    rotated = int(head_dim * rope.partial)
+    exponent = np.arange(0, rotated, 2, dtype=np.float64) / rotated
     inverse = 1.0 / rope.theta**exponent
     if rope.kind == "dynamic":
         limit = rope.original_max
         stretch = rope.factor * jnp.maximum(length, limit) / limit - (rope.factor - 1)
-        theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
+        theta = rope.theta * stretch ** (rotated / (rotated - 2))
         return 1.0 / theta[:, None] ** exponent.astype(np.float32)
     if rope.kind == "longrope":
         short, long = (inverse / np.asarray(f) for f in (rope.short_factor, rope.long_factor))
@@ -146,14 +153,20 @@ def frequencies(rope: RopeConfig, head_dim: int, length: jax.Array) -> jax.Array
 
 
 def tables(rope: RopeConfig, head_dim: int, positions: jax.Array) -> jax.Array:
-    """Returns cosine and sine of every position, `[2, B, T, D/2]`, for positions `[B, T]`."""
+    """Returns cosine and sine of every position, `[2, B, T, D'/2]`, for positions `[B, T]`; D' channels are rotated."""
     inverse = frequencies(rope, head_dim, positions.max(axis=-1) + 1)
     angles = positions.astype(jnp.float32)[..., None] * inverse[:, None]
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)]) * rope.attention_factor
 
 
+def identity(table: jax.Array) -> jax.Array:
+    """Returns the table that rotates nothing, shaped like another."""
+    return jnp.zeros_like(table).at[0].set(1)
+
+
 def rotate(x: jax.Array, table: jax.Array) -> jax.Array:
-    """Rotates `x` `[B, T, H, D]` by a table `[2, B, T, D/2]` (halves, not interleaved pairs)."""
+    """Rotates the first D' channels of `x` `[B, T, H, D]` by a table `[2, B, T, D'/2]` (halves, not pairs)."""
     cos, sin = table.astype(x.dtype)[:, :, :, None]
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    half = table.shape[-1]
+    a, b, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)

@@ -2,20 +2,25 @@
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import logging
 import math
-import threading
-from collections.abc import Callable, Sequence
+import operator
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pairgrpo_jax.core.comparisons import Comparisons, both_orders, check_comparisons, make_plan, no_comparisons
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
-from pairgrpo_jax.lm.data import Prompt, encode_prompt, encode_reply, pad_texts
+from pairgrpo_jax.lm.data import Columns, Prompt, asked_by, encode_prompt, encode_reply, pad_texts
 from pairgrpo_jax.lm.models.scoring import Policy as LanguageModel
+from pairgrpo_jax.lm.rewards.asking import Asker, JudgeError, Manner, Memory, Question, digest, in_thread, run
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, reward
 
 _log = logging.getLogger("pairgrpo_jax.lm")
@@ -28,19 +33,26 @@ class Judgement(NamedTuple):
       rewards: `[B, K]`, or None; all 0 in a failed group, so that it makes no pair.
       pairs: `Pairs` `[B, P]`, or None; of weight 0 in a failed group.
       failed: `[B]` bool, groups without a usable verdict.
+      metrics: figures of the source's own, for the log.
     """
 
     rewards: np.ndarray | None
     pairs: Pairs | None
     failed: np.ndarray
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Source(Protocol):
-    """Anything that judges completions."""
+    """Anything that judges completions; one with an attribute `columns` is given those too, lists of B values."""
 
     def __call__(self, prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
         """Judges K completions of each of B prompts."""
         ...
+
+
+def columns_of(source: Any) -> Columns:
+    """The columns that a source asks for."""
+    return getattr(source, "columns", Columns())
 
 
 class SourceError(RuntimeError):
@@ -82,8 +94,10 @@ def reward_function(
     """Makes a source of one or several user functions, whose rewards are summed with weights.
 
     A function takes `(prompts, completions)`, a list of B prompts (tuples of messages) and B lists of K texts, and
-    returns B lists of K numbers, or one flat list of B K. It may be async. A function that raises, overruns, or
-    returns another number of values fails for the batch; nan, infinity or None fails for the group that has it.
+    returns B lists of K numbers, or one flat list of B K. It may be async. Its other parameters are columns of the
+    data, lists of B values: `answer` is required, `answer=None` is passed where the data has one, `**columns` are all.
+    A function that raises, overruns, or returns another number of values fails for the batch; nan, infinity or None
+    fails for the group that has it.
 
     Args:
       functions: one or several.
@@ -101,13 +115,29 @@ def reward_function(
         raise ValueError("functions: expected a callable, or a list of at least one")
     if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
-    policy = ErrorPolicy(timeout, retries, on_error)
+    return _Rewards(tuple(functions), tuple(weights), ErrorPolicy(timeout, retries, on_error))
 
-    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+
+@dataclasses.dataclass(frozen=True)
+class _Rewards:
+    """The source of `reward_function`."""
+
+    functions: tuple[Callable, ...]
+    weights: tuple[float, ...]
+    policy: ErrorPolicy
+
+    @property
+    def columns(self) -> Columns:
+        """What any of the functions asks for."""
+        return functools.reduce(operator.or_, (asked_by(f, 2) for f in self.functions))
+
+    def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
+        """Judges K completions of each of B prompts."""
         shape = _group_shape(prompts, completions)
         total, failed = np.zeros(shape), np.zeros(shape[0], bool)
-        for function, weight in zip(functions, weights):
-            rewards = _rewards_of(function, prompts, completions, shape, policy)
+        for function, weight in zip(self.functions, self.weights):
+            given = functools.partial(function, **_given(function, 2, columns))
+            rewards = _rewards_of(given, prompts, completions, shape, self.policy)
             failed |= ~np.isfinite(rewards).all(-1)
             total += weight * rewards
         with np.errstate(over="ignore"):
@@ -115,11 +145,18 @@ def reward_function(
         beyond = ~np.isfinite(total).all(-1) & ~failed
         if beyond.any():
             problem = f"rewards beyond float32 in groups {np.flatnonzero(beyond).tolist()[:8]} of {shape[0]}"
-            _give_up(functions[0], problem, None, policy)
+            _give_up(self.functions[0], problem, None, self.policy)
         failed |= beyond
         return Judgement(np.where(failed[:, None], 0, total), None, failed)
 
-    return source
+
+def _given(function: Callable, own: int, columns: dict[str, list]) -> dict[str, list]:
+    """Those of the columns that a function asks for; SourceError for a required one that is not there."""
+    asked = asked_by(function, own)
+    for name in asked.required:
+        if name not in columns:
+            raise SourceError(f"{_name(function)} asks for a column {name!r}, and there is none")
+    return {n: x for n, x in columns.items() if asked.others or n in (*asked.required, *asked.optional)}
 
 
 def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> np.ndarray:
@@ -159,89 +196,112 @@ def judge(
     timeout: float | None = None,
     retries: int = 0,
     on_error: str = "raise",
+    concurrency: int = 8,
+    backoff: float = 0.5,
+    memory: Memory | None = None,
+    prices: tuple[float, float] | None = None,
 ) -> Source:
     """Makes a source of a pairwise judge, `function(prompt, a, b)` -> 0 (a is better), 1 (b), or None (a tie).
 
-    The judge may be async; a batch's comparisons then run at once. One that fails in a comparison, or gives another
-    answer, fails for the group.
+    Its other parameters are columns of the data, each the prompt's own value; see `reward_function`.
+
+    The judge may be async; a sync one is called in threads. Two replies that are the same are a tie without asking. A
+    judge that fails in a comparison, or gives another answer, fails for the group; verdicts that have come are kept in
+    `memory`.
 
     Args:
-      function: the judge.
+      function: the judge; it may return an `Answer` instead, which says what it cost.
       compare: "disjoint" compares completions 0 and 1, 2 and 3, ... (even K; samples of one prompt come in no order);
-        "all" compares every two, with weight 1/(K-1).
+        "all", "sort" or a number of questions: see `core.comparisons.make_plan`.
       both_orders: ask about (a, b) and (b, a); where the two answers disagree it is a tie.
       timeout: see `ErrorPolicy`, per comparison, as the next two.
       retries: more tries after a failure.
       on_error: "raise" or "skip".
+      concurrency: questions of a batch that are under way at once.
+      backoff: seconds before the first of the retries; see `Manner`.
+      memory: where verdicts are kept, so that no question is asked twice.
+      prices: of a million tokens, in and out, for the metric `judge_cost`.
 
     Raises:
-      ValueError: for an unknown `compare`, or a judge that cannot be called; on a call, for odd K with "disjoint".
+      ValueError: for an unknown `compare`, or a judge that cannot be called; on a call, for a K that it does not suit.
     """
     if not callable(function):
         raise ValueError(f"function: expected a callable judge, got {function!r}")
-    if compare not in ("disjoint", "all"):
-        raise ValueError(f'compare={compare!r} is unknown; choose "disjoint" or "all"')
-    policy = ErrorPolicy(timeout, retries, on_error)
+    if not compare.isdecimal():
+        check_comparisons(compare, 2, "compare")
+    policy, manner = ErrorPolicy(timeout, retries, on_error), Manner(concurrency, timeout, retries, backoff)
+    return _Judge(function, compare, both_orders, policy, manner, memory, prices)
 
-    def source(prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
+
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """The source of `judge`."""
+
+    function: Callable
+    compare: str
+    both_orders: bool
+    policy: ErrorPolicy
+    manner: Manner
+    memory: Memory | None
+    prices: tuple[float, float] | None
+
+    @property
+    def columns(self) -> Columns:
+        """What the judge asks for."""
+        return asked_by(self.function, 3)
+
+    def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
+        """Judges K completions of each of B prompts."""
         groups, size = _group_shape(prompts, completions)
-        left, right = _compared(size, compare)
-        questions = [(p, c[i], c[j]) for p, c in zip(prompts, completions) for i, j in zip(left, right)]
-        if both_orders:
-            questions += [(p, b, a) for p, a, b in questions]
-        verdicts = np.array(_ask(function, questions, policy)).reshape(-1, groups, len(left))
-        failed = np.asarray(np.isnan(verdicts).any((0, 2)))
-        forth, back = verdicts[0], 1 - verdicts[-1] if both_orders else verdicts[0]
-        kept, swapped = (forth == 0) & (back == 0), (forth == 1) & (back == 1)
-        weight = (swapped | kept) & ~failed[:, None]
-        full = 1.0 if compare == "disjoint" else 1.0 / (size - 1)
-        first, second = np.where(swapped, right, left), np.where(swapped, left, right)
-        pairs = (jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32), jnp.asarray(weight * full, jnp.float32))
-        return Judgement(None, Pairs(*pairs), failed)
+        check_comparisons(self.compare, size, "compare")
+        given = _given(self.function, 3, columns)
+        start = time.monotonic()
 
-    return source
+        async def program():
+            asker = Asker(self.manner, self.memory, stops=self.policy.on_error == "raise")
+            ways = ({n: x[b] for n, x in given.items()} for b in range(groups))
+            decided = (self._group(asker, *about) for about in zip(range(groups), prompts, completions, ways))
+            try:
+                return await asyncio.gather(*decided), asker
+            finally:
+                await asker.close()
+
+        decided, asker = run(program)
+        if asker.failure is not None:
+            _give_up(self.function, str(asker.failure), None, self.policy)
+        failed = np.array([one is None for one in decided])
+        blank = no_comparisons(self.compare, size)
+        pairs = Pairs(*(np.stack(part) for part in zip(*(blank if one is None else one for one in decided))))
+        asker.tally.seconds = time.monotonic() - start
+        return Judgement(None, jax.tree.map(_narrow, pairs), failed, asker.tally.metrics(self.prices))
+
+    async def _group(
+        self, asker: Asker, group: int, prompt: Prompt, texts: list[str], columns: dict
+    ) -> Comparisons | None:
+        """The comparisons of one group, or None where the judge has failed."""
+        plan = make_plan(self.compare, len(texts))
+        plan = both_orders(plan) if self.both_orders else plan
+        answers: Any = None
+        while True:
+            try:
+                pairs = plan.send(answers)
+            except StopIteration as end:
+                return end.value
+            differ = [(texts[i], texts[j]) for i, j in pairs if texts[i] != texts[j]]
+            try:
+                found = iter(await asker.answers([self._question(prompt, a, b, columns) for a, b in differ], group))
+            except JudgeError:
+                return None
+            answers = [0.5 if texts[i] == texts[j] else next(found) for i, j in pairs]
+
+    def _question(self, prompt: Prompt, a: str, b: str, columns: dict) -> Question:
+        who = getattr(self.function, "identity", None) or _name(self.function)
+        key = digest(who, [dict(message) for message in prompt], a, b, columns)
+        return Question(functools.partial(self.function, prompt, a, b, **columns), key)
 
 
-_TIE = 0.5
-
-
-def _compared(size: int, compare: str) -> tuple[np.ndarray, np.ndarray]:
-    if compare == "all":
-        return np.triu_indices(size, k=1)
-    if size % 2:
-        raise ValueError(f'compare="disjoint" needs an even number of completions, got {size}; use "all" or another K')
-    return np.arange(0, size, 2), np.arange(1, size, 2)
-
-
-def _ask(function: Callable, questions: list[tuple], policy: ErrorPolicy) -> list[float]:
-    """Returns 0, 1, 0.5 for a tie, or nan, for each question."""
-    if inspect.iscoroutinefunction(function):
-
-        async def together():
-            bounded = [asyncio.wait_for(function(*q), policy.timeout) for q in questions]
-            return await asyncio.gather(*bounded, return_exceptions=True)
-
-        # One that blocks its loop never gives it back: a second more than any comparison may take ends the wait.
-        answers = _caught(together, (), None if policy.timeout is None else policy.timeout + 1)
-        answers = [answers] * len(questions) if isinstance(answers, Exception) else answers
-    else:
-        answers = [_caught(function, q, policy.timeout) for q in questions]
-    return [_verdict(function, q, answer, policy) for q, answer in zip(questions, answers)]
-
-
-def _verdict(function: Callable, question: tuple, answer: Any, policy: ErrorPolicy) -> float:
-    """Checks an answer; asks again where it is none and the policy allows it."""
-    for tries_left in range(policy.retries, -1, -1):
-        if answer is None:
-            return _TIE
-        if not isinstance(answer, Exception) and answer in (0, 1):
-            return float(answer)
-        if tries_left:
-            answer = _caught(function, question, policy.timeout)
-    failed = isinstance(answer, Exception)
-    problem = f"{type(answer).__name__}: {answer}" if failed else f"expected 0, 1 or None, got {answer!r}"
-    _give_up(function, problem, answer if failed else None, policy)
-    return math.nan
+def _narrow(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32)
 
 
 def head_source(
@@ -305,14 +365,9 @@ def _give_up(function: Callable, problem: str, cause: Exception | None, policy: 
 
 
 def _name(function: Callable) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _caught(function: Callable, arguments: tuple, timeout: float | None) -> Any:
-    try:
-        return _call(function, arguments, timeout)
-    except Exception as e:  # anything that a user's function raises
-        return e
 
 
 def _call(function: Callable, arguments: tuple, timeout: float | None) -> Any:
@@ -321,34 +376,14 @@ def _call(function: Callable, arguments: tuple, timeout: float | None) -> Any:
         result = function(*arguments)
         if not inspect.isawaitable(result):
             return result
-        return _in_thread(lambda: asyncio.run(_awaited(result)), None)
+        return in_thread(lambda: asyncio.run(_awaited(result)), None)
 
     def run():
         result = function(*arguments)
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
-    return _in_thread(run, timeout)
+    return in_thread(run, timeout)
 
 
 async def _awaited(result: Any) -> Any:
     return await result
-
-
-def _in_thread(run: Callable, timeout: float | None) -> Any:
-    """A daemon thread, so that one which hangs does not keep the program from ending."""
-    outcome: dict[str, Any] = {}
-
-    def target():
-        try:
-            outcome["value"] = run()
-        except BaseException as e:
-            outcome["error"] = e
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {timeout} s")
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
