@@ -296,9 +296,9 @@ class _Run:
             if not samples.cuts:
                 gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
-        batch, rewards, pairs = self.judge(state, prompts, batch, position)
+        batch, rewards, pairs, told = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap
+        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap | told
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -321,18 +321,18 @@ class _Run:
         return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int):
-        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, and pairs or None."""
+        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, pairs or None, and metrics."""
         reference = self.reference(state)
         if isinstance(self.source, RewardHead):
             logp, rewards = self.judge_tokens(self.model.params, self.source, batch)
             if "reference" in state.extra:
                 logp = self.ref_logp(reference.params, reference.lora, batch)
-            return batch._replace(ref_logp=logp), rewards, None
+            return batch._replace(ref_logp=logp), rewards, None, {}
         batch = batch._replace(ref_logp=self.ref_logp(reference.params, reference.lora, batch))
         judgement = self.ask(prompts, batch, position)
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
         rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
-        return batch._replace(alive=alive), rewards, pairs
+        return batch._replace(alive=alive), rewards, pairs, dict(judgement.metrics)
 
     def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> Any:
         """The source's verdict on the texts, checked; failed groups get rewards of 0."""
