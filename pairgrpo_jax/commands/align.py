@@ -53,8 +53,17 @@ from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("output", "resume", "keep", "export", "shown", "judging.reward_timeout", "judging.reward_retries")
-FREE += ("judging.reward_on_error",)
+FREE = (
+    "ignore_fields",
+    "output",
+    "resume",
+    "keep",
+    "export",
+    "shown",
+    "judging.reward_timeout",
+    "judging.reward_retries",
+)
+FREE += ("judging.reward_on_error", "ignore_fields")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
@@ -80,6 +89,8 @@ class Run(Settings):
 
     model: str = "smollm2"
     """A folder, a .gguf file, a hub id, or smollm2."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the model's config to load without, that are not implemented here."""
     data: str = "tiny"
     """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
     split: str = "train"
@@ -220,6 +231,7 @@ def other_half(reward: str) -> str:
 def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
     options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
+    options["ignore_fields"] = run.ignore_fields
     model = load_model(run.model, **options)
     if model.tokenizer is None:
         raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")
@@ -290,7 +302,7 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
     tell_other_model(run.model, run.reward)
-    policy, head = load_reward_model(run.reward, model)
+    policy, head = load_reward_model(run.reward, model, ignore_fields=run.ignore_fields)
     if policy.lora is None and policy.model is model:
         return head
     texts = run.config.texts

@@ -52,6 +52,8 @@ class Evaluation(Settings):
     """Its rival."""
     reference: str = "smollm2"
     """The model that KL is measured to, and whose trunk the judge's head sits on."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the models' configs to load without, that are not implemented here."""
     judge: str = "harmless-b"
     """Reward head, one that neither model was trained on."""
     data: str = "tiny"
@@ -188,9 +190,9 @@ def resolve(name: str) -> str:
     return str(folder / "model") if (folder / "model" / "config.json").exists() else name
 
 
-def as_policy(name: str) -> Policy:
+def as_policy(name: str, ignore_fields: Sequence[str] = ()) -> Policy:
     """Loads a model as a policy."""
-    model = load_model(resolve(name))
+    model = load_model(resolve(name), ignore_fields=ignore_fields)
     if model.tokenizer is None:
         raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
     return Policy(model, model.params)
@@ -211,8 +213,8 @@ def main(words: Sequence[str]) -> None:
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
     tell_other_model(args.reference, args.judge)
-    reference, head = as_policy(args.reference), load_head(args.judge)
-    a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
+    reference, head = as_policy(args.reference, args.ignore_fields), load_head(args.judge)
+    a, b = (reference if name == args.reference else as_policy(name, args.ignore_fields) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():

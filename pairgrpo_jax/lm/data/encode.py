@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pairgrpo_jax.lm.data.rows import Message, Preference, Prompt
-from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, encode_chat, with_bos
+from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, check_ids, encode_chat, with_bos
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
 
@@ -36,7 +36,7 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
     A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
 
     Raises:
-      ValueError: if the model has no tokenizer.
+      ValueError: if the model has no tokenizer, or no row for one of the ids.
     """
     system = tuple(m for m in prompt[:1] if m["role"] == "system")
     turns = prompt[len(system) :]
@@ -48,6 +48,7 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
             _log.warning("a prompt is left out: %s", refusal)
             return None
         if len(ids) <= limit:
+            check_ids(model.tokenizer, ids, model.config.vocab_size)
             return ids
     return None
 
@@ -80,11 +81,12 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
     """Returns the ids of a reply and its end-of-turn id, or the first `limit` ids, without it, of a longer one.
 
     Raises:
-      ValueError: if the model has no tokenizer or no end-of-sequence id.
+      ValueError: if the model has no tokenizer, no end-of-sequence id, or no row for one of the ids.
     """
     tokenizer = _tokenizer(model)
     text = text if tokenizer.chat_template else f" {text}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    check_ids(tokenizer, ids, model.config.vocab_size)
     return [*ids, end_of_turn(model)][:limit]
 
 

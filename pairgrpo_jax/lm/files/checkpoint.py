@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from pairgrpo_jax.lm.files import gguf_model, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.text_files import read_json
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
@@ -85,14 +86,14 @@ def load_model(
     if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
         where = str(path if path.is_file() else gguf_files[0])
         file = GGUFFile(Path(where))
-        fields = gguf_model.read_config(file)
+        fields = gguf_model.read_config(file, ignore_fields)
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)
         reader = gguf_model.open_tensors(file, fields, layer_names(config, names))
         tokenizer = tokenizers.from_gguf(file.fields, where)
     else:
         where = str(path / "config.json")
-        fields = safetensors_files.read_json(path / "config.json")
+        fields = read_json(path / "config.json")
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)
         reader = safetensors_files.SafetensorsReader(path)
@@ -130,7 +131,7 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
     tensors = weights.stored_tensors(names, params)
     safetensors_files.write(folder, tensors, max_shard_bytes)
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    fields = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
+    fields = {k: v for k, v in model.hf_config.items() if k not in _OF_THE_FILE}
     fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
     if model.tokenizer is not None:
@@ -140,6 +141,8 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
         model.tokenizer.save_pretrained(folder)
 
 
+# Fields that are not true of what is written: other dtypes, code that is not there, weights to be quantised.
+_OF_THE_FILE = ("torch_dtype", "dtype", "auto_map", "quantization_config")
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",

@@ -140,9 +140,10 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
 
 
 def _is_native(auto_map: Any, name: str) -> bool:
-    """Returns whether `auto_map` names only code that became `transformers`' own (Phi-3), which is what is ported."""
-    if auto_map is None:
+    """Returns whether `auto_map` names no code of a model but what became `transformers`' own (Phi-3), as is ported."""
+    if not auto_map:
         return True
-    classes = (f"{name}Config", f"{name}ForCausalLM")
-    entries = auto_map.values() if isinstance(auto_map, dict) else [None]
-    return all(isinstance(x, str) and x.rpartition(".")[2] in classes for x in entries)
+    if not isinstance(auto_map, dict):
+        return False
+    models = [x for key, x in auto_map.items() if key.startswith("AutoModel")]
+    return all(isinstance(x, str) and x.rpartition(".")[2] == f"{name}ForCausalLM" for x in models)
