@@ -91,6 +91,8 @@ class Run(Settings):
     """A folder, a .gguf file, a hub id, or smollm2."""
     ignore_fields: tuple[str, ...] = ()
     """Fields of the model's config to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     data: str = "tiny"
     """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
     split: str = "train"
@@ -231,7 +233,7 @@ def other_half(reward: str) -> str:
 def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
     options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
-    options["ignore_fields"] = run.ignore_fields
+    options |= {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
     model = load_model(run.model, **options)
     if model.tokenizer is None:
         raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")

@@ -29,6 +29,7 @@ class Args:
     Attributes:
       model: a folder, a .gguf file, a hub repository, or smollm2.
       ignore_fields: fields of its config to load without.
+      end_of_turn: the token that ends a reply, where the chat template does not write it.
       prompt: answer this one message and stop.
       prompts: a file of prompts: .txt (one a line) or .jsonl (field "prompt").
       out: where the replies to `prompts` go, as .jsonl; the terminal if absent.
@@ -48,6 +49,7 @@ class Args:
 
     model: str = "smollm2"
     ignore_fields: tuple[str, ...] = ()
+    end_of_turn: str | None = None
     prompt: str | None = None
     prompts: Path | None = None
     out: Path | None = None
@@ -171,7 +173,7 @@ def main(words: Sequence[str]) -> None:
     args = parse(Args(), words, "pairgrpo generate", __doc__)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
     prompts = None if args.prompts is None else read_prompts(args.prompts)
-    model = load_model(args.model, ignore_fields=args.ignore_fields)
+    model = load_model(args.model, ignore_fields=args.ignore_fields, end_of_turn=args.end_of_turn)
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
     if prompts is not None:

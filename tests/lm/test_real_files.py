@@ -1,17 +1,20 @@
 """Checkpoints as people have them: other tools' notes, tokens without a row, end ids in several places."""
 
+import dataclasses
 import json
 import logging
 
 import gguf
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from pairgrpo_jax.commands import align, evaluate, generate, reward_model
 from pairgrpo_jax.lm import data, load_model, save_pretrained
+from pairgrpo_jax.lm import generate as lm_generate
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.models.model import Model, read_config
 from pairgrpo_jax.lm.models.params import init_params
@@ -200,3 +203,95 @@ def test_big_endian_gguf_files_are_named(tmp_path, version):
     path.write_bytes(found[:4] + version.to_bytes(4, "big") + found[8:])
     with pytest.raises(ValueError, match=r"big-endian GGUF file; convert it: gguf-convert-endian .* little"):
         GGUFFile(path)
+
+
+ENDS = [  # of generation_config.json, of config.json, of the tokenizer; what ends texts
+    ([257, 258], 257, "<eos>", (257, 258)),
+    (258, 257, "<eos>", (258,)),
+    (None, [257, 258], "<eos>", (257, 258)),
+    ([258, 257], [257], "<eos>", (258, 257)),
+    (None, None, "<eos>", (257, 258)),  # 258 as the template writes it
+    (None, 257, "<eos>", (257, 258)),
+    (257, [257, 258], "<eos>", (257, 258)),
+    (None, None, "<eot>", (258,)),
+]
+
+
+@pytest.mark.parametrize(("generation", "stored", "token", "ends"), ENDS)
+def test_end_ids_come_from_where_transformers_takes_them(tmp_path, params, generation, stored, token, ends):
+    sampling = {"temperature": 0.6, "top_p": 0.95, "do_sample": True, "pad_token_id": 259}
+    fields = None if generation is None else sampling | {"eos_token_id": generation}
+    folder = save(tmp_path / "a", params, byte_tokenizer(eos_token=token), fields, eos_token_id=stored)
+    model = load_model(folder)
+    assert model.config.eos_ids == ends and data.end_of_turn(model) == 258
+    assert data.encode_reply(model, "b", 9) == [*model.tokenizer("b")["input_ids"], 258]
+    save_pretrained(model, model.params, tmp_path / "b")
+    again = load_model(tmp_path / "b")
+    assert again.config.eos_ids == ends
+    theirs = AutoConfig if (generation, stored) == (None, [257, 258]) else GenerationConfig  # which says it already
+    theirs = theirs.from_pretrained(tmp_path / "b")
+    assert theirs.eos_token_id == (list(ends) if len(ends) > 1 else ends[0])
+    if fields is not None:
+        assert {name: getattr(theirs, name) for name in sampling} == sampling
+    plain = dataclasses.replace(model, generation={}, hf_config=fields_of(eos_token_id=theirs.eos_token_id))
+    save_pretrained(plain, model.params, tmp_path / "b")
+    assert not (tmp_path / "b" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("bad", ["<eos>", [257, "x"], 1.5])
+def test_end_ids_that_are_none_are_refused(tmp_path, params, bad):
+    folder = save(tmp_path, params, generation={"eos_token_id": bad})
+    with pytest.raises(ValueError, match=r"generation_config\.json: field 'eos_token_id' = .*: expected an id"):
+        load_model(folder)
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config\.json: cannot read as JSON"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("end", [257, 258, 65])
+def test_generation_stops_at_each_end_id(tmp_path, params, end):
+    model = load_model(save(tmp_path, params, generation={"eos_token_id": [257, 258]}))
+    bias = params | {"embed": jnp.ones((260, 16)), "lm_head": {"kernel": jnp.zeros((16, 260)).at[:, end].set(1.0)}}
+    bias |= {"layers": jax.tree.map(jnp.zeros_like, params["layers"])}
+    said = lm_generate(model, bias, [[1, 2]], key=jax.random.key(0), max_new_tokens=4, temperature=0)
+    assert said.tokens[0, 0, 0] == end and said.lengths[0, 0] == (4 if end == 65 else 1)
+
+
+TEMPLATES = {
+    "chatml": (CHATML, 258),
+    "eos": ("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", 257),
+    "blank before it": ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} \n<eot>{% endfor %}", 258),
+    "two tokens": ("{% for m in messages %}{{ m['content'] }}<eot><eos>{% endfor %}", 258),
+    "text": ("{% for m in messages %}{{ m['content'] }}\n###\n{% endfor %}", 257),
+    "nothing": ("{% for m in messages %}{{ m['content'] }}{% endfor %}", 257),
+    "refuses": ("{{ raise_exception('no') }}", 257),
+    "none": (None, 257),
+}
+
+
+@pytest.mark.parametrize(("template", "end"), TEMPLATES.values(), ids=TEMPLATES)
+def test_a_reply_ends_with_what_the_template_writes_or_an_option_says(tmp_path, params, caplog, template, end):
+    folder = save(tmp_path, params, byte_tokenizer(template))
+    model = load_model(folder)
+    assert data.end_of_turn(model) == end and end in model.config.eos_ids and 257 in model.config.eos_ids
+    assert data.end_of_turn(dataclasses.replace(model, config=dataclasses.replace(model.config, reply_end=None))) == end
+    assert ("it joins the end ids" in caplog.text) == (end == 258)
+    assert ("no token" in caplog.text) == (template is not None and "###" in template)
+    for name in ("<bos>", "256"):
+        chosen = load_model(folder, end_of_turn=name)
+        assert data.end_of_turn(chosen) == 256 and chosen.config.eos_ids == (257, 256)
+    for name in ("<nowhere>", "260", "-1", ""):
+        with pytest.raises(ValueError, match=f"end_of_turn = '{name}': not a token of .*config.json"):
+            load_model(folder, end_of_turn=name)
+
+
+def test_the_command_line_overrides_the_end_of_turn(tmp_path, params, run_here):
+    folder = save(tmp_path / "model", params)
+    words = ["--model", folder, "--end-of-turn", "<nowhere>"]
+    for main in (align.main, reward_model.main, generate.main):
+        done = run_here(main, *words)
+        assert done.returncode == 2 and "end_of_turn = '<nowhere>': not a token" in done.stderr
+    assert (
+        run_here(generate.main, *words[:2], "--end-of-turn", "A", "--prompt", "a", "--max-new-tokens", 2).returncode
+        == 0
+    )

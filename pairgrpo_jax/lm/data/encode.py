@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pairgrpo_jax.lm.data.rows import Message, Preference, Prompt
+from pairgrpo_jax.lm.files.endings import first_control, template_tail
 from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, check_ids, encode_chat, with_bos
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
@@ -112,21 +113,18 @@ def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple
 
 
 def end_of_turn(model: Model) -> int:
-    """Returns the id that ends a reply: the one that the chat template writes, out of the model's end ids.
+    """Returns the id that ends a reply: what the chat template writes after one, else the first of the end ids.
 
     Raises:
       ValueError: if the model has no tokenizer or no end-of-sequence id.
     """
-    tokenizer, ends = _tokenizer(model), list(model.config.eos_ids)
-    if not ends:
-        raise ValueError("the model's config has no eos_token_id, so a reply cannot end")
-    if tokenizer.chat_template and len(ends) > 1:
-        question = {"role": "user", "content": "a"}
-        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        said = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "b"}], tokenize=False)
-        ids = tokenizer(said[len(asked) :], add_special_tokens=False)["input_ids"]
-        return next((i for i in ids if i in ends), ends[0])
-    return ends[0]
+    tokenizer, config = _tokenizer(model), model.config
+    if config.reply_end is not None:
+        return config.reply_end
+    written = first_control(tokenizer, template_tail(tokenizer)) if tokenizer.chat_template else None
+    if written is None and not config.eos_ids:
+        raise ValueError("the model's config has no eos_token_id, so a reply cannot end: --end-of-turn TOKEN names one")
+    return config.eos_ids[0] if written is None else written
 
 
 def _tokenizer(model: Model) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.lm.files import gguf_model, safetensors_files, weights
+from pairgrpo_jax.lm.files import endings, gguf_model, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.files.text_files import read_json
@@ -63,6 +63,7 @@ def load_model(
     remat: bool = False,
     shardings: Callable[[Any], Any] | None = None,
     ignore_fields: Iterable[str] = (),
+    end_of_turn: str | None = None,
 ) -> Model:
     """Loads a model from a local folder, a `.gguf` file, a hub repository, or `smollm2`.
 
@@ -76,6 +77,7 @@ def load_model(
       shardings: maps the abstract parameter tree to a tree of shardings (`sharding.shardings`);
         each device's part is then read on its own.
       ignore_fields: config fields to accept without implementing them.
+      end_of_turn: the token (or its id) that ends a reply, instead of what the chat template writes.
 
     Raises:
       ValueError: naming the file and the field or tensors, for anything malformed, missing,
@@ -98,11 +100,13 @@ def load_model(
         names = FAMILIES[config.family].tensor_names(config)
         reader = safetensors_files.SafetensorsReader(path)
         tokenizer = tokenizers.from_folder(path)
+    generation = endings.read_generation(path) if path.is_dir() else {}
+    config = endings.with_ends(config, fields, generation, tokenizer, end_of_turn, where)
     if tokenizer is not None:
         tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
     abstract = abstract_params(config, dtype)
     params = weights.load(reader, names, abstract, shardings and shardings(abstract))
-    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat)
+    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation)
 
 
 def layer_names(config: ModelConfig, names: dict) -> list[str]:
@@ -111,7 +115,7 @@ def layer_names(config: ModelConfig, names: dict) -> list[str]:
 
 
 def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes config, safetensors and tokenizer so that `transformers` loads the same model.
+    """Writes config, safetensors and tokenizer so that `transformers` loads the same model and ends texts alike.
 
     Args:
       model: gives config and tokenizer.
@@ -134,11 +138,22 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
     fields = {k: v for k, v in model.hf_config.items() if k not in _OF_THE_FILE}
     fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    _write_generation(model, folder / endings.FILE)
     if model.tokenizer is not None:
         if (backend := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:
             backend.no_truncation()  # a call's truncation and padding would be saved, and hold for every reader
             backend.no_padding()
         model.tokenizer.save_pretrained(folder)
+
+
+def _write_generation(model: Model, path: Path) -> None:
+    """Writes the generation config that was read, with our end ids; without one, only if `config.json` has others."""
+    ends: Any = list(model.config.eos_ids)
+    ends = ends if len(ends) > 1 else next(iter(ends), None)
+    if not model.generation and ends == model.hf_config.get("eos_token_id"):
+        path.unlink(missing_ok=True)  # of a model saved here before
+    else:
+        path.write_text(json.dumps(model.generation | {"eos_token_id": ends}, indent=2))
 
 
 # Fields that are not true of what is written: other dtypes, code that is not there, weights to be quantised.

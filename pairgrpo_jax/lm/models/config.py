@@ -44,7 +44,8 @@ class ModelConfig:
     `windows` holds one entry a layer: 0 for full attention, else the number of positions
     seen, the token itself included. `local_rope` is used by the layers that have a window
     (Gemma 3); `rope=None` means learned positions (GPT-2); the layers listed in `nope_layers`
-    have no position at all (SmolLM3, https://arxiv.org/abs/2501.18795).
+    have no position at all (SmolLM3, https://arxiv.org/abs/2501.18795). Any of `eos_ids` ends a
+    text; `reply_end` is the one written after a reply in training, where it is known.
     """
 
     family: str
@@ -77,6 +78,7 @@ class ModelConfig:
     logit_softcap: float = 0.0
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    reply_end: int | None = None
     pad_id: int | None = None
 
 

@@ -26,6 +26,7 @@ class Model:
       params: the loaded parameters, a pytree; every function takes parameters explicitly.
       tokenizer: a `transformers` tokenizer, or None.
       hf_config: the fields of `config.json`, kept for saving.
+      generation: the fields of `generation_config.json`, kept for saving.
       dtype: of the activations.
       remat: whether the backward pass recomputes layers to save memory.
     """
@@ -36,6 +37,7 @@ class Model:
     hf_config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def skeleton(self) -> "Model":
