@@ -1,5 +1,6 @@
 """Checkpoints as people have them: other tools' notes, tokens without a row, end ids in several places."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -15,10 +16,12 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 from pairgrpo_jax.commands import align, evaluate, generate, reward_model
 from pairgrpo_jax.lm import data, load_model, save_pretrained
 from pairgrpo_jax.lm import generate as lm_generate
+from pairgrpo_jax.lm.files.exported import exported_fields
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.models.model import Model, read_config
 from pairgrpo_jax.lm.models.params import init_params
 
+from .conftest import CASES, config_fields
 from .test_gguf import write
 
 CHATML = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eot>\n{% endfor %}"
@@ -295,3 +298,19 @@ def test_the_command_line_overrides_the_end_of_turn(tmp_path, params, run_here):
         run_here(generate.main, *words[:2], "--end-of-turn", "A", "--prompt", "a", "--max-new-tokens", 2).returncode
         == 0
     )
+
+
+@pytest.mark.parametrize(("family", "index"), [case for case in CASES if case[0] != "gpt2"])
+def test_rope_is_exported_as_transformers_4_and_5_read_it(family, index):
+    fields = config_fields(family, index)
+    fields.pop("auto_map", None)
+    before = copy.deepcopy(fields)
+    config = read_config(fields, "config.json")
+    written = exported_fields(Model(config, None, hf_config=fields), "float32")
+    assert fields == before
+    assert written["rope_theta"] == config.rope.theta
+    assert read_config(written, "config.json") == config
+    for form in ("rope_parameters",), ("rope_theta", "rope_scaling", "rope_local_base_freq"):
+        alone = {name: value for name, value in written.items() if name not in form}
+        assert read_config(alone, "config.json") == config, form
+    assert "rope_theta" not in (written["rope_scaling"] or {})  # 4.57 warns of it

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pairgrpo_jax.lm.files import endings, gguf_model, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
+from pairgrpo_jax.lm.files.exported import exported_fields
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.files.text_files import read_json
 from pairgrpo_jax.lm.models.config import ModelConfig
@@ -135,9 +136,7 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
     tensors = weights.stored_tensors(names, params)
     safetensors_files.write(folder, tensors, max_shard_bytes)
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    fields = {k: v for k, v in model.hf_config.items() if k not in _OF_THE_FILE}
-    fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    (folder / "config.json").write_text(json.dumps(exported_fields(model, dtype), indent=2))
     _write_generation(model, folder / endings.FILE)
     if model.tokenizer is not None:
         if (backend := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:
@@ -154,19 +153,3 @@ def _write_generation(model: Model, path: Path) -> None:
         path.unlink(missing_ok=True)  # of a model saved here before
     else:
         path.write_text(json.dumps(model.generation | {"eos_token_id": ends}, indent=2))
-
-
-# Fields that are not true of what is written: other dtypes, code that is not there, weights to be quantised.
-_OF_THE_FILE = ("torch_dtype", "dtype", "auto_map", "quantization_config")
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "smollm3": "SmolLM3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}

@@ -1,5 +1,6 @@
 """A model: its description, parameters and tokenizer."""
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -127,7 +128,7 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
     FieldReader(fields, where).typed(
         "n_layer" if name == "gpt2" else "num_hidden_layers", int, 1, lambda v: 0 < v <= 4096
     )
-    rest = {k: v for k, v in fields.items() if k not in ("model_type", "auto_map")}
+    rest = copy.deepcopy({k: v for k, v in fields.items() if k not in ("model_type", "auto_map")})  # it is written to
     try:
         read = AutoConfig.for_model(name, **rest)
         full = read.to_dict()
