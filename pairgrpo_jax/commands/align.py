@@ -47,6 +47,7 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
+from pairgrpo_jax.lm.files.peft import save_peft
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
 from pairgrpo_jax.methods import METHODS
@@ -129,7 +130,7 @@ class Run(Settings):
     shown: Annotated[int, AtLeast(1)] = 8
     """Replies on the page, first samples of the evaluation."""
     export: bool = True
-    """Write the trained model, adapters merged, as safetensors."""
+    """Write the trained model, adapters merged, as safetensors; adapters also on their own, for PEFT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
     remat: bool = False
@@ -387,6 +388,9 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
         params = merged(run.config, trainer.model, state.params)
         save_pretrained(trainer.model, params, run.output / "model")
         files["model"] = "model/"
+        if (adapters := run.config.adapters.lora) is not None:
+            save_peft(run.output / "adapter", trainer.model.config, adapters, state.params["lora"], base=run.model)
+            files["adapters for PEFT"] = "adapter/"
     console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
     for line in summary(last):
         console.print(line, highlight=False)

@@ -1,5 +1,6 @@
 """Models loaded from files and saved to them: a folder, a GGUF file, a hub repository."""
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Iterable
@@ -9,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.lm.files import endings, gguf_model, safetensors_files, weights
+from pairgrpo_jax.lm.files import endings, gguf_model, peft, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
 from pairgrpo_jax.lm.files.exported import exported_fields
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.files.text_files import read_json
+from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
@@ -68,6 +70,7 @@ def load_model(
 ) -> Model:
     """Loads a model from a local folder, a `.gguf` file, a hub repository, or `smollm2`.
 
+    A folder of PEFT's adapters gives the model that they go on, with them added in, and their tokenizer if it has one.
     Weights are safetensors or GGUF; pickled weights and remote code are never touched.
 
     Args:
@@ -85,6 +88,9 @@ def load_model(
         extra, misshapen or not supported.
     """
     path = resolve(path_or_id)
+    if peft.is_adapter(path):
+        options = {"dtype": dtype, "compute_dtype": compute_dtype, "remat": remat, "shardings": shardings}
+        return _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
     gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
     if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
         where = str(path if path.is_file() else gguf_files[0])
@@ -108,6 +114,25 @@ def load_model(
     abstract = abstract_params(config, dtype)
     params = weights.load(reader, names, abstract, shardings and shardings(abstract))
     return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation)
+
+
+def _load_adapted(folder: Path, options: dict[str, Any]) -> Model:
+    """The base of a folder of adapters with them added in."""
+    where = str(folder / peft.CONFIG)
+    base, tokenizer = peft.base_of(folder), tokenizers.from_folder(folder)
+    try:
+        model = load_model(base, **options)
+    except ValueError as e:
+        raise ValueError(f"{where}: field 'base_model_name_or_path' = {base!r}: {e}") from e
+    what, adapters = peft.load_peft(folder, model.config, ignore_fields=options["ignore_fields"])
+    params = lora.merge(what, model.params, adapters)
+    if tokenizer is None:
+        return dataclasses.replace(model, params=params)
+    config = endings.with_ends(
+        model.config, model.hf_config, model.generation, tokenizer, options["end_of_turn"], where
+    )
+    tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
+    return dataclasses.replace(model, params=params, tokenizer=tokenizer, config=config)
 
 
 def layer_names(config: ModelConfig, names: dict) -> list[str]:
