@@ -37,7 +37,7 @@ class _Part(NamedTuple):
     path: str
     layer: int | None
     source: Source
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
 
 def is_adapter(folder: Path) -> bool:

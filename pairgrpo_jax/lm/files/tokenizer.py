@@ -113,7 +113,7 @@ def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
         raise ValueError(f"{folder}: cannot read the tokenizer: {e}") from e
 
 
-def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
+def check_vocab(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
     """Raises ValueError if the tokenizer is another model's: an id without a row, or none that ends a text.
 
     Tokens that were added to a vocabulary may have no row, as Gemma 3's `<image_soft_token>`; see `check_ids`.
