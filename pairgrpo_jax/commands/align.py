@@ -47,14 +47,24 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
+from pairgrpo_jax.lm.files.peft import save_peft
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("output", "resume", "keep", "export", "shown", "judging.reward_timeout", "judging.reward_retries")
-FREE += ("judging.reward_on_error",)
+FREE = (
+    "ignore_fields",
+    "output",
+    "resume",
+    "keep",
+    "export",
+    "shown",
+    "judging.reward_timeout",
+    "judging.reward_retries",
+)
+FREE += ("judging.reward_on_error", "ignore_fields")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
@@ -80,6 +90,10 @@ class Run(Settings):
 
     model: str = "smollm2"
     """A folder, a .gguf file, a hub id, or smollm2."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the model's config to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     data: str = "tiny"
     """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
     split: str = "train"
@@ -116,7 +130,7 @@ class Run(Settings):
     shown: Annotated[int, AtLeast(1)] = 8
     """Replies on the page, first samples of the evaluation."""
     export: bool = True
-    """Write the trained model, adapters merged, as safetensors."""
+    """Write the trained model, adapters merged, as safetensors; adapters also on their own, for PEFT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
     remat: bool = False
@@ -222,6 +236,7 @@ def other_half(reward: str) -> str:
 def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
     options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
+    options |= {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
     model = load_model(run.model, **options)
     if model.tokenizer is None:
         raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")
@@ -292,7 +307,7 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
     tell_other_model(run.model, run.reward)
-    policy, head = load_reward_model(run.reward, model)
+    policy, head = load_reward_model(run.reward, model, ignore_fields=run.ignore_fields)
     if policy.lora is None and policy.model is model:
         return head
     texts = run.config.texts
@@ -376,6 +391,9 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
         params = merged(run.config, trainer.model, state.params)
         save_pretrained(trainer.model, params, run.output / "model")
         files["model"] = "model/"
+        if (adapters := run.config.adapters.lora) is not None:
+            save_peft(run.output / "adapter", trainer.model.config, adapters, state.params["lora"], base=run.model)
+            files["adapters for PEFT"] = "adapter/"
     console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
     for line in summary(last):
         console.print(line, highlight=False)
