@@ -8,8 +8,10 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pairgrpo_jax.lm.files import sentencepiece
+from pairgrpo_jax.lm.files.sentencepiece import CONTROL, NORMAL, USER_DEFINED
+
 _log = logging.getLogger("pairgrpo_jax.lm")
-_CONTROL, _USER_DEFINED = 3, 4
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,32 +45,42 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
       where: the file, for error messages.
 
     Returns:
-      The tokenizer, or None where the file has none of a kind known here (byte-level BPE of
-      GPT-2, SmolLM, Llama 3 and Qwen2 are).
+      The tokenizer, or None where the file has none of a kind known here (SentencePiece, and
+      byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen2, are).
 
     Raises:
       ValueError: if the fields are malformed.
     """
     kind = fields.get("tokenizer.ggml.pre", "")
     splitter = _pre_tokenizer(kind) if isinstance(kind, str) else None
-    if fields.get("tokenizer.ggml.model") != "gpt2" or splitter is None:
+    model = fields.get("tokenizer.ggml.model")
+    if model != "llama" and (model != "gpt2" or splitter is None):
         return None
-    tokens, merges = (_strings(fields, f"tokenizer.ggml.{x}", where) for x in ("tokens", "merges"))
-    types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    tokens = _strings(fields, "tokenizer.ggml.tokens", where)
+    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"{where}: field 'tokenizer.ggml.token_type': expected {len(tokens)}")
+    if model == "llama":
+        tokenizer = sentencepiece.build(tokens, types, fields, where)
+    else:
+        tokenizer = _byte_level(tokens, kind, splitter, fields, where)
+    kinds = [(AddedToken(t, special=n == CONTROL, normalized=False), n) for t, n in zip(tokens, types)]
+    tokenizer.add_tokens([token for token, n in kinds if n in (CONTROL, USER_DEFINED)])
+    return _wrap(tokenizer, tokens, fields, where)
+
+
+def _byte_level(tokens: list[str], kind: str, splitter: Any, fields: dict[str, Any], where: str) -> Tokenizer:
+    merges = _strings(fields, "tokenizer.ggml.merges", where)
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     known = all(len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs)
     if len(vocab) != len(tokens) or not known:
         raise ValueError(f"{where}: field 'tokenizer.ggml.merges' does not fit the tokens")
-    if not isinstance(types, list) or len(types) != len(tokens):
-        raise ValueError(f"{where}: field 'tokenizer.ggml.token_type': expected {len(tokens)}")
     tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=kind in ("llama-bpe", "llama3")))
     tokenizer.pre_tokenizer = splitter
     tokenizer.normalizer = normalizers.NFC() if kind == "qwen2" else None
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = [(AddedToken(t, special=n == _CONTROL, normalized=False), n) for t, n in zip(tokens, types)]
-    tokenizer.add_tokens([token for token, n in kinds if n in (_CONTROL, _USER_DEFINED)])
-    return _wrap(tokenizer, tokens, fields, where)
+    return tokenizer
 
 
 def _wrap(tokenizer: Tokenizer, tokens: list[str], fields: dict[str, Any], where: str):
@@ -83,11 +95,13 @@ def _wrap(tokenizer: Tokenizer, tokens: list[str], fields: dict[str, Any], where
             raise ValueError(f"{where}: field '{field}' = {index!r}: not one of the tokens")
         special[f"{ours}_token"] = tokens[index]
     template = fields.get("tokenizer.chat_template")
+    adds_bos = fields.get("tokenizer.ggml.model") == "llama"  # where the file does not say, as in llama.cpp
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False,
-        add_bos_token=fields.get("tokenizer.ggml.add_bos_token") is True,
+        add_bos_token=fields.get("tokenizer.ggml.add_bos_token", adds_bos) is True,
+        add_eos_token=fields.get("tokenizer.ggml.add_eos_token") is True,
         **special,
     )
 
@@ -141,9 +155,10 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocab_size
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the ids of a text, with BOS in front, once, where the tokenizer adds one."""
+    """Returns the ids of a text that goes on: BOS in front, once, where the tokenizer adds one; no added EOS."""
     ids: Any = tokenizer(text)["input_ids"]
-    return with_bos(tokenizer, ids)
+    adds_eos = getattr(tokenizer, "add_eos_token", False) and ids[-1:] == [tokenizer.eos_token_id]
+    return with_bos(tokenizer, ids[:-1] if adds_eos else ids)
 
 
 def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
