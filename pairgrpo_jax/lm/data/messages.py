@@ -40,8 +40,8 @@ def to_messages(content: Any, where: str) -> Prompt:
 
 
 def _message(message: Mapping[str, Any], where: str) -> Message:
-    role, content = next(((a, b) for a, b in (("role", "content"), ("from", "value")) if a in message), (None, None))
-    if role is None or not isinstance(message[role], str):
+    role, content = ("role", "content") if "role" in message else ("from", "value")
+    if not isinstance(message.get(role), str):
         raise ValueError(
             f"{where}: messages must be a list of {{'role': ..., 'content': text}}, or of {{'from': ..., 'value': "
             f"text}}; got one with {sorted(map(str, message))}"
