@@ -11,17 +11,15 @@ from pairgrpo_jax.lm.data.encode import (
     joined,
     pad_texts,
 )
+from pairgrpo_jax.lm.data.messages import Message, Prompt, parse_transcript
 from pairgrpo_jax.lm.data.rows import (
     Loaded,
-    Message,
     Preference,
-    Prompt,
     PromptRow,
     describe,
     has_preferences,
     load_preferences,
     load_prompts,
-    parse_transcript,
 )
 from pairgrpo_jax.lm.data.split import (
     batch_indices,

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pairgrpo_jax.lm.data.rows import Message, Preference, Prompt
+from pairgrpo_jax.lm.data.messages import Message, Prompt
+from pairgrpo_jax.lm.data.rows import Preference
 from pairgrpo_jax.lm.files.endings import first_control, template_tail
 from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, check_ids, encode_chat, with_bos
 from pairgrpo_jax.lm.models.generation import bucket

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pairgrpo_jax.core.preference import ranked_right
-from pairgrpo_jax.lm.data.rows import Preference, Prompt, PromptRow
+from pairgrpo_jax.lm.data.messages import Prompt
+from pairgrpo_jax.lm.data.rows import Preference, PromptRow
 
 
 def first_turn(row: Any) -> str:
