@@ -1,7 +1,8 @@
 """Which of two models do held-out judges prefer? `pairgrpo evaluate --a runs/align`.
 
-Both answer the same held-out prompts with the same random keys; a reward head that neither was trained on says whose
-reply is better. This is a *held-out proxy-RM win rate*, not a human judgement.
+Both answer the same held-out prompts; a reward head that neither was trained on says whose reply is better. This is a
+*held-out proxy-RM win rate*, not a human judgement. By default both draw with the same random keys: models that are
+alike then write equal replies, which tie, and the rate varies less; `--independent` draws each side on its own.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Evaluation(Settings):
     """Of sampling."""
     seed: int = 0
     """Of the replies."""
+    independent: bool = False
+    """Draw b's replies with random keys of their own, not a's: no ties of equal replies, and a wider interval."""
     output: Path | None = None
     """A .json file for the figures and both sides' replies."""
 
@@ -99,10 +102,14 @@ class Judges:
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
         self.key, self.rows = jax.random.key(seed), rows
 
-    def hear(self, policy: Policy) -> Heard:
-        """The policy's replies and the head's verdict on them, None without a head."""
+    def hear(self, policy: Policy, *, independent: bool = False) -> Heard:
+        """The policy's replies and the head's verdict on them, None without a head.
+
+        All that it hears draw with the same keys, but for who draws independently, with other ones.
+        """
+        key = jax.random.fold_in(self.key, 1) if independent else self.key
         limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
-        replies = write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, rows=self.rows, **limits)
+        replies = write_replies(policy, self.prompts, key=key, sampling=self.sampling, rows=self.rows, **limits)
         if self.head is None:
             return replies, None
         judged = judge_replies(
@@ -123,7 +130,7 @@ def wins(a: Judged, b: Judged) -> np.ndarray:
 
 
 def figures(a: Heard, b: Heard) -> dict[str, Any]:
-    """Win rate of a over b at any and at equal length, with 95% intervals; lengths (tokens), rewards, KL (nats).
+    """Win rate of a over b at any and at equal length, with 95% intervals; ties, lengths (tokens), rewards, KL (nats).
 
     `wins` are those of each prompt, to pool over runs.
     """
@@ -138,6 +145,7 @@ def figures(a: Heard, b: Heard) -> dict[str, Any]:
         "win_rate": float(won.mean()),
         "win_rate_low": low,
         "win_rate_high": high,
+        "ties": float(np.mean(won == 0.5)),
         "win_rate_length_controlled": length_controlled_rate(won, longer),
         "win_rate_length_controlled_low": equal_low,
         "win_rate_length_controlled_high": equal_high,
@@ -229,7 +237,7 @@ def main(words: Sequence[str]) -> None:
         samples=args.samples,
         seed=args.seed,
     )
-    heard = judges.hear(a), judges.hear(b)
+    heard = judges.hear(a), judges.hear(b, independent=args.independent)
     row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
     Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
     if args.output:
