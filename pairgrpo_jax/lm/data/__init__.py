@@ -10,6 +10,7 @@ from pairgrpo_jax.lm.data.encode import (
     joined,
     pad_texts,
 )
+from pairgrpo_jax.lm.data.readers import SHIPPED
 from pairgrpo_jax.lm.data.rows import (
     Loaded,
     Message,
@@ -23,6 +24,7 @@ from pairgrpo_jax.lm.data.rows import (
     parse_transcript,
 )
 from pairgrpo_jax.lm.data.split import (
+    Half,
     batch_indices,
     first_turn,
     fold_of,
@@ -30,11 +32,14 @@ from pairgrpo_jax.lm.data.split import (
     ranked_right,
     split_by_first_turn,
     spread,
+    unseen,
 )
 
 __all__ = [
+    "SHIPPED",
     "Columns",
     "EncodedPair",
+    "Half",
     "Loaded",
     "Message",
     "Preference",
@@ -59,4 +64,5 @@ __all__ = [
     "ranked_right",
     "split_by_first_turn",
     "spread",
+    "unseen",
 ]
