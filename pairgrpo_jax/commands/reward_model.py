@@ -33,6 +33,7 @@ from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.data import (
     EncodedPair,
+    Half,
     Preference,
     batch_indices,
     describe,
@@ -276,14 +277,17 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[d
 
 def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any]]:
     """Fits and saves one reward model on each half of the first turns; each is tested on the other half."""
-    half, rows = pairs.fold(2, run.seed), []
+    rows = []
     for number, name in enumerate("ab"):
-        margins, fitted = fit(half == number)
+        inside = np.array([Half(number, run.seed).holds(row) for row in pairs.rows])
+        margins, fitted = fit(inside)
         row = figures(f"half {name}, tested on the other", margins)
         about = {
             "model": run.model,
             "data": Path(run.data).name if Path(run.data).exists() else run.data,
-            "pairs": int((half == number).sum()),
+            "pairs": int(inside.sum()),
+            "half": number,
+            "seed": run.seed,
             "accuracy": row["accuracy"],
             "mode": run.mode,
             "lora": dataclasses.asdict(run.lora),

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pairgrpo_jax.core import chosen_rejected_pairs, evaluate, group_advantages
@@ -36,7 +37,7 @@ from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
 from pairgrpo_jax.lm.rewards.reward_model import init_head
-from pairgrpo_jax.lm.rewards.sources import judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import Judgement, judge, reward_function
 from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Ppo, Verdict, method_class
 from pairgrpo_jax.training import Checkpoints
 
@@ -377,6 +378,34 @@ def test_a_field_changes_the_optimizer(change):
 
 
 ADAPTERS = [{"lora_rank": 2}, {"lora_rank": 0}, {"lora_alpha": 1.0}, {"lora_dropout": 0.5}, {"lora_targets": ("up",)}]
+
+
+def test_the_method_and_its_supervised_start_anneal_over_horizons_of_their_own():
+    config = BASE.replace(anneal=True, warmup=0, sft_iterations=40, epochs=2, minibatches=2)
+    for supervised, updates in ((True, 40), (False, 4 * 10)):
+        optimizer = make_optimizer(config, 50, supervised=supervised)
+        state, rates = optimizer.init(jnp.ones(3)), []
+        for _ in range(updates + 1):
+            update, state = optimizer.update(jnp.ones(3), state)
+            rates.append(-float(update[0]) / config.optimizer.learning_rate)
+        np.testing.assert_allclose(rates, 1 - np.arange(updates + 1) / updates, atol=1e-3)
+
+
+def test_a_batch_without_a_verdict_does_not_hold_up_the_annealing(tiny):
+    def source(prompts, completions):
+        failed = np.full(len(prompts), source.calls == 0)
+        source.calls += 1
+        return Judgement(np.array([[len(x) for x in group] for group in completions], float), None, failed)
+
+    source.calls = 0
+    config = BASE.replace(anneal=True, warmup=0, epochs=2)
+    state, _ = run(trainer_of(tiny, config, source), 3)
+    (count,) = (x.count for x in jax.tree.leaves(state.opt_state, is_leaf=is_schedule) if is_schedule(x))
+    assert int(state.step) == 4 and int(count) == 6
+
+
+def is_schedule(x):
+    return isinstance(x, optax.ScaleByScheduleState)
 
 
 @pytest.mark.parametrize("change", ADAPTERS, ids=lambda change: "-".join(change))

@@ -28,7 +28,7 @@ from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of
 from pairgrpo_jax.methods import Adaptive
-from pairgrpo_jax.training import TrainState, make_update_step
+from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -92,13 +92,16 @@ def make_trainer(
     return _Run(config, placement.model(model), data, source, iterations, seed, placement, decode).trainer()
 
 
-def make_optimizer(config: AlignConfig, iterations: int) -> optax.GradientTransformation:
+def make_optimizer(config: AlignConfig, iterations: int, *, supervised: bool = False) -> optax.GradientTransformation:
     """Adam with a clipped global norm; the rate rises at first, and decays linearly over the run by option.
 
-    Supervised fine-tuning has an Adam of its own, with the same rise, that ends before the decay does.
+    Args:
+      config: what to do.
+      iterations: length of the run, supervised fine-tuning included.
+      supervised: of the fine-tuning, whose Adam, rise and decay are its own, and end with it; else of the method.
     """
     how = config.optimizer
-    updates = (iterations - config.sft_iterations) * how.updates_per_batch
+    updates = config.sft_iterations if supervised else (iterations - config.sft_iterations) * how.updates_per_batch
 
     def rate(count):
         left = 1 - count / updates if how.anneal else 1.0
@@ -174,6 +177,7 @@ class _Run:
         self.columns = columns_of(source).shared(prompt.columns for prompt in data.prompts)
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
+        self.supervised = make_optimizer(config, iterations, supervised=True)
         self.update = jax.jit(self._update, donate_argnums=0)
         self.old_scores = jax.jit(self._old_scores)
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
@@ -229,8 +233,9 @@ class _Run:
         """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
         after = self.config.method.renewed(adaptive_of(state), kl)
         extra = state.extra | {"position": state.extra["position"] + 1}
-        state = state.replace(key=key, delta_step=after.batches, multiplier=after.multiplier, extra=extra)
-        return self.placement.state(state)
+        opt_state = annealed_to(after.batches * self.config.optimizer.updates_per_batch, state.opt_state)
+        state = state.replace(delta_step=after.batches, multiplier=after.multiplier, opt_state=opt_state)
+        return self.placement.state(state.replace(key=key, extra=extra))
 
     def fit(self, state: TrainState, batch: Batch, shuffle_key, dropout_key) -> tuple[TrainState, dict[str, Any]]:
         """All updates of a batch; metrics `[updates]`, and how far sampler and trainer are apart."""
@@ -269,7 +274,8 @@ class _Run:
     def _update(self, state: TrainState, frozen: Any, batch: Batch):
         loss = make_loss(self.config, self.model, frozen, adaptive_of(state))
         accumulate = self.config.optimizer.accumulate
-        return make_update_step(loss, self.optimizer, accumulate=accumulate, parallel=None)(state, batch)
+        optimizer = self.supervised if batch.signal is None else self.optimizer
+        return make_update_step(loss, optimizer, accumulate=accumulate, parallel=None)(state, batch)
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
         return score(policy, *batch.tokens, sampling=self.config.scored).logp

@@ -12,6 +12,7 @@ from pairgrpo_jax.lm.data.encode import (
     pad_texts,
 )
 from pairgrpo_jax.lm.data.messages import Message, Prompt, parse_transcript
+from pairgrpo_jax.lm.data.readers import SHIPPED
 from pairgrpo_jax.lm.data.rows import (
     Loaded,
     Preference,
@@ -22,17 +23,21 @@ from pairgrpo_jax.lm.data.rows import (
     load_prompts,
 )
 from pairgrpo_jax.lm.data.split import (
+    Half,
     batch_indices,
     first_turn,
     fold_of,
     preference_accuracy,
     split_by_first_turn,
     spread,
+    unseen,
 )
 
 __all__ = [
+    "SHIPPED",
     "Columns",
     "EncodedPair",
+    "Half",
     "Loaded",
     "Message",
     "Preference",
@@ -57,4 +62,5 @@ __all__ = [
     "ranked_right",
     "split_by_first_turn",
     "spread",
+    "unseen",
 ]

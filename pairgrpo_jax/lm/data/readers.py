@@ -11,7 +11,7 @@ from typing import Any
 from pairgrpo_jax.lm.files.text_files import check_mark
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-_SHIPPED = ("tiny", "tiny-helpful", "tiny-harmless")
+SHIPPED = ("tiny", "tiny-helpful", "tiny-harmless")
 
 Row = tuple[str, dict[str, Any]]  # where it is, for messages; its columns
 
@@ -23,7 +23,7 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
       ValueError: for a source that does not exist, cannot be reached, or is malformed, naming file and line.
     """
     path = Path(source)
-    if source in _SHIPPED:
+    if source in SHIPPED:
         return _shipped(source)
     if path.is_dir():
         return (row for file in _files(path, split) for row in _read_file(file))
@@ -36,7 +36,7 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
         or not all(name.split("/"))
         or name.startswith((".", "~"))
     ):
-        known = ", ".join(_SHIPPED)
+        known = ", ".join(SHIPPED)
         raise ValueError(f"{source}: no such file or folder, not a hub id (owner/name), and not one of {known}")
     return _hub(source, split)
 

@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pairgrpo_jax.lm.data import SHIPPED as SHIPPED_DATA
+from pairgrpo_jax.lm.data import Half
 from pairgrpo_jax.lm.files.adapters import load_adapters
 from pairgrpo_jax.lm.files.checkpoint import load_model
 from pairgrpo_jax.lm.models import lora
@@ -173,6 +175,17 @@ def load_head(name_or_path: Path | str) -> RewardHead:
 def about_head(name_or_path: Path | str) -> dict[str, Any]:
     """The facts that `save_head` was given: model, data, accuracy; raises as `load_head`."""
     return _load_head(name_or_path)[1]
+
+
+def fitted_on(name_or_path: Path | str, data: str) -> Half | None:
+    """The half of all first turns that a head was fitted on, and whose rows of `data` it cannot judge as held out.
+
+    None where it has seen none of them (a shipped head has seen no shipped data), or where the file does not say.
+    """
+    about = about_head(name_or_path)
+    if "half" not in about or (str(name_or_path) in SHIPPED and data in SHIPPED_DATA):
+        return None
+    return Half(about["half"], about["seed"])
 
 
 def load_reward_model(
