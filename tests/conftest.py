@@ -32,3 +32,21 @@ def optimised_for_the_real_model(request):
 def only_read_programs(monkeypatch):
     """A process that is killed must not leave half a program in the cache that the tests share."""
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1000000")
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """`served(*plan)`: a chat server that the environment points to, as long as the test runs; see `chat_server`."""
+    import contextlib
+
+    from chat_server import KEY, ChatServer, serving
+
+    with contextlib.ExitStack() as stack:
+
+        def start(*plan, **options):
+            state = ChatServer(*plan, **options)
+            monkeypatch.setenv("OPENAI_BASE_URL", stack.enter_context(serving(state)))
+            monkeypatch.setenv("OPENAI_API_KEY", KEY)
+            return state
+
+        yield start

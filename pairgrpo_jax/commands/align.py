@@ -20,7 +20,7 @@ from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
-from pairgrpo_jax.commands.judging import OPENAI, Asking, Comparing, make_judge, user_function
+from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge, user_function
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.comparisons import check_comparisons
@@ -58,7 +58,6 @@ from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metric
 FREE = ("output", "resume", "keep", "export", "shown", "judging.reward_timeout", "judging.reward_retries")
 FREE += ("judging.reward_on_error", "judging.comparing.judge_concurrency", "judging.comparing.judge_backoff")
 FREE += ("judging.asking.judge_prices",)
-VERDICTS = "verdicts.sqlite"  # of a judge, in the run's folder
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 

@@ -15,6 +15,7 @@ from pairgrpo_jax.lm.rewards.rubric import read_rubric
 from pairgrpo_jax.lm.rewards.sources import Source, judge
 
 OPENAI = "judge:openai:"
+VERDICTS = "verdicts.sqlite"  # in the folder of a run
 
 
 @dataclass(frozen=True)

@@ -5,35 +5,18 @@ import logging
 
 import numpy as np
 import pytest
+from chat_server import KEY
 
 from pairgrpo_jax.lm.rewards.asking import Answer, JudgeError, Memory
 from pairgrpo_jax.lm.rewards.rubric import Rubric, read_rubric
 from pairgrpo_jax.lm.rewards.sources import SourceError, judge
-from tests.lm.chat_server import ChatServer, serving
 
 pytest.importorskip("openai", reason="needs the extra judge")
 from pairgrpo_jax.lm.rewards.openai_judge import OpenAIJudge
 
-KEY = "sk-very-secret-0123456789"
 PROMPT = ({"role": "user", "content": "Name a {colour}."},)
 PROMPTS = [PROMPT, ({"role": "user", "content": "Why?"},)]
 COMPLETIONS = [["Red.", "Red, or {blue}.", "A", "Bee bee"], ["Because.", "No.", "Why not, then?", "I"]]
-
-
-@pytest.fixture
-def served(monkeypatch):
-    """`served(*plan)`: a server that the environment points to, as long as the test runs."""
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-
-        def start(*plan, **options):
-            state = ChatServer(*plan, **options)
-            monkeypatch.setenv("OPENAI_BASE_URL", stack.enter_context(serving(state)))
-            monkeypatch.setenv("OPENAI_API_KEY", KEY)
-            return state
-
-        yield start
 
 
 def test_what_is_asked_and_answered(served):

@@ -7,6 +7,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+KEY = "sk-very-secret-0123456789"
+
 
 class ChatServer:
     """Prefers the longer reply; `plan` says what it does instead: a list, one for each request, the last for the rest.
