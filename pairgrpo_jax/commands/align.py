@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run, peek
-from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
+from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge, user_function
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
@@ -49,7 +49,7 @@ from pairgrpo_jax.lm.data import (
     spread,
 )
 from pairgrpo_jax.lm.rewards.asking import Memory
-from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
@@ -104,8 +104,8 @@ class Run(Settings):
     system: str | None = None
     """A system message, put before prompts that have none."""
     judge: str = "other"
-    """Held-out reward head for the win rate, another than the reward; other: the other half of a shipped reward's data,
-    else harmless-b for smollm2 and none for other models; empty: none."""
+    """Held-out reward head for the win rate, another than the reward; other: the head of the other half of the reward's
+    data (NAME-b for NAME-a, b for a), for functions harmless-b with smollm2 and none with other models; empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
     seed: int = 0
@@ -213,12 +213,28 @@ def execute(run: Run, console: Console) -> int:
 
 
 def judge_of(run: Run) -> str:
-    """The name of the held-out head; empty for none."""
+    """The name of the held-out head; empty for none. ValueError for a reward head without another half beside it."""
     if run.judge != "other":
         return run.judge
-    if run.reward in SHIPPED:
-        return run.reward[:-1] + {"a": "b", "b": "a"}[run.reward[-1]]
+    if run.reward in SHIPPED or run.reward.endswith(".safetensors"):
+        return other_half(run.reward)
     return "harmless-b" if run.model == "smollm2" else ""
+
+
+def other_half(reward: str) -> str:
+    """The head that `pairgrpo reward-model` made beside this one, on the other half of the same data.
+
+    Raises:
+      ValueError: for a file whose name says no half, or that lies alone.
+    """
+    path = Path(reward)
+    rest, half = path.stem[:-1], path.stem[-1:]
+    if half not in ("a", "b") or rest[-1:].isalnum():
+        raise ValueError(f"judge: {reward} is no half a or b of its data by its name; name a judge, or '' for none")
+    sibling = path.with_name(f"{rest}{'b' if half == 'a' else 'a'}{path.suffix}")
+    if path.is_file() and not sibling.is_file():
+        raise ValueError(f"judge: {sibling}, the other half of {reward}, does not exist; name a judge, or '' for none")
+    return str(sibling)
 
 
 def load(run: Run, placement: Placement) -> Model:
@@ -296,20 +312,13 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
 
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
-    tell_other_model(run, run.reward)
+    tell_other_model(run.model, run.reward)
     policy, head = load_reward_model(run.reward, model)
     if policy.lora is None and policy.model is model:
         return head
     texts = run.config.texts
     limits = {"prompt_tokens": texts.prompt_tokens, "reply_tokens": texts.completion_tokens}
     return head_source(policy, head, **limits)
-
-
-def tell_other_model(run: Run, name: str) -> None:
-    """Warns of a head that was made on another model than this run's."""
-    made_on = about_head(name).get("model", run.model)
-    if made_on != run.model:
-        print(f"warning: {name} was made on {made_on}; is {run.model} the same model?", file=sys.stderr)
 
 
 def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
@@ -319,7 +328,7 @@ def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placem
     """
     config, head = run.config, judge_of(run)
     if head:
-        tell_other_model(run, head)
+        tell_other_model(run.model, head)
     return Judges(
         Policy(model, model.params),
         load_head(head) if head else None,

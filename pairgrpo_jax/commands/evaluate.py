@@ -7,6 +7,7 @@ reply is better. This is a *held-out proxy-RM win rate*, not a human judgement.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from pairgrpo_jax.lm.alignment.evaluation import (
 )
 from pairgrpo_jax.lm.data import (
     Columns,
+    has_preferences,
     load_preferences,
     load_prompts,
     preference_accuracy,
@@ -37,7 +39,7 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
-from pairgrpo_jax.lm.rewards.reward_model import check_head, load_head
+from pairgrpo_jax.lm.rewards.reward_model import about_head, check_head, load_head
 
 
 @dataclass(frozen=True)
@@ -159,17 +161,23 @@ def source_of(args: Evaluation) -> dict[str, Any]:
 
 
 def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
-    """Implicit-reward accuracy on the fold's labelled pairs, with its interval; nothing where data has none."""
-    try:
-        rows = load_preferences(args.data, **source_of(args)).rows
-    except ValueError:
+    """Implicit-reward accuracy on the fold's labelled pairs, with its interval; nothing for data of prompts alone."""
+    if not has_preferences(args.data, split=args.split):
         return {}
+    rows = load_preferences(args.data, **source_of(args)).rows
     limits = args.prompt_tokens, args.completion_tokens
     pairs = spread(encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits), args.prompts)
     margins = implicit_margins(policy, reference, pairs, prompt_tokens=limits[0], completion_tokens=limits[1])
     low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
     return {"implicit_accuracy": accuracy, "implicit_accuracy_low": low, "implicit_accuracy_high": high}
+
+
+def tell_other_model(model: str, head: str) -> None:
+    """Warns of a reward head that was made on another model than this one."""
+    made_on = about_head(head).get("model", model)
+    if made_on != model:
+        print(f"warning: {head} was made on {made_on}; is {model} the same model?", file=sys.stderr)
 
 
 def resolve(name: str) -> str:
@@ -202,6 +210,7 @@ def main(words: Sequence[str]) -> None:
     args = parse(Evaluation(), words, "pairgrpo evaluate", __doc__)
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
+    tell_other_model(args.reference, args.judge)
     reference, head = as_policy(args.reference), load_head(args.judge)
     a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):

@@ -66,25 +66,17 @@ class Measuring(Settings):
     """Folder for figures.json, table.md and the verdicts."""
     asking: Asking | None = None
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.judge.startswith("judge:"):
-            raise ValueError(f"judge={self.judge!r} must be judge:openai:MODEL or judge:module:function")
-
 
 def main(words: Sequence[str]) -> int:
     """Parses the command line, asks, and reports."""
-    name = peek(words, "judge", "judge:")
-    default = Measuring(judge=name if name.startswith("judge:") else "judge:", asking=_asking(name))
-    return execute(parse(default, words, "pairgrpo judge", __doc__), Console())
-
-
-def _asking(name: str) -> Asking | None:
-    return Asking() if name.startswith(OPENAI) else None
+    asking = Asking() if peek(words, "judge", "").startswith(OPENAI) else None
+    return execute(parse(Measuring(asking=asking), words, "pairgrpo judge", __doc__), Console())
 
 
 def execute(run: Measuring, console: Console) -> int:
     """Measures and reports; the exit code, 1 if the judge gave no verdict on any pair."""
+    if not run.judge.startswith("judge:"):
+        raise ValueError(f"judge={run.judge!r} must be judge:openai:MODEL or judge:module:function")
     loaded = load_preferences(run.data, split=run.split, prompt_column=run.prompt_column, system=run.system)
     rows = spread(loaded.rows, run.pairs)
     memory = Memory(run.output / VERDICTS)

@@ -277,10 +277,28 @@ def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
     judges = {"helpful-a": "helpful-b", "harmless-b": "harmless-a", "mine:f": "harmless-b"}
     assert {reward: align.judge_of(align.Run(judging=align.Judging(reward))) for reward in judges} == judges
     assert align.judge_of(align.Run(judging=align.Judging("mine:f"), model="other")) == ""
-    align.tell_other_model(align.Run(), "helpful-a")
+    evaluate.tell_other_model("smollm2", "helpful-a")
     assert not capsys.readouterr().err
-    align.tell_other_model(align.Run(model="other"), "helpful-a")
+    evaluate.tell_other_model("other", "helpful-a")
     assert "helpful-a was made on smollm2; is other the same model?" in capsys.readouterr().err
+
+
+def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path):
+    def judge(name, **options):
+        return align.judge_of(align.Run(judging=align.Judging(str(tmp_path / name)), **options))
+
+    for name in ("a", "b", "my-a", "my_b", "alone-a", "panda"):
+        (tmp_path / f"{name}.safetensors").touch()
+    (tmp_path / "my-b.safetensors").touch()
+    siblings = {"a": "b", "b": "a", "my-a": "my-b"}
+    for reward, other in siblings.items():
+        assert judge(f"{reward}.safetensors") == str(tmp_path / f"{other}.safetensors")
+        assert judge(f"{reward}.safetensors", model="other") == str(tmp_path / f"{other}.safetensors")
+    for alone in ("my_b", "alone-a", "panda"):
+        with pytest.raises(ValueError, match="name a judge, or '' for none"):
+            judge(f"{alone}.safetensors")
+        assert judge(f"{alone}.safetensors", judge="") == ""
+        assert judge(f"{alone}.safetensors", judge="harmless-b") == "harmless-b"
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):
