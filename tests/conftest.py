@@ -59,3 +59,21 @@ def run_here(monkeypatch, capsys):
         return Done(int(end.value.code or 0), *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """`served(*plan)`: a chat server that the environment points to, as long as the test runs; see `chat_server`."""
+    import contextlib
+
+    from chat_server import KEY, ChatServer, serving
+
+    with contextlib.ExitStack() as stack:
+
+        def start(*plan, **options):
+            state = ChatServer(*plan, **options)
+            monkeypatch.setenv("OPENAI_BASE_URL", stack.enter_context(serving(state)))
+            monkeypatch.setenv("OPENAI_API_KEY", KEY)
+            return state
+
+        yield start

@@ -7,9 +7,8 @@ minutes. Leaves metrics, a page of replies before and after, checkpoints, and th
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import parse_run
+from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
+from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge, user_function
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
+from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
@@ -50,23 +51,16 @@ from pairgrpo_jax.lm.data import (
     unseen,
 )
 from pairgrpo_jax.lm.files.peft import save_peft
+from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, fitted_on, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = (
-    "ignore_fields",
-    "output",
-    "resume",
-    "keep",
-    "export",
-    "shown",
-    "judging.reward_timeout",
-    "judging.reward_retries",
-)
-FREE += ("judging.reward_on_error", "ignore_fields")
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "shown")
+FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
+FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
@@ -77,13 +71,23 @@ class Judging(Settings):
 
     reward: str = "harmless-a"
     """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model), module:function of yours (several as
-    module:f=0.7,module:g=0.3), or judge:module:function that compares two replies."""
+    module:f=0.7,module:g=0.3), judge:module:function that compares two replies, or judge:openai:MODEL, one behind
+    OPENAI_BASE_URL with OPENAI_API_KEY."""
     reward_timeout: Annotated[float | None, Above(0)] = None
-    """Seconds that your reward function may take for a batch."""
+    """Seconds that your reward function may take for a batch, or a judge for a question."""
     reward_retries: Annotated[int, AtLeast(0)] = 0
     """More tries after it fails."""
     reward_on_error: Literal["raise", "skip"] = "raise"
-    """Then: stop with a checkpoint, or skip the groups concerned and count them."""
+    """Then: stop with a checkpoint, or skip the groups concerned and count them. A judge's verdicts are kept."""
+    comparing: Comparing | None = None
+    asking: Asking | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reward.startswith("judge:") != (self.comparing is not None):
+            raise ValueError("comparing: a judge compares replies, and a reward does not")
+        if self.reward.startswith(OPENAI) != (self.asking is not None):
+            raise ValueError(f"asking: for {OPENAI}MODEL alone")
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,14 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
     """The run of a method, `NAME` or `NAME-offline`, as it is tuned."""
     name, _, offline = label.partition("-")
     config = tuned(name, bool(offline))
-    return Run(config=config, judging=Judging() if config.online else None)
+    return Run(config=config, judging=judging_of(peek(words, "reward", Judging.reward)) if config.online else None)
+
+
+def judging_of(reward: str) -> Judging:
+    """The settings that a reward of this name has; servers are asked again, as they can be busy."""
+    if reward.startswith(OPENAI):
+        return Judging(reward, 60.0, 5, comparing=Comparing(), asking=Asking())
+    return Judging(reward, comparing=Comparing() if reward.startswith("judge:") else None)
 
 
 def main(words: Sequence[str]) -> int:
@@ -296,8 +307,7 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
     if ":" not in run.reward:
         return reward_model_of(run, model)
     policy = {"timeout": judging.reward_timeout, "retries": judging.reward_retries, "on_error": judging.reward_on_error}
-    how, _, rest = run.reward.partition(":")
-    if how != "judge":
+    if not run.reward.startswith("judge:"):
         named = [part.partition("=") for part in run.reward.split(",")]
         try:
             weights = [float(weight or 1) for _, _, weight in named]
@@ -306,9 +316,13 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
         return reward_function([user_function(name) for name, _, _ in named], weights, **policy)
     if not run.config.method.comparisons:
         raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
-    if run.config.group_size % 2:
-        raise ValueError(f"candidates={run.config.group_size} must be even: a judge compares them two by two")
-    return judge(user_function(rest), **policy)
+    assert judging.comparing is not None
+    check_comparisons(judging.comparing.comparisons, run.config.group_size)
+    memory = Memory(run.output / VERDICTS)
+    known = run.resume and memory.path.exists()
+    if known:
+        memory.open()
+    return make_judge(run.reward, judging.comparing, judging.asking, memory=memory, check=not known, **policy)
 
 
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
@@ -320,16 +334,6 @@ def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     texts = run.config.texts
     limits = {"prompt_tokens": texts.prompt_tokens, "reply_tokens": texts.completion_tokens}
     return head_source(policy, head, **limits)
-
-
-def user_function(where: str) -> Callable:
-    """The function `module:function`, also of the working directory."""
-    module, _, name = where.partition(":")
-    sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward: cannot import {where!r}: {error}") from error
 
 
 def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
