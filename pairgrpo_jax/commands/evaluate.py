@@ -55,6 +55,10 @@ class Evaluation(Settings):
     """Its rival."""
     reference: str = "smollm2"
     """The model that KL is measured to, and whose trunk the judge's head sits on."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the models' configs to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     judge: str = "harmless-b"
     """Reward head, one that neither model was trained on."""
     data: str = "tiny"
@@ -217,9 +221,9 @@ def resolve(name: str) -> str:
     return str(folder / "model") if (folder / "model" / "config.json").exists() else name
 
 
-def as_policy(name: str) -> Policy:
-    """Loads a model as a policy."""
-    model = load_model(resolve(name))
+def as_policy(name: str, **options: Any) -> Policy:
+    """Loads a model as a policy, with options of `load_model`."""
+    model = load_model(resolve(name), **options)
     if model.tokenizer is None:
         raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
     return Policy(model, model.params)
@@ -240,8 +244,9 @@ def main(words: Sequence[str]) -> None:
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
     tell_other_model(args.reference, args.judge)
-    reference, head = as_policy(args.reference), load_head(args.judge)
-    a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
+    options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
+    reference, head = as_policy(args.reference, **options), load_head(args.judge)
+    a, b = (reference if name == args.reference else as_policy(name, **options) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():

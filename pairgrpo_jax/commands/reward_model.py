@@ -50,7 +50,7 @@ from pairgrpo_jax.lm.rewards import reward_training as training
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, save_head
 from pairgrpo_jax.training import TrainState, check_finite, make_update_step, open_folder, settings
 
-_FREE = ("output", "resume")
+_FREE = ("ignore_fields", "output", "resume")
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Run(Settings):
 
     model: str = "smollm2"
     """Trunk: a folder, a .gguf file, a hub repository, or smollm2."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of its config to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     data: str = "tiny"
     """tiny, a file or folder (.jsonl, .json, also .gz; .parquet), or a hub data set."""
     split: str = "train"
@@ -122,7 +126,7 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
-    model = load_model(run.model)
+    model = load_model(run.model, ignore_fields=run.ignore_fields, end_of_turn=run.end_of_turn)
     if run.mode == "lora":
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)

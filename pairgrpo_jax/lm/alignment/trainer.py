@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from pairgrpo_jax import core
+from pairgrpo_jax.core.surrogate import policy_kl
 from pairgrpo_jax.lm.alignment import objectives
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
@@ -180,6 +181,7 @@ class _Run:
         self.update = jax.jit(self._update, donate_argnums=0)
         self.old_scores = jax.jit(self._old_scores)
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
+        self.realised_kl = jax.jit(self._realised_kl)
         self.judge_tokens = jax.jit(self._judge_tokens)
         self.signal = jax.jit(functools.partial(learning_signal, config))
 
@@ -223,11 +225,12 @@ class _Run:
         if np.any(np.asarray(batch.alive)):
             state, measured = self.fit(state, batch, *update_keys)
             metrics = metrics | measured
-        return self.renewed(state, key, metrics), metrics
+            if self.config.method.dual:
+                metrics["realised_kl"] = self.realised_kl(state.params, self.frozen, batch)
+        return self.renewed(state, key, metrics.get("realised_kl")), metrics
 
-    def renewed(self, state: TrainState, key: jax.Array, metrics) -> TrainState:
+    def renewed(self, state: TrainState, key: jax.Array, kl) -> TrainState:
         """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
-        kl = metrics["kl"][-1] if "kl" in metrics else None
         after = self.config.method.renewed(adaptive_of(state), kl)
         extra = state.extra | {"position": state.extra["position"] + 1}
         opt_state = annealed_to(after.batches * self.config.optimizer.updates_per_batch, state.opt_state)
@@ -251,7 +254,7 @@ class _Run:
         measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         change = measured.pop("logp_change", None)
         samples = self.config.samples
-        if change is not None and samples and not samples.rescores and not self.config.adapters.lora_dropout:
+        if change is not None and samples and not samples.rescores:
             measured["sampler_gap"] = change[0]
         return state, measured
 
@@ -283,6 +286,11 @@ class _Run:
         hidden = completion_hidden(policy, *batch.tokens)
         scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.scored)
         return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None
+
+    def _realised_kl(self, trainable, frozen, batch: Batch) -> jax.Array:
+        """KL between pi_old and the policy that the updates ended at, nats per token."""
+        logp, _ = self._old_scores(trainable, frozen, batch)
+        return policy_kl((logp - batch.old_logp) * batch.mask, batch.mask)["approx_kl"].mean
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
         scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)

@@ -8,6 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pairgrpo_jax.lm.files.text_files import check_mark
+
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 SHIPPED = ("tiny", "tiny-helpful", "tiny-harmless")
 
@@ -85,6 +87,8 @@ def _read_json(path: Path) -> Iterator[Row]:
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
+        with opened(path, "rb") as file:
+            check_mark(path, file.read(3))
         with opened(path, "rt", encoding="utf-8") as file:
             if ".jsonl" not in path.name:
                 text = file.read()

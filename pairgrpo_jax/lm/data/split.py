@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pairgrpo_jax.lm.data.rows import Preference, Prompt, PromptRow
+from pairgrpo_jax.core.preference import ranked_right
+from pairgrpo_jax.lm.data.messages import Prompt
+from pairgrpo_jax.lm.data.rows import Preference, PromptRow
 
 
 def first_turn(row: Any) -> str:
@@ -84,11 +86,6 @@ def batch_indices(count: int, batch: int, position: int, seed: int) -> np.ndarra
     epochs = places // count
     orders = {e: np.random.default_rng([seed, e]).permutation(count) for e in np.unique(epochs).tolist()}
     return np.array([orders[e][i] for e, i in zip(epochs.tolist(), places % count)])
-
-
-def ranked_right(margins: Any) -> Any:
-    """Returns 1 where a pair is ranked as labelled (a positive margin), 0.5 at a tie, 0 elsewhere; any shape."""
-    return (margins > 0) + (margins == 0) / 2
 
 
 def preference_accuracy(margins: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -188,13 +188,16 @@ def fitted_on(name_or_path: Path | str, data: str) -> Half | None:
     return Half(about["half"], about["seed"])
 
 
-def load_reward_model(name_or_path: Path | str, model: Model) -> tuple[Policy, RewardHead]:
-    """Loads a head with the trunk it was trained on, as `experiments.train_reward_model` leaves them side by side.
+def load_reward_model(
+    name_or_path: Path | str, model: Model, *, ignore_fields: Iterable[str] = ()
+) -> tuple[Policy, RewardHead]:
+    """Loads a head with the trunk it was trained on, as `pairgrpo reward-model` leaves them side by side.
 
     Args:
       name_or_path: a shipped head, or a file NAME.safetensors of any mode.
       model: the base; the trunk itself (frozen), or what the adapters of NAME-adapters.safetensors go on (lora). A
         whole trunk comes from the folder NAME-trunk (full).
+      ignore_fields: of the trunk's config, see `load_model`.
 
     Raises:
       ValueError: as `load_head`, for files that are missing, and for a head or adapters that do not fit the model.
@@ -208,7 +211,7 @@ def load_reward_model(name_or_path: Path | str, model: Model) -> tuple[Policy, R
         adapters = load_adapters(file, config, model.config)
         policy = policy._replace(lora=lora.variables(config, adapters))
     elif mode == "full":
-        trunk = load_model(path.with_name(f"{path.stem}-trunk"))
+        trunk = load_model(path.with_name(f"{path.stem}-trunk"), ignore_fields=ignore_fields)
         policy = Policy(trunk, trunk.params)
     check_head(head, policy.model.config)
     return policy, head
