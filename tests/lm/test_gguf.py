@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import load_model
+from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.gguf_parts import GGUFModel
 from pairgrpo_jax.lm.files.tokenizer import encode, from_gguf
 from pairgrpo_jax.lm.files.weights import stored_tensors
 from pairgrpo_jax.lm.models.model import FAMILIES
@@ -27,12 +29,12 @@ def permute(x, heads):
     return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
-def write(model, path, vocabulary=None, **extra):
-    """Writes a model of ours as a GGUF file; `vocabulary` adds the fields of its tokenizer."""
+def write(model, path, vocabulary=None, split=None, **extra):
+    """Writes a model of ours as a GGUF file, in parts as `split` says; `vocabulary` adds a tokenizer's fields."""
     config = model.config
     arch = ARCHITECTURES[config.family]
     name = gguf.MODEL_ARCH_NAMES[arch]
-    writer = gguf.GGUFWriter(path, name)
+    writer = gguf.GGUFWriter(path, name, **(split or {}))
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
@@ -87,6 +89,73 @@ def test_every_family_loads_as_written(family, index, tmp_path):
     want = dataclasses.replace(model.config, attention_scales=scales, **ids)
     got = dataclasses.replace(loaded.config, norm_eps=want.norm_eps, **ids)
     assert got == want
+
+
+@pytest.fixture(params=[{"split_max_tensors": 4}, {"split_max_tensors": 7, "small_first_shard": True}])
+def parts(request, tmp_path):
+    """A model in parts, all with tensors or all but the first, in a folder of its own."""
+    model, folder = tiny_model("llama", 0), tmp_path / "parts"
+    folder.mkdir()
+    write(model, folder / "m.gguf", split=request.param)
+    return model, sorted(folder.iterdir())
+
+
+def test_parts_are_read_together(parts):
+    model, files = parts
+    assert len(files) >= 4 and files[1].name == f"m-00002-of-{len(files):05d}.gguf"
+    for path in (files[0].parent, files[0], files[-1]):
+        loaded = load_model(path)
+        assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, model.params))
+    (files[0].parent / "config.json").write_text("{}")  # hubs put one beside GGUF files
+    load_model(files[0].parent)
+
+
+def test_missing_and_foreign_parts_are_named(parts):
+    _, files = parts
+    renamed = files[0].with_name("other.gguf")
+    renamed.write_bytes(files[0].read_bytes())
+    with pytest.raises(ValueError, match=r"other\.gguf: field 'split\.count'.*NAME-00001"):
+        load_model(renamed)
+    with pytest.raises(ValueError, match=r"parts: holds 2 models; name the file of one: .*m-00001-of.*, .*other\.gguf"):
+        load_model(files[0].parent)
+    renamed.unlink()
+    data = files[2].read_bytes()
+    files[2].write_bytes(files[1].read_bytes())
+    with pytest.raises(ValueError, match=rf"{files[2].name}: field 'split\.no' = 1: expected 2"):
+        load_model(files[0])
+    files[2].unlink()
+    for path in (files[0], files[0].parent):
+        with pytest.raises(ValueError, match=rf"of {len(files)} parts, 1 are missing: .*{files[2].name}"):
+            load_model(path)
+    files[2].write_bytes(data)
+    files[0].unlink()
+    with pytest.raises(ValueError, match=rf"1 are missing: .*{files[0].name}"):
+        load_model(files[0].parent)
+
+
+def test_a_folder_of_two_quantisations_asks_for_the_file(tmp_path):
+    for name in ("m-Q4_0.gguf", "m-Q8_0.gguf"):
+        write(tiny_model("llama", 0), tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds 2 models; name the file of one: .*m-Q4_0\.gguf, .*m-Q8_0\.gguf"):
+        load_model(tmp_path)
+    load_model(tmp_path / "m-Q8_0.gguf")
+    with pytest.raises(ValueError, match="there is no part 3 of 2"):
+        (tmp_path / "m-Q8_0.gguf").rename(tmp_path / "m-00003-of-00002.gguf")
+        load_model(tmp_path / "m-00003-of-00002.gguf")
+
+
+def test_parts_of_two_models_do_not_mix(parts):
+    first, second, *_ = files = [GGUFFile(path) for path in parts[1]]
+    first.fields["split.tensors.count"] += 1
+    with pytest.raises(ValueError, match=r"field 'split\.tensors\.count'"):
+        GGUFModel(files)
+    files[2] = second
+    with pytest.raises(ValueError, match=r"field 'split\.no' = 1: expected 2"):
+        GGUFModel(files)
+    files[2] = GGUFFile(parts[1][1])
+    files[2].fields["split.no"] = 2
+    with pytest.raises(ValueError, match=r"tensor '.*' is in .* too"):
+        GGUFModel(files)
 
 
 @pytest.mark.parametrize(("field", "value"), [("rope.scaling.attn_factor", 0.5), ("rope.scaling.factor", 4.0)])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pairgrpo_jax.lm.files import gguf_model, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
-from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.gguf_parts import open_model
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
@@ -81,10 +81,9 @@ def load_model(
         extra, misshapen or not supported.
     """
     path = resolve(path_or_id)
-    gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
-        where = str(path if path.is_file() else gguf_files[0])
-        file = GGUFFile(Path(where))
+    file = open_model(path)
+    if file is not None:
+        where = file.where
         fields = gguf_model.read_config(file)
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)
