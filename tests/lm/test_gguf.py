@@ -1,5 +1,7 @@
 """GGUF files of every supported family, written with llama.cpp's conventions, load as they were."""
 
+import functools
+
 import gguf
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from pairgrpo_jax.lm.files.tokenizer import encode, from_gguf
 from pairgrpo_jax.lm.files.weights import stored_tensors
 from pairgrpo_jax.lm.models.model import FAMILIES
 
-from .conftest import tiny_model
+from .conftest import config_fields, tiny_model, torch_model
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -29,8 +31,8 @@ def permute(x, heads):
     return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
-def write(model, path, vocabulary=None, split=None, **extra):
-    """Writes a model of ours as a GGUF file, in parts as `split` says; `vocabulary` adds a tokenizer's fields."""
+def write(model, path, more=None, split=None, **extra):
+    """Writes a model of ours as a GGUF file, in parts as `split` says; `more` adds fields and tensors."""
     config = model.config
     arch = ARCHITECTURES[config.family]
     name = gguf.MODEL_ARCH_NAMES[arch]
@@ -46,8 +48,8 @@ def write(model, path, vocabulary=None, split=None, **extra):
     writer.add_rope_freq_base(config.rope.theta)
     if any(config.windows):
         writer.add_sliding_window(max(config.windows))
-    if vocabulary is not None:
-        vocabulary(writer)
+    if more is not None:
+        more(writer)
     for key, value in extra.items():
         writer.add_key_value(f"{name}.{key}", value, gguf.GGUFValueType.FLOAT32)
     table = gguf.get_tensor_name_map(arch, config.num_layers)
@@ -163,6 +165,56 @@ def test_a_rope_field_without_effect_is_refused(tmp_path, field, value):
     write(tiny_model("llama", 0), tmp_path / "model.gguf", **{field: value})
     with pytest.raises(ValueError, match=f"field 'llama.{field}'"):
         load_model(tmp_path / "model.gguf")
+
+
+def scaled(writer, kind):
+    """Adds 97 tokens and a rope scaling, as llama.cpp's converter writes that of the config of the same kind."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(97)])
+    if kind == "llama3":
+        pace = np.float64(1e4) ** (-np.arange(0, 16, 2) / 16)
+        smooth = np.clip((32 * pace / (2 * np.pi) - 1) / 3, 0, 1)
+        writer.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32))
+        return
+    writer.add_string("llama.rope.scaling.type", kind)
+    writer.add_float32("llama.rope.scaling.factor", 4.0)
+    if kind == "yarn":
+        writer.add_uint32("llama.rope.scaling.original_context_length", 64)
+        writer.add_float32("llama.rope.scaling.yarn_beta_fast", 4.0)
+        writer.add_float32("llama.rope.scaling.yarn_beta_slow", 1.0)
+
+
+SCALINGS = {
+    "linear": {"factor": 4.0, "rope_theta": 1e4},
+    "yarn": {"factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64, "beta_fast": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "rope_theta": 1e4,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scaled_rope_is_that_of_the_config_not_of_transformers_gguf_loader(kind, tmp_path):
+    """The oracle is `transformers`' model of the config; its own GGUF loader (5.23.0) drops the scaling."""
+    torch = pytest.importorskip("torch", reason="the parity oracle needs torch (extra: parity)")
+    pytest.importorskip("accelerate", reason="transformers' GGUF loader needs accelerate")
+    from transformers import AutoModelForCausalLM
+
+    fields = config_fields("llama") | {"rope_parameters": SCALINGS[kind] | {"rope_type": kind}}
+    oracle = torch_model(fields)
+    oracle.save_pretrained(tmp_path)
+    write(load_model(tmp_path), tmp_path / "model.gguf", functools.partial(scaled, kind=kind))
+    model = load_model(tmp_path / "model.gguf")
+    tokens = np.random.default_rng(0).integers(3, 97, (1, 96))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        want, theirs = (m(torch.as_tensor(tokens)).logits.numpy() for m in (oracle, loaded))
+    np.testing.assert_allclose(model.apply(model.params, jnp.asarray(tokens)), want, atol=2e-4, rtol=0)
+    assert np.abs(theirs - want).max() > 0.1, "transformers' loader reads this scaling now: compare with it"
 
 
 def test_llama3_rope_factors_are_applied(tmp_path):

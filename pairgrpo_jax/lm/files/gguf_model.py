@@ -40,6 +40,8 @@ _CHECKED = {
     "rope.scaling.original_context_length",
     "rope.scaling.attn_factor",
     "rope.scaling.finetuned",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
 }
 
 
@@ -104,6 +106,8 @@ def _rope_scaling(file: GGUFModel, arch: str, own: dict) -> dict[str, Any]:
     if kind == "yarn":
         original = own.get("rope.scaling.original_context_length")
         scaling["original_max_position_embeddings"] = original
+        betas = {name: own.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+        scaling |= {name: value for name, value in betas.items() if value is not None}
     return scaling
 
 
