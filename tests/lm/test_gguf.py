@@ -31,7 +31,7 @@ def permute(x, heads):
     return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
-def write(model, path, more=None, split=None, **extra):
+def write(model, path, token_ids=(), more=None, split=None, **extra):
     """Writes a model of ours as a GGUF file, in parts as `split` says; `more` adds fields and tensors."""
     config = model.config
     arch = ARCHITECTURES[config.family]
@@ -52,6 +52,8 @@ def write(model, path, more=None, split=None, **extra):
         more(writer)
     for key, value in extra.items():
         writer.add_key_value(f"{name}.{key}", value, gguf.GGUFValueType.FLOAT32)
+    for key, value in dict(token_ids).items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", value)
     table = gguf.get_tensor_name_map(arch, config.num_layers)
     names = FAMILIES[config.family].tensor_names(config)
     for theirs, (_, make) in stored_tensors(names, model.params).items():

@@ -1,5 +1,6 @@
 """Tokenizers and chat templates: from a folder, or rebuilt exactly from GGUF fields."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from pairgrpo_jax.lm.files import sentencepiece
 from pairgrpo_jax.lm.files.sentencepiece import CONTROL, NORMAL, USER_DEFINED
 
+_log = logging.getLogger("pairgrpo_jax.lm")
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -125,14 +127,31 @@ def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
         raise ValueError(f"{folder}: cannot read the tokenizer: {e}") from e
 
 
-def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
-    """Raises ValueError if the tokenizer is another model's: an id without a row, or none that ends a text."""
-    known = set(tokenizer.get_vocab().values())
-    highest = max(known, default=-1)
+def check_vocab(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
+    """Raises ValueError if the tokenizer is another model's: an id without a row, or none that ends a text.
+
+    Tokens that were added to a vocabulary may have no row, as Gemma 3's `<image_soft_token>`; see `check_ids`.
+    """
+    vocab, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    highest = max((i for token, i in vocab.items() if token not in added), default=-1)
     if highest >= vocab_size:
         raise ValueError(f"{where}: the tokenizer's ids go up to {highest}, field 'vocab_size' = {vocab_size}")
-    if eos_ids and not known.intersection(eos_ids):
+    if eos_ids and not set(vocab.values()).intersection(eos_ids):
         raise ValueError(f"{where}: field 'eos_token_id' = {list(eos_ids)}: the tokenizer has none of these ids")
+    beyond = sorted(token for token, i in added.items() if i >= vocab_size)
+    if beyond:
+        _log.info("%s: the model has no row for %s; texts with them are refused", where, ", ".join(beyond[:10]))
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocab_size: int) -> None:
+    """Raises ValueError that names a token of a text for which the model has no row."""
+    beyond = next((i for i in ids if i >= vocab_size), None)
+    if beyond is not None:
+        token = tokenizer.convert_ids_to_tokens(beyond)
+        raise ValueError(
+            f"the text contains {token!r}, whose id {beyond} has no row in the model (vocab_size = {vocab_size}); "
+            "take it out of the text"
+        )
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
