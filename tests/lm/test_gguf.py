@@ -1,5 +1,7 @@
 """GGUF files of every supported family, written with llama.cpp's conventions, load as they were."""
 
+import functools
+
 import gguf
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,13 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import load_model
+from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.gguf_parts import GGUFModel
 from pairgrpo_jax.lm.files.tokenizer import encode, from_gguf
 from pairgrpo_jax.lm.files.weights import stored_tensors
 from pairgrpo_jax.lm.models.model import FAMILIES
 
-from .conftest import tiny_model
+from .conftest import config_fields, tiny_model, torch_model
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -27,12 +31,12 @@ def permute(x, heads):
     return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
-def write(model, path, token_ids=(), vocabulary=None, **extra):
-    """Writes a model of ours as a GGUF file; `vocabulary` adds the fields of its tokenizer."""
+def write(model, path, token_ids=(), more=None, split=None, **extra):
+    """Writes a model of ours as a GGUF file, in parts as `split` says; `more` adds fields and tensors."""
     config = model.config
     arch = ARCHITECTURES[config.family]
     name = gguf.MODEL_ARCH_NAMES[arch]
-    writer = gguf.GGUFWriter(path, name)
+    writer = gguf.GGUFWriter(path, name, **(split or {}))
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden_size)
@@ -44,8 +48,8 @@ def write(model, path, token_ids=(), vocabulary=None, **extra):
     writer.add_rope_freq_base(config.rope.theta)
     if any(config.windows):
         writer.add_sliding_window(max(config.windows))
-    if vocabulary is not None:
-        vocabulary(writer)
+    if more is not None:
+        more(writer)
     for key, value in extra.items():
         writer.add_key_value(f"{name}.{key}", value, gguf.GGUFValueType.FLOAT32)
     for key, value in dict(token_ids).items():
@@ -91,11 +95,128 @@ def test_every_family_loads_as_written(family, index, tmp_path):
     assert got == want
 
 
+@pytest.fixture(params=[{"split_max_tensors": 4}, {"split_max_tensors": 7, "small_first_shard": True}])
+def parts(request, tmp_path):
+    """A model in parts, all with tensors or all but the first, in a folder of its own."""
+    model, folder = tiny_model("llama", 0), tmp_path / "parts"
+    folder.mkdir()
+    write(model, folder / "m.gguf", split=request.param)
+    return model, sorted(folder.iterdir())
+
+
+def test_parts_are_read_together(parts):
+    model, files = parts
+    assert len(files) >= 4 and files[1].name == f"m-00002-of-{len(files):05d}.gguf"
+    for path in (files[0].parent, files[0], files[-1]):
+        loaded = load_model(path)
+        assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, model.params))
+    (files[0].parent / "config.json").write_text("{}")  # hubs put one beside GGUF files
+    load_model(files[0].parent)
+
+
+def test_missing_and_foreign_parts_are_named(parts):
+    _, files = parts
+    renamed = files[0].with_name("other.gguf")
+    renamed.write_bytes(files[0].read_bytes())
+    with pytest.raises(ValueError, match=r"other\.gguf: field 'split\.count'.*NAME-00001"):
+        load_model(renamed)
+    with pytest.raises(ValueError, match=r"parts: holds 2 models; name the file of one: .*m-00001-of.*, .*other\.gguf"):
+        load_model(files[0].parent)
+    renamed.unlink()
+    data = files[2].read_bytes()
+    files[2].write_bytes(files[1].read_bytes())
+    with pytest.raises(ValueError, match=rf"{files[2].name}: field 'split\.no' = 1: expected 2"):
+        load_model(files[0])
+    files[2].unlink()
+    for path in (files[0], files[0].parent):
+        with pytest.raises(ValueError, match=rf"of {len(files)} parts, 1 are missing: .*{files[2].name}"):
+            load_model(path)
+    files[2].write_bytes(data)
+    files[0].unlink()
+    with pytest.raises(ValueError, match=rf"1 are missing: .*{files[0].name}"):
+        load_model(files[0].parent)
+
+
+def test_a_folder_of_two_quantisations_asks_for_the_file(tmp_path):
+    for name in ("m-Q4_0.gguf", "m-Q8_0.gguf"):
+        write(tiny_model("llama", 0), tmp_path / name)
+    with pytest.raises(ValueError, match=r"holds 2 models; name the file of one: .*m-Q4_0\.gguf, .*m-Q8_0\.gguf"):
+        load_model(tmp_path)
+    load_model(tmp_path / "m-Q8_0.gguf")
+    with pytest.raises(ValueError, match="there is no part 3 of 2"):
+        (tmp_path / "m-Q8_0.gguf").rename(tmp_path / "m-00003-of-00002.gguf")
+        load_model(tmp_path / "m-00003-of-00002.gguf")
+
+
+def test_parts_of_two_models_do_not_mix(parts):
+    first, second, *_ = files = [GGUFFile(path) for path in parts[1]]
+    first.fields["split.tensors.count"] += 1
+    with pytest.raises(ValueError, match=r"field 'split\.tensors\.count'"):
+        GGUFModel(files)
+    files[2] = second
+    with pytest.raises(ValueError, match=r"field 'split\.no' = 1: expected 2"):
+        GGUFModel(files)
+    files[2] = GGUFFile(parts[1][1])
+    files[2].fields["split.no"] = 2
+    with pytest.raises(ValueError, match=r"tensor '.*' is in .* too"):
+        GGUFModel(files)
+
+
 @pytest.mark.parametrize(("field", "value"), [("rope.scaling.attn_factor", 0.5), ("rope.scaling.factor", 4.0)])
 def test_a_rope_field_without_effect_is_refused(tmp_path, field, value):
     write(tiny_model("llama", 0), tmp_path / "model.gguf", **{field: value})
     with pytest.raises(ValueError, match=f"field 'llama.{field}'"):
         load_model(tmp_path / "model.gguf")
+
+
+def scaled(writer, kind):
+    """Adds 97 tokens and a rope scaling, as llama.cpp's converter writes that of the config of the same kind."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(97)])
+    if kind == "llama3":
+        pace = np.float64(1e4) ** (-np.arange(0, 16, 2) / 16)
+        smooth = np.clip((32 * pace / (2 * np.pi) - 1) / 3, 0, 1)
+        writer.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32))
+        return
+    writer.add_string("llama.rope.scaling.type", kind)
+    writer.add_float32("llama.rope.scaling.factor", 4.0)
+    if kind == "yarn":
+        writer.add_uint32("llama.rope.scaling.original_context_length", 64)
+        writer.add_float32("llama.rope.scaling.yarn_beta_fast", 4.0)
+        writer.add_float32("llama.rope.scaling.yarn_beta_slow", 1.0)
+
+
+SCALINGS = {
+    "linear": {"factor": 4.0, "rope_theta": 1e4},
+    "yarn": {"factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64, "beta_fast": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "rope_theta": 1e4,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scaled_rope_is_that_of_the_config_not_of_transformers_gguf_loader(kind, tmp_path):
+    """The oracle is `transformers`' model of the config; its own GGUF loader (5.23.0) drops the scaling."""
+    torch = pytest.importorskip("torch", reason="the parity oracle needs torch (extra: parity)")
+    pytest.importorskip("accelerate", reason="transformers' GGUF loader needs accelerate")
+    from transformers import AutoModelForCausalLM
+
+    fields = config_fields("llama") | {"rope_parameters": SCALINGS[kind] | {"rope_type": kind}}
+    oracle = torch_model(fields)
+    oracle.save_pretrained(tmp_path)
+    write(load_model(tmp_path), tmp_path / "model.gguf", functools.partial(scaled, kind=kind))
+    model = load_model(tmp_path / "model.gguf")
+    tokens = np.random.default_rng(0).integers(3, 97, (1, 96))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        want, theirs = (m(torch.as_tensor(tokens)).logits.numpy() for m in (oracle, loaded))
+    np.testing.assert_allclose(model.apply(model.params, jnp.asarray(tokens)), want, atol=2e-4, rtol=0)
+    assert np.abs(theirs - want).max() > 0.1, "transformers' loader reads this scaling now: compare with it"
 
 
 def test_llama3_rope_factors_are_applied(tmp_path):

@@ -1,6 +1,8 @@
 """Logits and greedy text equal `transformers` (torch, float32), family by family."""
 
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm import generate, load_model, save_pretrained
+from pairgrpo_jax.lm.models.model import FAMILIES
 
 from .conftest import CASES, FAMILY_CONFIGS, config_fields, torch_model
 
@@ -112,3 +115,12 @@ def test_no_torch_at_run_time(tmp_path):
         "lm.generate(m, m.params, [[5]], max_new_tokens=2, key=jax.random.key(0))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_table_of_models_has_a_row_and_a_command_for_every_family():
+    text = (Path(__file__).parents[2] / "docs" / "lm.md").read_text(encoding="utf-8")
+    rows = dict(
+        re.findall(r"^\| [^|]+ \| `(\w+)` \|.*`python -m pytest tests/lm/test_parity\.py -k (\w+)` \|$", text, re.M)
+    )
+    assert set(rows) == set(FAMILIES) == set(FAMILY_CONFIGS)
+    assert all(name == selected for name, selected in rows.items())

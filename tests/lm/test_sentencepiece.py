@@ -197,7 +197,7 @@ def test_a_model_with_such_a_vocabulary_generates_and_is_saved(tmp_path):
     fields = config_fields("llama") | {"vocab_size": len(vocabulary)}
     config = read_config(fields, "config.json")
     model = Model(config, init_params(config, jax.random.key(0)), hf_config=fields)
-    write(model, tmp_path / "model.gguf", vocabulary=lambda writer: add(writer, vocabulary))
+    write(model, tmp_path / "model.gguf", more=lambda writer: add(writer, vocabulary))
     model = load_model(tmp_path / "model.gguf")
     ids = encode(model.tokenizer, PROMPTS[0])
     out = generate(model, model.params, [ids], max_new_tokens=4, key=jax.random.key(0))

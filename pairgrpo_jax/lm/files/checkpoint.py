@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from pairgrpo_jax.lm.files import endings, gguf_model, peft, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
 from pairgrpo_jax.lm.files.exported import exported_fields
-from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.gguf_parts import open_model
 from pairgrpo_jax.lm.files.text_files import read_json
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.config import ModelConfig
@@ -91,10 +91,9 @@ def load_model(
     if peft.is_adapter(path):
         options = {"dtype": dtype, "compute_dtype": compute_dtype, "remat": remat, "shardings": shardings}
         return _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
-    gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
-        where = str(path if path.is_file() else gguf_files[0])
-        file = GGUFFile(Path(where))
+    file = open_model(path)
+    if file is not None:
+        where = file.where
         fields = gguf_model.read_config(file, ignore_fields)
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)

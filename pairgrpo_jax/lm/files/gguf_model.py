@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.gguf_parts import GGUFModel
 
 _FAMILIES = {
     "llama": "llama",
@@ -41,6 +41,8 @@ _CHECKED = {
     "rope.scaling.original_context_length",
     "rope.scaling.attn_factor",
     "rope.scaling.finetuned",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
 }
 # Accepted with these values, which mean what the models here do.
 _OFF = {
@@ -54,7 +56,7 @@ _OFF = {
 }
 
 
-def read_config(file: GGUFFile, ignore: Iterable[str] = ()) -> dict[str, Any]:
+def read_config(file: GGUFModel, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Translates the metadata of a GGUF file to the fields of a `config.json`.
 
     Args:
@@ -99,7 +101,7 @@ def read_config(file: GGUFFile, ignore: Iterable[str] = ()) -> dict[str, Any]:
     return config | _token_ids(file)
 
 
-def _token_ids(file: GGUFFile) -> dict[str, Any]:
+def _token_ids(file: GGUFModel) -> dict[str, Any]:
     """Texts end with eos, turns with eot, tool calls with eom: any of them ends a reply."""
     ids = {name: file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding", "eos", "eot", "eom")}
     ends = list(dict.fromkeys(ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None))
@@ -107,7 +109,7 @@ def _token_ids(file: GGUFFile) -> dict[str, Any]:
     return {"bos_token_id": ids["bos"], "pad_token_id": ids["padding"], "eos_token_id": eos}
 
 
-def _check_head_dim(file: GGUFFile, arch: str, own: dict, config: dict) -> None:
+def _check_head_dim(file: GGUFModel, arch: str, own: dict, config: dict) -> None:
     numbers = (own["embedding_length"], own["attention.head_count"])
     if not all(type(n) is int and n > 0 for n in numbers):
         raise ValueError(f"{file.where}: field '{arch}.attention.head_count': not a positive size")
@@ -118,7 +120,7 @@ def _check_head_dim(file: GGUFFile, arch: str, own: dict, config: dict) -> None:
             raise ValueError(f"{file.where}: field '{arch}.{name}' = {own[name]!r}: {why}")
 
 
-def _rope_scaling(file: GGUFFile, arch: str, own: dict) -> dict[str, Any]:
+def _rope_scaling(file: GGUFModel, arch: str, own: dict) -> dict[str, Any]:
     kind = own["rope.scaling.type"]
     if kind not in ("linear", "yarn"):
         raise ValueError(f"{file.where}: field '{arch}.rope.scaling.type' = {kind!r}: unsupported")
@@ -126,10 +128,12 @@ def _rope_scaling(file: GGUFFile, arch: str, own: dict) -> dict[str, Any]:
     if kind == "yarn":
         original = own.get("rope.scaling.original_context_length")
         scaling["original_max_position_embeddings"] = original
+        betas = {name: own.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+        scaling |= {name: value for name, value in betas.items() if value is not None}
     return scaling
 
 
-def _rope_factors(file: GGUFFile) -> dict[str, Any]:
+def _rope_factors(file: GGUFModel) -> dict[str, Any]:
     """Llama 3's scaling comes as one divisor a channel, which is longrope without a switch."""
     divisors = file.read("rope_freqs.weight").ravel().tolist()
     return {
@@ -153,7 +157,7 @@ def _gemma_scale(arch: str, config: dict) -> int:
 class GGUFReader:
     """The tensors of a GGUF file under their Hugging Face names, `[out, in]`, unpermuted."""
 
-    file: GGUFFile
+    file: GGUFModel
     names: dict[str, str]
     heads: tuple[int, int]
 
@@ -180,7 +184,7 @@ class GGUFReader:
         return x[index]
 
 
-def open_tensors(file: GGUFFile, config: dict[str, Any], wanted: list[str]) -> GGUFReader:
+def open_tensors(file: GGUFModel, config: dict[str, Any], wanted: list[str]) -> GGUFReader:
     """Maps the tensors of a file to Hugging Face names; those nobody wants keep their own."""
     arch = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[file.fields["general.architecture"]]
     table = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
@@ -189,7 +193,7 @@ def open_tensors(file: GGUFFile, config: dict[str, Any], wanted: list[str]) -> G
         theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if theirs is not None and theirs in file:
             names[name] = theirs
-    rest = file.tensors.keys() - set(names.values()) - {"rope_freqs.weight"}
+    rest = file.shapes.keys() - set(names.values()) - {"rope_freqs.weight"}
     heads = config["num_attention_heads"]
     return GGUFReader(file, names | {x: x for x in rest}, (heads, config.get("num_key_value_heads") or heads))
 
