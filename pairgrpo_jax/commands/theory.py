@@ -132,7 +132,7 @@ def comparisons(lost: list[Lost]) -> list[str]:
     lines += [
         "*Expected*: cosine of the expected gradient to that of all pairs; the sampling of groups alone would put it",
         "below 1 by what follows. *One group*: mean cosine of its pair rewards with those of a judge that never errs.",
-        "*Signal*: what a question adds to the squared signal-to-noise ratio over many groups. Rounds wait for each other.",
+        "*Signal*: what a question adds to the squared signal-to-noise ratio over many groups. Rounds are in a row.",
         "",
         "| K | plan | orders | errors | questions | % of all | rounds | expected | one group | signal |",
         "|---|---|---|---|---|---|---|---|---|---|",
