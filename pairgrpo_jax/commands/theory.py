@@ -24,6 +24,7 @@ from rich.table import Table
 
 from pairgrpo_jax import theory
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.theory.comparisons import Lost
 from pairgrpo_jax.theory.equivalence import Cosines
 from pairgrpo_jax.theory.statement import Statement
 
@@ -47,7 +48,7 @@ class Config:
     Attributes:
       output: folder for the report, the numbers and the plots.
       seed: of the random problems.
-      only: items to check ("1", "3b", "I2"); all by default.
+      only: items to check ("1", "3b", "C1", "I2"); all by default.
     """
 
     output: Path = Path("runs")
@@ -88,7 +89,7 @@ def print_table(results: list[tuple[Statement, float]]) -> None:
     Console(width=140).print(table)
 
 
-def report(results: list[tuple[Statement, float]], cosines: list[Cosines], plots: list[str]) -> str:
+def report(results: list[tuple[Statement, float]], cosines: list[Cosines], lost: list[Lost], plots: list[str]) -> str:
     """The Markdown report."""
     lines = ["# What is true of the Pair-GRPO family", ""]
     confirmed, seconds = sum(s.confirmed for s, _ in results), sum(t for _, t in results)
@@ -96,7 +97,7 @@ def report(results: list[tuple[Statement, float]], cosines: list[Cosines], plots
         f"{confirmed} of {len(results)} statements confirmed in {seconds:.0f} s of processor time by",
         "`pairgrpo theory`. Problems are exact: expectations are sums over all groups, in float64.",
         "*Confirmed* says that measured and predicted lie within the bound and that every further check passed.",
-        "Items 1 to 11 follow the paper's claims; G is a guarantee; I is an improvement.",
+        "Items 1 to 11 follow the paper's claims; G is a guarantee; I is an improvement; C is of comparisons.",
         "",
     ]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
@@ -120,7 +121,29 @@ def report(results: list[tuple[Statement, float]], cosines: list[Cosines], plots
         for c in cosines:
             numbers = f"{c.median:.3f} | {c.smallest:.3f} | {c.grpo_median:.3f}"
             lines += [f"| {c.law} | {c.size} | {c.scheme} | {c.noise} | {numbers} |"]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + comparisons(lost)) + "\n"
+
+
+def comparisons(lost: list[Lost]) -> list[str]:
+    """The lines of the table of what fewer comparisons lose."""
+    if not lost:
+        return []
+    lines = ["", "## What fewer comparisons lose (`--comparisons`), under a judge that errs", ""]
+    lines += [
+        "*Expected*: cosine of the expected gradient to that of all pairs; the sampling of groups alone would put it",
+        "below 1 by what follows. *One group*: mean cosine of its pair rewards with those of a judge that never errs.",
+        "*Signal*: what a question adds to the squared signal-to-noise ratio over many groups. Rounds are in a row.",
+        "",
+        "| K | plan | orders | errors | questions | % of all | rounds | expected | one group | signal |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for x in lost:
+        about = (
+            f"{x.size} | {x.plan} | {1 + x.twice} | {x.error:.0%} | {x.questions:.1f} | {x.share:.0%} | {x.rounds:.1f}"
+        )
+        signal = "-" if x.group > 1 - 1e-9 else f"{x.signal:.3f}"
+        lines += [f"| {about} | {x.expected:.4f} (-{x.sampling:.4f}) | {x.group:.3f} | {signal} |"]
+    return lines
 
 
 def plot(results: list[tuple[Statement, float]], folder: Path) -> list[str]:
@@ -210,6 +233,10 @@ PLOTS = {
         _lines("step size", "Updates that do not lower J", "step size of Adam", "share", "semilogx"),
     ),
     "policy_bound": ("11b", _scatter("bound", "gain", "True gain in J and TRPO's bound", log=True)),
+    "comparisons": (
+        "C1",
+        _lines("errors", "One group, K = 8", "share of wrong answers", "cosine to no errors", "linear"),
+    ),
     "chosen_budget": ("I1", _updates("travel_schedule, budget 0.35", "probability of the best arm")),
     "limited_step": ("I2", _updates("Realised KL of each update", "KL (nats)")),
 }
@@ -230,9 +257,11 @@ def execute(config: Config) -> int:
     folder = config.output / "theory"
     folder.mkdir(parents=True, exist_ok=True)
     cosines = [] if config.only else theory.cosine_table(jax.random.key(config.seed))
+    asked = not config.only or "C1" in config.only
+    lost = theory.comparison_table(config.seed) if asked else []
     print_table(results)
     plots = plot(results, folder)
-    (config.output / "theory.md").write_text(report(results, cosines, plots))
+    (config.output / "theory.md").write_text(report(results, cosines, lost, plots))
     keep = ("item", "claim", "verdict", "condition", "measured", "predicted", "bound", "checks", "numbers")
     rows = [{k: getattr(s, k) for k in keep} | {"confirmed": s.confirmed, "seconds": t} for s, t in results]
     (folder / "statements.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")

@@ -5,6 +5,7 @@
 """
 
 from pairgrpo_jax.theory import certificates
+from pairgrpo_jax.theory.comparisons import comparison_table, fewer_comparisons
 from pairgrpo_jax.theory.direction import (
     clipping_and_kl,
     hard_direction,
@@ -48,6 +49,7 @@ STATEMENTS = (
     chosen_budget,
     limited_step,
     certified_step,
+    fewer_comparisons,
 )
 
-__all__ = ["STATEMENTS", "Statement", "certificates", "cosine_table"]
+__all__ = ["STATEMENTS", "Statement", "certificates", "comparison_table", "cosine_table"]

@@ -30,6 +30,7 @@ VERDICTS = {
     "chosen_budget": "holds",
     "limited_step": "holds",
     "certified_step": "holds",
+    "fewer_comparisons": "holds if",
 }
 EXACT = ("two_candidates", "margin_weighted_pairs", "all_pairs_are_ranks", "hard_direction", "irrelevant_candidates")
 
