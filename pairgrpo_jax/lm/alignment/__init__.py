@@ -3,6 +3,7 @@
 from pairgrpo_jax.lm.alignment.batch import (
     Batch,
     EncodedPrompt,
+    PromptStream,
     encode_pairs,
     encode_prompts,
     pair_batch,
@@ -24,6 +25,7 @@ __all__ = [
     "EncodedPair",
     "EncodedPrompt",
     "Placement",
+    "PromptStream",
     "Reference",
     "Samples",
     "Texts",

@@ -14,7 +14,7 @@ import optax
 
 from pairgrpo_jax import core
 from pairgrpo_jax.lm.alignment import objectives
-from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
+from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, PromptStream, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
@@ -25,7 +25,7 @@ from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, judged
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState, make_update_step
 
@@ -54,8 +54,18 @@ class Trainer(NamedTuple):
 class Data(NamedTuple):
     """Encoded prompts to sample from, and preference pairs (offline, and for supervised fine-tuning)."""
 
-    prompts: Sequence[EncodedPrompt] = ()
+    prompts: Sequence[EncodedPrompt] | PromptStream = ()
     pairs: Sequence[EncodedPair] = ()
+
+    def batch(self, position: int, count: int, seed: int) -> list[EncodedPrompt]:
+        """The prompts of batch number `position`: of the stream, or of the sequence, reshuffled every epoch."""
+        if isinstance(self.prompts, PromptStream):
+            return self.prompts.take(position, count)
+        return [self.prompts[i] for i in batch_indices(len(self.prompts), count, position, seed)]
+
+    def some(self, count: int) -> Sequence[EncodedPrompt]:
+        """All prompts of a sequence, or the first `count` of a stream, to check before anything runs."""
+        return self.prompts.take(0, count) if isinstance(self.prompts, PromptStream) else self.prompts
 
 
 def make_trainer(
@@ -136,7 +146,10 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
     if (config.sft_iterations or not config.online) and not data.pairs:
         what = "sft_iterations" if config.sft_iterations else f"{name} offline"
         raise ValueError(f"data: {what} needs preference pairs")
-    widest = max((len(p.ids) for p in data.prompts), default=0), max((len(p.prompt) for p in data.pairs), default=0)
+    widest = (
+        max((len(p.ids) for p in data.some(texts.prompts)), default=0),
+        max((len(p.prompt) for p in data.pairs), default=0),
+    )
     if max(widest) > texts.prompt_tokens:
         raise ValueError(f"prompt_tokens={texts.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
     if config.sft_iterations >= iterations:
@@ -159,6 +172,12 @@ def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
+def mean_of_finite(rewards: np.ndarray) -> float:
+    """Mean of the groups `[B,K]` whose rewards are all finite; nan if there is none."""
+    kept = rewards[np.isfinite(rewards).all(-1)]
+    return float(kept.mean()) if kept.size else float("nan")
+
+
 def adaptive_of(state: TrainState) -> Adaptive:
     """What the method has in the train state."""
     return Adaptive(state.delta_step, state.multiplier)
@@ -170,7 +189,7 @@ class _Run:
     def __init__(self, config, model, data, source, iterations, seed, placement, decode):
         self.config, self.model, self.data, self.source = config, model, data, source
         self.seed, self.placement = seed, placement
-        self.columns = columns_of(source).shared(prompt.columns for prompt in data.prompts)
+        self.columns = columns_of(source).shared(prompt.columns for prompt in data.some(config.texts.prompts))
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
         self.update = jax.jit(self._update, donate_argnums=0)
@@ -285,8 +304,7 @@ class _Run:
     def collect(self, state: TrainState, position: int, sample_key, pair_key) -> tuple[Batch, dict[str, Any]]:
         """Samples, has them judged, and adds the learning signal."""
         samples = self.config.samples
-        indices = batch_indices(len(self.data.prompts), self.config.texts.prompts, position, self.seed)
-        prompts = [self.data.prompts[i] for i in indices]
+        prompts = self.data.batch(position, self.config.texts.prompts, self.seed)
         batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
@@ -296,9 +314,9 @@ class _Run:
             if not samples.cuts:
                 gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
-        batch, rewards, pairs = self.judge(state, prompts, batch, position)
+        batch, rewards, pairs, each = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap
+        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | each | gap
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -321,21 +339,22 @@ class _Run:
         return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int):
-        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, and pairs or None."""
+        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, pairs or None, and metrics."""
         reference = self.reference(state)
         if isinstance(self.source, RewardHead):
             logp, rewards = self.judge_tokens(self.model.params, self.source, batch)
             if "reference" in state.extra:
                 logp = self.ref_logp(reference.params, reference.lora, batch)
-            return batch._replace(ref_logp=logp), rewards, None
+            return batch._replace(ref_logp=logp), rewards, None, {}
         batch = batch._replace(ref_logp=self.ref_logp(reference.params, reference.lora, batch))
-        judgement = self.ask(prompts, batch, position)
+        judgement, each = self.ask(prompts, batch, position)
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
         rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
-        return batch._replace(alive=alive), rewards, pairs
+        means = {f"reward/{name}": np.float32(mean_of_finite(x)) for name, x in each.items()}
+        return batch._replace(alive=alive), rewards, pairs, means
 
-    def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> Any:
-        """The source's verdict on the texts, checked; failed groups get rewards of 0."""
+    def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> tuple[Any, dict[str, np.ndarray]]:
+        """The source's verdict on the texts, checked, failed groups with rewards of 0; and each of its rewards."""
         b, k = batch.lengths.shape
         lengths = np.asarray(batch.lengths).reshape(-1)
         rows = [row[:n].tolist() for row, n in zip(np.asarray(batch.completions).reshape(b * k, -1), lengths)]
@@ -343,18 +362,18 @@ class _Run:
         groups = [texts[i : i + k] for i in range(0, b * k, k)]
         try:
             columns = {name: [prompt.columns[name] for prompt in prompts] for name in self.columns}
-            judgement = self.source([prompt.messages for prompt in prompts], groups, **columns)  # type: ignore[operator]
+            judgement, each = judged(self.source, [prompt.messages for prompt in prompts], groups, **columns)
         except SourceError as error:
             raise SourceError(f"batch {position}: {error}") from error
         if np.any(judgement.failed):
             _log.warning("batch %d: no verdict on groups %s", position, np.flatnonzero(judgement.failed).tolist())
         rewards, failed = judgement.rewards, np.asarray(judgement.failed, bool)
         if rewards is None:
-            return judgement
+            return judgement, each
         rewards = np.asarray(rewards, np.float32)
         if rewards.shape != (b, k) or not np.all(np.isfinite(rewards[~failed])):
             raise ValueError(f"reward: batch {position}: expected {b} x {k} finite numbers, got shape {rewards.shape}")
-        return judgement._replace(rewards=np.where(failed[:, None], 0, rewards))
+        return judgement._replace(rewards=np.where(failed[:, None], 0, rewards)), each
 
     def pairs(self, state: TrainState, position: int, key: jax.Array) -> tuple[Batch, dict[str, Any]]:
         """A batch of the data set's pairs, scored as its method needs."""

@@ -80,7 +80,7 @@ def load_preferences(
     def read(row: dict[str, Any], where: str) -> Preference:
         found = _preference(_with_prompt(row, where, prompt_column), where)
         return found._replace(
-            prompt=_with_system(found.prompt, system), columns=every.of(row, where, prompt_column or "")
+            prompt=with_system(found.prompt, system), columns=every.of(row, where, prompt_column or "")
         )
 
     every = Columns(others=True)
@@ -112,7 +112,7 @@ def load_prompts(
     kinds, named = Kinds(), (*columns.required, *columns.optional)
 
     def read(row: dict[str, Any], where: str) -> PromptRow:
-        prompt = _with_system(_only_prompt(_with_prompt(row, where, prompt_column), where), system)
+        prompt = with_system(_only_prompt(_with_prompt(row, where, prompt_column), where), system)
         kept = columns.of(row, where, prompt_column or "")
         kinds.check(kept, named, where)
         return PromptRow(prompt, kept)
@@ -135,7 +135,8 @@ def _with_prompt(row: dict[str, Any], where: str, column: str | None) -> dict[st
     return {name: value for name, value in row.items() if name != column} | {"prompt": row[column]}
 
 
-def _with_system(prompt: Prompt, system: str | None) -> Prompt:
+def with_system(prompt: Prompt, system: str | None) -> Prompt:
+    """The prompt behind a system message, unless it has its own or none is given."""
     return prompt if not system or prompt[0]["role"] == "system" else ({"role": "system", "content": system}, *prompt)
 
 
