@@ -7,12 +7,12 @@ minutes. Leaves metrics, a page of replies before and after, checkpoints, and th
 
 from __future__ import annotations
 
-import importlib
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run
-from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
+from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, tell_other_model
+from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of, user_function
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
@@ -30,6 +31,7 @@ from pairgrpo_jax.lm.alignment import (
     EncodedPair,
     EncodedPrompt,
     Placement,
+    PromptStream,
     Trainer,
     encode_pairs,
     encode_prompts,
@@ -47,8 +49,17 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
-from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
+from pairgrpo_jax.lm.data.gym import Gym
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
+from pairgrpo_jax.lm.rewards.sources import (
+    Source,
+    SourceError,
+    columns_of,
+    compares,
+    head_source,
+    judge,
+    readable,
+)
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
@@ -64,8 +75,9 @@ class Judging(Settings):
     """Who judges samples while training."""
 
     reward: str = "harmless-a"
-    """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model), module:function of yours (several as
-    module:f=0.7,module:g=0.3), or judge:module:function that compares two replies."""
+    """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model); verify:math, verify:number or
+    verify:choice against the column answer, verify:format=REGEX, verify:own with reasoning-gym; module:function of
+    yours (several as module:f=0.7,verify:math=0.3); or judge:module:function that compares two replies."""
     reward_timeout: Annotated[float | None, Above(0)] = None
     """Seconds that your reward function may take for a batch."""
     reward_retries: Annotated[int, AtLeast(0)] = 0
@@ -81,7 +93,8 @@ class Run(Settings):
     model: str = "smollm2"
     """A folder, a .gguf file, a hub id, or smollm2."""
     data: str = "tiny"
-    """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
+    """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id; or
+    endless problems, reasoning-gym:NAME?option=value&option=value."""
     split: str = "train"
     """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
     held out."""
@@ -91,8 +104,9 @@ class Run(Settings):
     system: str | None = None
     """A system message, put before prompts that have none."""
     judge: str = "other"
-    """Held-out reward head for the win rate, another than the reward; other: the other half of a shipped reward's data,
-    else harmless-b for smollm2 and none for other models; empty: none."""
+    """Held-out reward head for the win rate, another than the reward; other: the head of the other half of the reward's
+    data (NAME-b for NAME-a, b for a), for functions harmless-b with smollm2, none with other models or with verifiers;
+    empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
     seed: int = 0
@@ -173,8 +187,9 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     placement = make_placement(run)
     model = load(run, placement)
-    held_out, trainer = prepare(run, model, placement, console)
-    judges = make_judges(run, trainer.model, held_out.prompts, placement)
+    held_out = prepare(run, model, placement, console)
+    trainer = held_out.trainer
+    judges = make_judges(run, held_out, placement)
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
         state, done, stopped = train_in_folder(
             run,
@@ -193,12 +208,28 @@ def execute(run: Run, console: Console) -> int:
 
 
 def judge_of(run: Run) -> str:
-    """The name of the held-out head; empty for none."""
+    """The name of the held-out head; empty for none. ValueError for a reward head without another half beside it."""
     if run.judge != "other":
         return run.judge
-    if run.reward in SHIPPED:
-        return run.reward[:-1] + {"a": "b", "b": "a"}[run.reward[-1]]
-    return "harmless-b" if run.model == "smollm2" else ""
+    if run.reward in SHIPPED or run.reward.endswith(".safetensors"):
+        return other_half(run.reward)
+    return "harmless-b" if run.model == "smollm2" and "verify:" not in run.reward else ""
+
+
+def other_half(reward: str) -> str:
+    """The head that `pairgrpo reward-model` made beside this one, on the other half of the same data.
+
+    Raises:
+      ValueError: for a file whose name says no half, or that lies alone.
+    """
+    path = Path(reward)
+    rest, half = path.stem[:-1], path.stem[-1:]
+    if half not in ("a", "b") or rest[-1:].isalnum():
+        raise ValueError(f"judge: {reward} is no half a or b of its data by its name; name a judge, or '' for none")
+    sibling = path.with_name(f"{rest}{'b' if half == 'a' else 'a'}{path.suffix}")
+    if path.is_file() and not sibling.is_file():
+        raise ValueError(f"judge: {sibling}, the other half of {reward}, does not exist; name a judge, or '' for none")
+    return str(sibling)
 
 
 def load(run: Run, placement: Placement) -> Model:
@@ -210,10 +241,38 @@ def load(run: Run, placement: Placement) -> Model:
     return model
 
 
-def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
-    """Held-out data, and the trainer on the rest."""
+class Prepared(NamedTuple):
+    """Held-out prompts and pairs, who judges samples, and the trainer on the rest of the data."""
+
+    prompts: Sequence[EncodedPrompt]
+    pairs: Sequence[EncodedPair]
+    source: Source | RewardHead | None
+    trainer: Trainer
+
+
+def prepare(run: Run, model: Model, placement: Placement, console: Console) -> Prepared:
+    """Everything that is there before the first batch."""
+    config, gym = run.config, gym_of(run.data, run.system)
+    source = make_source(run, model, gym) if config.online else None
+    limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
+    if gym is not None:
+        if not config.online or config.sft_iterations:
+            raise ValueError(f"data: {run.data} holds no preference pairs, which {run.label} or sft_iterations needs")
+        prompts = PromptStream(model, functools.partial(gym.training, run.seed), limits[0])
+        held_out = encode_prompts(model, gym.held_out(run.evaluation_prompts), limits[0])
+        console.print(f"{run.data}: endless, {len(held_out)} problems held out", highlight=False, soft_wrap=True)
+        data, held_out_pairs = Data(prompts), []
+    else:
+        data, held_out, held_out_pairs = read_data(run, model, source, console)
+    options = {"iterations": run.iterations, "seed": run.seed, "placement": placement}
+    return Prepared(held_out, held_out_pairs, source, make_trainer(config, model, data, source, **options))
+
+
+def read_data(
+    run: Run, model: Model, source: Source | RewardHead | None, console: Console
+) -> tuple[Data, list[EncodedPrompt], list[EncodedPair]]:
+    """The rows of a data set to train on, and the prompts and pairs that are held out."""
     config = run.config
-    source = make_source(run, model) if config.online else None
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
     options = {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
     pairs, held_out_pairs = [], []
@@ -223,16 +282,21 @@ def prepare(run: Run, model: Model, placement: Placement, console: Console) -> t
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
         tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
-    loaded = load_prompts(run.data, columns=columns_of(source), **options)
+    loaded = with_readable_answers(run, load_prompts(run.data, columns=columns_of(source), **options), source)
     rows = split_by_first_turn(loaded.rows)
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
     held_out = spread(held_out, run.evaluation_prompts)
     tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
-    train_data, test_data = Data(prompts, pairs), Data(held_out, held_out_pairs)
-    trainer = make_trainer(
-        config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
-    )
-    return test_data, trainer
+    return Data(prompts, pairs), held_out, held_out_pairs
+
+
+def with_readable_answers(run: Run, loaded: Loaded, source: Source | RewardHead | None) -> Loaded:
+    """The rows whose answers the verifiers can read; the others are dropped and counted."""
+    kept = [row for row in loaded.rows if readable(source, row.columns)]
+    lost = len(loaded.rows) - len(kept)
+    if not kept:
+        raise ValueError(f"{run.data}: no answer that {run.reward} can read, such as {loaded.rows[0].columns}")
+    return Loaded(kept, loaded.dropped | ({"unreadable answer": lost} if lost else {}))
 
 
 def tell(run: Run, loaded: Loaded, kept: Sequence, held_out: Sequence, left_out: str, console: Console) -> None:
@@ -249,8 +313,8 @@ def make_placement(run: Run) -> Placement:
     return Placement(mesh, {}) if run.mesh == "data" else Placement(mesh)
 
 
-def make_source(run: Run, model: Model) -> Source | RewardHead:
-    """A reward model, or the user's functions: rewards, or comparisons after `judge:`."""
+def make_source(run: Run, model: Model, gym: Gym | None) -> Source | RewardHead:
+    """A reward model, verifiers and the user's functions: rewards, or comparisons after `judge:`."""
     judging = run.judging
     assert judging is not None
     if ":" not in run.reward:
@@ -258,12 +322,7 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
     policy = {"timeout": judging.reward_timeout, "retries": judging.reward_retries, "on_error": judging.reward_on_error}
     how, _, rest = run.reward.partition(":")
     if how != "judge":
-        named = [part.partition("=") for part in run.reward.split(",")]
-        try:
-            weights = [float(weight or 1) for _, _, weight in named]
-        except ValueError as error:
-            raise ValueError(f"reward={run.reward!r}: weights must be numbers, as in module:f=0.7") from error
-        return reward_function([user_function(name) for name, _, _ in named], weights, **policy)
+        return source_of(named_rewards(run.reward, gym), **policy)
     if not run.config.method.comparisons:
         raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
     if run.config.group_size % 2:
@@ -273,7 +332,7 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
 
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
-    tell_other_model(run, run.reward)
+    tell_other_model(run.model, run.reward)
     policy, head = load_reward_model(run.reward, model)
     if policy.lora is None and policy.model is model:
         return head
@@ -282,39 +341,25 @@ def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     return head_source(policy, head, **limits)
 
 
-def tell_other_model(run: Run, name: str) -> None:
-    """Warns of a head that was made on another model than this run's."""
-    made_on = about_head(name).get("model", run.model)
-    if made_on != run.model:
-        print(f"warning: {name} was made on {made_on}; is {run.model} the same model?", file=sys.stderr)
+def make_judges(run: Run, held_out: Prepared, placement: Placement) -> Judges:
+    """The rewards and the held-out head, on the model that training starts from. They hear samples that are not cut.
 
-
-def user_function(where: str) -> Callable:
-    """The function `module:function`, also of the working directory."""
-    module, _, name = where.partition(":")
-    sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward: cannot import {where!r}: {error}") from error
-
-
-def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
-    """The held-out judge, on the model that training starts from. It hears samples that are not cut.
-
-    Without a head there is nothing to judge, and it hears only the replies that are shown.
+    Where nobody judges, only the replies that are shown are made.
     """
-    config, head = run.config, judge_of(run)
+    config, head, model, source = run.config, judge_of(run), held_out.trainer.model, held_out.source
+    silent = not head and (source is None or compares(source))
     if head:
-        tell_other_model(run, head)
+        tell_other_model(run.model, head)
     return Judges(
         Policy(model, model.params),
         load_head(head) if head else None,
-        prompts if head else prompts[: run.shown],
+        held_out.prompts[: run.shown] if silent else held_out.prompts,
         prompt_tokens=config.texts.prompt_tokens,
         completion_tokens=config.texts.completion_tokens,
         sampling=config.scored,
-        samples=run.evaluation_samples if head else 1,
+        source=source,
+        source_name=run.reward,
+        samples=1 if silent else run.evaluation_samples,
         seed=run.seed,
         rows=placement.rows,
     )
@@ -329,9 +374,10 @@ def make_schedule(run: Run) -> Schedule:
 
 
 def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair]):
-    """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
+    """`(state, iteration) -> row`: rewards on held-out prompts, win rate over the start, accuracy on held-out pairs.
 
-    `score` is the win rate, or without a judge the accuracy. Writes the page of replies too.
+    `score` is the first of these that there is: the mean of the first reward, the win rate, the accuracy, or 0. Writes
+    the page of replies too.
     """
     before = []  # the start's replies, made once
 
@@ -340,8 +386,7 @@ def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[
         policy = trainer.policy(state)
         before[:] = before or [judges.hear(judges.reference)]
         after = judges.hear(policy)
-        if judges.head is not None:
-            row |= figures(after, before[0])
+        row |= figures(after, before[0])
         if pairs:
             texts = run.config.texts
             limits = {"prompt_tokens": texts.prompt_tokens, "completion_tokens": texts.completion_tokens}
@@ -349,7 +394,9 @@ def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         (run.output / "replies.md").write_text(page(run, iteration, row, replies))
-        return row | {"score": row.get("win_rate", row.get("implicit_accuracy", 0.0))}
+        scores = [*(row.get(f"held_out/{name}") for name in after.rewards), row.get("win_rate")]
+        known = [x for x in (*scores, row.get("implicit_accuracy")) if x is not None]
+        return row | {"score": known[0] if known else 0.0}
 
     return evaluate
 
@@ -383,27 +430,40 @@ def title(run: Run) -> str:
 
 def summary(row: dict) -> list[str]:
     """The last evaluation in words."""
-    lines = []
+    lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
     if "win_rate" in row:
         interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         lines.append(
             f"held-out proxy-RM win rate over the start {row['win_rate']:.1%} {interval}, "
             f"{row['win_rate_length_controlled']:.1%} at equal length"
         )
-        lines.append(
-            f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
-            f"KL to the start {row['kl_reference']:.2f} nats a reply"
-        )
+    lines.append(
+        f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
+        f"KL to the start {row['kl_reference']:.2f} nats a reply"
+    )
     if "implicit_accuracy" in row:
         lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
     return lines
+
+
+def reward_line(row: dict, key: str) -> str:
+    """A reward on held-out prompts: its mean or, where it is 0 or 1, the shares of right replies and prompts."""
+    best = max(
+        (name for name in row if name.startswith(f"{key}/pass@")), key=lambda x: int(x.split("@")[1]), default=""
+    )
+    form = ".1%" if best else ".4g"
+    interval = f"[{row[f'{key}/low']:{form}}, {row[f'{key}/high']:{form}}]"
+    line = f"{key.replace('held_out/', 'held-out ')} {row[key]:{form}} {interval} (start {row[f'{key}/rival']:{form}})"
+    failed = row[f"{key}/failed"]
+    line += f", {best.split('/')[-1]} {row[best]:.1%}" if best else ""
+    return line + (f"; {failed} prompts without a reward" if failed else "")
 
 
 def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
     """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
     lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
     lines += [*[f"- {line}" for line in summary(row)], ""]
-    scored = f", and scored by `{judge_of(run)}`" if judge_of(run) else ""
+    scored = f", and scored by `{judge_of(run) or run.reward}`" if judge_of(run) or run.reward else ""
     lines.append(f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}.")
     for item in replies:
         lines += ["", "---", ""]

@@ -8,12 +8,17 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pairgrpo_jax.lm.data.gym import Gym
+from pairgrpo_jax.lm.data.gym import PREFIX, Gym
 from pairgrpo_jax.lm.rewards.sources import Source, reward_function
 from pairgrpo_jax.lm.rewards.verifiers import verifier
 
 _NEXT = re.compile(r",(?=[A-Za-z_][\w.]*:[A-Za-z_])")  # a comma of a regular expression is not before a name
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+
+def gym_of(data: str, system: str | None) -> Gym | None:
+    """The generator that `--data` names, if it names one."""
+    return Gym.parse(data, system) if data.startswith(PREFIX) else None
 
 
 class Named(NamedTuple):

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm.data import Columns
-from pairgrpo_jax.lm.rewards.sources import SourceError, dataset_labels, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import (
+    Judgement,
+    SourceError,
+    compares,
+    dataset_labels,
+    head_source,
+    judge,
+    judged,
+    reward_function,
+)
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
 COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "x", "xx", "y"], ["", "pp", "p", "ppp"]]
@@ -41,7 +50,7 @@ def returns(value):
 
 @pytest.mark.parametrize("function", [length, slow_length, lambda p, c: np.concatenate(length(p, c))])
 def test_rewards(function):
-    rewards, pairs, failed = reward_function(function)(PROMPTS, COMPLETIONS)
+    rewards, pairs, failed, *_ = reward_function(function)(PROMPTS, COMPLETIONS)
     np.testing.assert_array_equal(rewards, LENGTHS)
     assert rewards.dtype == np.float32 and pairs is None and not failed.any()
 
@@ -76,7 +85,7 @@ def test_failure_of_a_batch(name):
     start = time.monotonic()
     with pytest.raises(SourceError, match=message):
         reward_function(function, timeout=0.05)(PROMPTS, COMPLETIONS)
-    rewards, _, failed = reward_function([length, function], timeout=0.05, on_error="skip")(PROMPTS, COMPLETIONS)
+    rewards, _, failed, *_ = reward_function([length, function], timeout=0.05, on_error="skip")(PROMPTS, COMPLETIONS)
     assert failed.all() and not rewards.any()
     assert time.monotonic() - start < 2
 
@@ -86,7 +95,7 @@ def test_a_bad_reward_fails_its_group_alone(bad):
     values = [[1.0, 2.0, 3.0, 4.0], [1.0, bad, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]]
     with pytest.raises(SourceError, match=r"groups \[1\] of 3"):
         reward_function(returns(values))(PROMPTS, COMPLETIONS)
-    rewards, _, failed = reward_function(returns(values), on_error="skip")(PROMPTS, COMPLETIONS)
+    rewards, _, failed, *_ = reward_function(returns(values), on_error="skip")(PROMPTS, COMPLETIONS)
     assert failed.tolist() == [False, True, False]
     np.testing.assert_array_equal(rewards, [values[0], [0.0] * 4, values[2]])
 
@@ -138,7 +147,7 @@ def test_a_judge_gets_the_value_of_its_prompt(asynchronous):
 
     source = judge(slowly if asynchronous else nearer, both_orders=True)
     assert source.columns == Columns(("target",))
-    _, pairs, _ = source(PROMPTS, COMPLETIONS, target=[4, 2, 0])
+    _, pairs, _, *_ = source(PROMPTS, COMPLETIONS, target=[4, 2, 0])
     np.testing.assert_array_equal(pairs.preferred, [[1, 3], [0, 2], [0, 2]])
     np.testing.assert_array_equal(pairs.weight, [[1, 1], [0, 1], [1, 1]])
 
@@ -155,7 +164,7 @@ async def longer_async(prompt, a, b):
 @pytest.mark.parametrize("function", [longer, longer_async])
 def test_judge(function):
     start = time.monotonic()
-    rewards, pairs, failed = judge(function)(PROMPTS, COMPLETIONS)
+    rewards, pairs, failed, *_ = judge(function)(PROMPTS, COMPLETIONS)
     assert rewards is None and not failed.any() and time.monotonic() - start < 5
     np.testing.assert_array_equal(pairs.preferred, [[1, 3], [0, 2], [1, 3]])
     np.testing.assert_array_equal(pairs.rejected, [[0, 2], [1, 3], [0, 2]])
@@ -163,7 +172,7 @@ def test_judge(function):
 
 
 def test_judge_compares_all():
-    _, pairs, _ = judge(longer, compare="all")(PROMPTS, COMPLETIONS)
+    _, pairs, _, *_ = judge(longer, compare="all")(PROMPTS, COMPLETIONS)
     assert pairs.weight.shape == (3, 6)
     np.testing.assert_allclose(pairs.weight.sum(-1), [2, 1, 2])
     lengths = np.take_along_axis(LENGTHS, np.asarray(pairs.preferred), 1) - np.take_along_axis(
@@ -173,9 +182,9 @@ def test_judge_compares_all():
 
 
 def test_both_orders_turn_a_position_bias_into_ties():
-    _, pairs, failed = judge(lambda prompt, a, b: 0, both_orders=True)(PROMPTS, COMPLETIONS)
+    _, pairs, failed, *_ = judge(lambda prompt, a, b: 0, both_orders=True)(PROMPTS, COMPLETIONS)
     assert not pairs.weight.any() and not failed.any()
-    _, pairs, _ = judge(longer, both_orders=True)(PROMPTS, COMPLETIONS)
+    _, pairs, _, *_ = judge(longer, both_orders=True)(PROMPTS, COMPLETIONS)
     np.testing.assert_array_equal(pairs.weight, judge(longer)(PROMPTS, COMPLETIONS).pairs.weight)
 
 
@@ -207,14 +216,14 @@ def stuck(prompt, a, b):
 def test_judge_failures(function):
     with pytest.raises(SourceError, match=r"no line|expected 0, 1 or None|no answer"):
         judge(function, timeout=0.1)(PROMPTS, COMPLETIONS)
-    _, pairs, failed = judge(function, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
+    _, pairs, failed, *_ = judge(function, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
     assert failed.tolist() == [False, True, False]
     np.testing.assert_array_equal(pairs.weight.sum(-1), [2, 0, 2])
 
 
 def test_a_judge_that_blocks_its_loop_is_left_behind():
     start = time.monotonic()
-    _, pairs, failed = judge(blocks, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
+    _, pairs, failed, *_ = judge(blocks, timeout=0.1, on_error="skip")(PROMPTS, COMPLETIONS)
     assert failed.all() and not pairs.weight.any() and time.monotonic() - start < 3
 
 
@@ -227,11 +236,12 @@ def test_judge_retries():
             raise OSError("no line")
         return longer(prompt, a, b)
 
-    assert not judge(flaky, retries=1)(PROMPTS, COMPLETIONS).failed.any() and len(calls) == 7
+    assert not judge(flaky, retries=1, backoff=0)(PROMPTS, COMPLETIONS).failed.any()
+    assert len(calls) == 6  # "x" and "x" are a tie without asking
 
 
 def test_dataset_labels():
-    _, pairs, failed = dataset_labels(PROMPTS, [c[:2] for c in COMPLETIONS])
+    _, pairs, failed, *_ = dataset_labels(PROMPTS, [c[:2] for c in COMPLETIONS])
     np.testing.assert_array_equal(pairs.preferred, [[0]] * 3)
     np.testing.assert_array_equal(pairs.rejected, [[1]] * 3)
     assert not failed.any()
@@ -246,7 +256,7 @@ def test_head_source_gives_the_rewards_of_the_tokens(smollm2):
 
     policy, head = Policy(smollm2, smollm2.params), load_head("helpful-a")
     long = ({"role": "user", "content": "why " * 60},)
-    rewards, pairs, failed = head_source(policy, head, prompt_tokens=48)([PROMPTS[0], long], COMPLETIONS[:2])
+    rewards, pairs, failed, *_ = head_source(policy, head, prompt_tokens=48)([PROMPTS[0], long], COMPLETIONS[:2])
     assert pairs is None and failed.tolist() == [False, True] and not rewards[1].any()
     completions, lengths = pad_texts([encode_reply(smollm2, text, 32) for text in COMPLETIONS[0]])
     prompt = pad_texts([encode_prompt(smollm2, PROMPTS[0], 48)])
@@ -269,3 +279,15 @@ def test_bad_arguments():
         judge(longer)(PROMPTS, [c[:3] for c in COMPLETIONS])
     with pytest.raises(ValueError, match="K >= 1 texts for each of 3 prompts"):
         reward_function(length)(PROMPTS, COMPLETIONS[:2])
+
+
+def test_each_reward_by_its_name():
+    source = reward_function([length, length, returns([[1.0, float("nan"), 1, 1]] * 3)], names=["a", "b", "c"])
+    judgement, each = judged(reward_function([length, length], [1.0, 2.0]), PROMPTS, COMPLETIONS)
+    assert list(each) == ["length", "length.1"] and (judgement.rewards == 3 * LENGTHS).all()
+    assert list(source.each.__self__.names) == ["a", "b", "c"]
+    judgement, each = judged(lambda p, c: Judgement(LENGTHS, None, np.array([0, 1, 0], bool)), PROMPTS, COMPLETIONS)
+    assert np.isnan(each["reward"][1]).all() and (each["reward"][[0, 2]] == LENGTHS[[0, 2]]).all()
+    assert judged(judge(longer), PROMPTS, COMPLETIONS)[1] == {} and compares(judge(longer)) and not compares(source)
+    with pytest.raises(ValueError, match="names: expected 1"):
+        reward_function(length, names=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -37,10 +38,10 @@ class Replies(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a reward head and the reference say of replies: rewards and log-probabilities, `[N,S]`."""
+    """What the reference and a reward head say of replies: log-probabilities and rewards, `[N,S]`; None without one."""
 
-    rewards: np.ndarray
     ref_logp: np.ndarray
+    rewards: np.ndarray | None
 
 
 def write_replies(
@@ -115,7 +116,7 @@ def _texts(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> list[list[s
 
 def judge_replies(
     reference: Policy,
-    head: RewardHead,
+    head: RewardHead | None,
     prompts: Sequence[EncodedPrompt],
     replies: Replies,
     *,
@@ -124,24 +125,24 @@ def judge_replies(
     batch: int = 16,
     rows: NamedSharding | None = None,
 ) -> Judged:
-    """Rewards and the reference's log-probabilities of replies, in one pass of the reference."""
-
-    def judge(params, head, part):
-        return _rewards_and_logp(Policy(reference.model, params, reference.lora), head, part, sampling)
-
-    compiled = jax.jit(judge)
+    """The reference's log-probabilities of replies and, with a head, rewards, in one pass of the reference."""
 
     def run(index: np.ndarray):
         texts = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
         part = jax.device_put(Batch(*texts, replies.tokens[index], replies.lengths[index]), rows)
-        return compiled(reference.params, head, part)
+        return _logp_and_rewards(reference.model.skeleton, *reference[1:], head, part, sampling)
 
-    return Judged(*in_batches(run, len(prompts), _batch(batch, len(prompts), rows)))
+    logp, *rewards = in_batches(run, len(prompts), _batch(batch, len(prompts), rows))
+    return Judged(logp, rewards[0] if rewards else None)
 
 
-def _rewards_and_logp(reference: Policy, head: RewardHead, batch: Batch, sampling: Sampling):
-    scores, rewards = score_and_reward(reference, head, *batch.tokens, sampling=sampling)
-    return rewards, scores.logp.sum(-1)
+@functools.partial(jax.jit, static_argnums=0)
+def _logp_and_rewards(model: Model, params, lora, head: RewardHead | None, batch: Batch, sampling: Sampling):
+    policy = Policy(model, params, lora)
+    if head is None:
+        return [score(policy, *batch.tokens, sampling=sampling).logp.sum(-1)]
+    scores, rewards = score_and_reward(policy, head, *batch.tokens, sampling=sampling)
+    return [scores.logp.sum(-1), rewards]
 
 
 def implicit_margins(
@@ -155,17 +156,16 @@ def implicit_margins(
     rows: NamedSharding | None = None,
 ) -> np.ndarray:
     """`[N]`: by how much (nats) the policy's log-ratio to the reference favours the chosen reply over the rejected."""
-
-    models = policy.model, reference.model
-
-    def ratio(policy: tuple, reference: tuple, part: Batch) -> jax.Array:
-        ours, ref = (score(Policy(m, *p), *part.tokens).logp.sum(-1) for m, p in zip(models, (policy, reference)))
-        return (ours - ref)[:, 0] - (ours - ref)[:, 1]
-
-    compiled = jax.jit(ratio)
+    models = policy.model.skeleton, reference.model.skeleton
 
     def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
-        return [compiled(policy[1:], reference[1:], jax.device_put(part, rows))]
+        return [_margins(models, (policy[1:], reference[1:]), jax.device_put(part, rows))]
 
     return in_batches(run, len(pairs), _batch(batch, len(pairs), rows))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _margins(models: tuple[Model, Model], variables: tuple, part: Batch) -> jax.Array:
+    ours, ref = (score(Policy(m, *v), *part.tokens).logp.sum(-1) for m, v in zip(models, variables))
+    return (ours - ref)[:, 0] - (ours - ref)[:, 1]

@@ -314,9 +314,9 @@ class _Run:
             if not samples.cuts:
                 gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
-        batch, rewards, pairs, each = self.judge(state, prompts, batch, position)
+        batch, rewards, pairs, told = self.judge(state, prompts, batch, position)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | each | gap
+        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap | told
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -351,7 +351,7 @@ class _Run:
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
         rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
         means = {f"reward/{name}": np.float32(mean_of_finite(x)) for name, x in each.items()}
-        return batch._replace(alive=alive), rewards, pairs, means
+        return batch._replace(alive=alive), rewards, pairs, means | dict(judgement.metrics)
 
     def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> tuple[Any, dict[str, np.ndarray]]:
         """The source's verdict on the texts, checked, failed groups with rewards of 0; and each of its rewards."""

@@ -87,6 +87,12 @@ def load_preferences(
     return _load(read, "preference", source, split)
 
 
+def has_preferences(source: str, *, split: str = "train") -> bool:
+    """Whether the first row has the columns of preferences; for `source` and `split` see `load_preferences`."""
+    row = next((row for _, row in read_rows(source, split)), {})
+    return any(row.keys() >= columns for columns in ({"chosen", "rejected"}, {"text", "score"}))
+
+
 def load_prompts(
     source: str,
     *,

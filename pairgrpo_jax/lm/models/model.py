@@ -33,9 +33,14 @@ class Model:
     config: ModelConfig
     params: Any
     tokenizer: Any = None
-    hf_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hf_config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+
+    @property
+    def skeleton(self) -> "Model":
+        """This model without parameters and texts: hashable, to be static under jit, which then keeps none alive."""
+        return Model(self.config, None, dtype=self.dtype, remat=self.remat)
 
     @property
     def decoder(self) -> Decoder:

@@ -21,6 +21,10 @@ def abstract_params(config: ModelConfig, dtype=jnp.float32) -> Any:
 
 def init_params(config: ModelConfig, key: jax.Array, dtype=jnp.float32) -> Any:
     """Returns random parameters (normal, 0.02), for tests and for training from scratch."""
+    return jax.tree.map(lambda x: x.astype(dtype), _init(Decoder(config), key))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(decoder: Decoder, key: jax.Array) -> Any:
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = jax.jit(functools.partial(Decoder(config).init, past=[]))
-    return jax.tree.map(lambda x: x.astype(dtype), init(key, tokens, tokens)["params"])
+    return decoder.init(key, tokens, tokens, past=[])["params"]

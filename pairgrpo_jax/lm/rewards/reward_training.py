@@ -1,5 +1,6 @@
 """Training of reward models: pooled features of a data set, Bradley-Terry fits, and updates of the trunk."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -94,21 +95,22 @@ def pair_features(
     """
     if into is None:
         into = empty_features(policy.model, len(pairs), names)
-
-    @jax.jit
-    def pooled(params, lora, tokens: PairTokens):
-        hidden = completion_hidden(Policy(policy.model, params, lora), *tokens[:4])
-        return features(hidden, tokens.lengths, names)
-
     done = 0
     for index in batches_by_length(pairs, batch):
         if not np.isfinite(into[index]).all():
-            values = pooled(policy.params, policy.lora, pad_pairs([pairs[i] for i in index], batch))
+            tokens = pad_pairs([pairs[i] for i in index], batch)
+            values = _pooled(policy.model.skeleton, names, *policy[1:], tokens)
             into[index] = np.asarray(values)[: len(index)]
         done += len(index)
         if progress is not None:
             progress(done)
     return into
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pooled(model: Model, names: tuple[str, ...], params, lora, tokens: PairTokens) -> jax.Array:
+    hidden = completion_hidden(Policy(model, params, lora), *tokens[:4])
+    return features(hidden, tokens.lengths, names)
 
 
 def empty_features(model: Model, count: int, names: tuple[str, ...]) -> np.ndarray:

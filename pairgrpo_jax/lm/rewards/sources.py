@@ -7,17 +7,20 @@ import inspect
 import logging
 import math
 import operator
-import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pairgrpo_jax.core.comparisons import Comparisons, both_orders, check_comparisons, make_plan, no_comparisons
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
 from pairgrpo_jax.lm.data import Columns, Prompt, asked_by, encode_prompt, encode_reply, pad_texts
 from pairgrpo_jax.lm.models.scoring import Policy as LanguageModel
+from pairgrpo_jax.lm.rewards.asking import Asker, JudgeError, Manner, Memory, Question, digest, in_thread, run
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, reward
 
 _log = logging.getLogger("pairgrpo_jax.lm")
@@ -30,11 +33,13 @@ class Judgement(NamedTuple):
       rewards: `[B, K]`, or None; all 0 in a failed group, so that it makes no pair.
       pairs: `Pairs` `[B, P]`, or None; of weight 0 in a failed group.
       failed: `[B]` bool, groups without a usable verdict.
+      metrics: figures of the source's own, for the log.
     """
 
     rewards: np.ndarray | None
     pairs: Pairs | None
     failed: np.ndarray
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Source(Protocol):
@@ -169,6 +174,17 @@ def judged(source: Any, prompts: list, completions: list[list[str]], **columns: 
     return judgement, {"reward": np.where(judgement.failed[:, None], np.nan, judgement.rewards)}
 
 
+def readable(source: Any, columns: Mapping[str, Any]) -> bool:
+    """Whether all functions of a source that say so (`function.readable(columns)`) can read a row's true answer."""
+    functions = source.functions if isinstance(source, _Rewards) else ()
+    return all(f.readable(columns) for f in functions if hasattr(f, "readable"))
+
+
+def compares(source: Any) -> bool:
+    """Whether a source gives pairs, and no rewards."""
+    return isinstance(source, _Judge)
+
+
 def _given(function: Callable, own: int, columns: dict[str, list]) -> dict[str, list]:
     """Those of the columns that a function asks for; SourceError for a required one that is not there."""
     asked = asked_by(function, own)
@@ -215,31 +231,41 @@ def judge(
     timeout: float | None = None,
     retries: int = 0,
     on_error: str = "raise",
+    concurrency: int = 8,
+    backoff: float = 0.5,
+    memory: Memory | None = None,
+    prices: tuple[float, float] | None = None,
 ) -> Source:
     """Makes a source of a pairwise judge, `function(prompt, a, b)` -> 0 (a is better), 1 (b), or None (a tie).
 
     Its other parameters are columns of the data, each the prompt's own value; see `reward_function`.
 
-    The judge may be async; a batch's comparisons then run at once. One that fails in a comparison, or gives another
-    answer, fails for the group.
+    The judge may be async; a sync one is called in threads. Two replies that are the same are a tie without asking. A
+    judge that fails in a comparison, or gives another answer, fails for the group; verdicts that have come are kept in
+    `memory`.
 
     Args:
-      function: the judge.
+      function: the judge; it may return an `Answer` instead, which says what it cost.
       compare: "disjoint" compares completions 0 and 1, 2 and 3, ... (even K; samples of one prompt come in no order);
-        "all" compares every two, with weight 1/(K-1).
+        "all", "sort" or a number of questions: see `core.comparisons.make_plan`.
       both_orders: ask about (a, b) and (b, a); where the two answers disagree it is a tie.
       timeout: see `ErrorPolicy`, per comparison, as the next two.
       retries: more tries after a failure.
       on_error: "raise" or "skip".
+      concurrency: questions of a batch that are under way at once.
+      backoff: seconds before the first of the retries; see `Manner`.
+      memory: where verdicts are kept, so that no question is asked twice.
+      prices: of a million tokens, in and out, for the metric `judge_cost`.
 
     Raises:
-      ValueError: for an unknown `compare`, or a judge that cannot be called; on a call, for odd K with "disjoint".
+      ValueError: for an unknown `compare`, or a judge that cannot be called; on a call, for a K that it does not suit.
     """
     if not callable(function):
         raise ValueError(f"function: expected a callable judge, got {function!r}")
-    if compare not in ("disjoint", "all"):
-        raise ValueError(f'compare={compare!r} is unknown; choose "disjoint" or "all"')
-    return _Judge(function, compare, both_orders, ErrorPolicy(timeout, retries, on_error))
+    if not compare.isdecimal():
+        check_comparisons(compare, 2, "compare")
+    policy, manner = ErrorPolicy(timeout, retries, on_error), Manner(concurrency, timeout, retries, backoff)
+    return _Judge(function, compare, both_orders, policy, manner, memory, prices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +276,9 @@ class _Judge:
     compare: str
     both_orders: bool
     policy: ErrorPolicy
+    manner: Manner
+    memory: Memory | None
+    prices: tuple[float, float] | None
 
     @property
     def columns(self) -> Columns:
@@ -259,67 +288,55 @@ class _Judge:
     def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
         """Judges K completions of each of B prompts."""
         groups, size = _group_shape(prompts, completions)
-        left, right = _compared(size, self.compare)
+        check_comparisons(self.compare, size, "compare")
         given = _given(self.function, 3, columns)
-        about = [
-            functools.partial(self.function, prompt, **{n: x[b] for n, x in given.items()})
-            for b, prompt in enumerate(prompts)
-        ]
-        sides = [(ask, c[i], c[j]) for ask, c in zip(about, completions) for i, j in zip(left, right)]
-        questions = [functools.partial(ask, a, b) for ask, a, b in sides]
-        if self.both_orders:
-            questions += [functools.partial(ask, b, a) for ask, a, b in sides]
-        verdicts = np.array(_ask(questions, self.policy)).reshape(-1, groups, len(left))
-        failed = np.asarray(np.isnan(verdicts).any((0, 2)))
-        forth, back = verdicts[0], 1 - verdicts[-1] if self.both_orders else verdicts[0]
-        kept, swapped = (forth == 0) & (back == 0), (forth == 1) & (back == 1)
-        weight = (swapped | kept) & ~failed[:, None]
-        full = 1.0 if self.compare == "disjoint" else 1.0 / (size - 1)
-        first, second = np.where(swapped, right, left), np.where(swapped, left, right)
-        pairs = (jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32), jnp.asarray(weight * full, jnp.float32))
-        return Judgement(None, Pairs(*pairs), failed)
+        start = time.monotonic()
+
+        async def program():
+            asker = Asker(self.manner, self.memory, stops=self.policy.on_error == "raise")
+            ways = ({n: x[b] for n, x in given.items()} for b in range(groups))
+            decided = (self._group(asker, *about) for about in zip(range(groups), prompts, completions, ways))
+            try:
+                return await asyncio.gather(*decided), asker
+            finally:
+                await asker.close()
+
+        decided, asker = run(program)
+        if asker.failure is not None:
+            _give_up(self.function, str(asker.failure), None, self.policy)
+        failed = np.array([one is None for one in decided])
+        blank = no_comparisons(self.compare, size)
+        pairs = Pairs(*(np.stack(part) for part in zip(*(blank if one is None else one for one in decided))))
+        asker.tally.seconds = time.monotonic() - start
+        return Judgement(None, jax.tree.map(_narrow, pairs), failed, asker.tally.metrics(self.prices))
+
+    async def _group(
+        self, asker: Asker, group: int, prompt: Prompt, texts: list[str], columns: dict
+    ) -> Comparisons | None:
+        """The comparisons of one group, or None where the judge has failed."""
+        plan = make_plan(self.compare, len(texts))
+        plan = both_orders(plan) if self.both_orders else plan
+        answers: Any = None
+        while True:
+            try:
+                pairs = plan.send(answers)
+            except StopIteration as end:
+                return end.value
+            differ = [(texts[i], texts[j]) for i, j in pairs if texts[i] != texts[j]]
+            try:
+                found = iter(await asker.answers([self._question(prompt, a, b, columns) for a, b in differ], group))
+            except JudgeError:
+                return None
+            answers = [0.5 if texts[i] == texts[j] else next(found) for i, j in pairs]
+
+    def _question(self, prompt: Prompt, a: str, b: str, columns: dict) -> Question:
+        who = getattr(self.function, "identity", None) or _name(self.function)
+        key = digest(who, [dict(message) for message in prompt], a, b, columns)
+        return Question(functools.partial(self.function, prompt, a, b, **columns), key)
 
 
-_TIE = 0.5
-
-
-def _compared(size: int, compare: str) -> tuple[np.ndarray, np.ndarray]:
-    if compare == "all":
-        return np.triu_indices(size, k=1)
-    if size % 2:
-        raise ValueError(f'compare="disjoint" needs an even number of completions, got {size}; use "all" or another K')
-    return np.arange(0, size, 2), np.arange(1, size, 2)
-
-
-def _ask(questions: list[Callable], policy: ErrorPolicy) -> list[float]:
-    """Returns 0, 1, 0.5 for a tie, or nan, for each question."""
-    if inspect.iscoroutinefunction(questions[0]):
-
-        async def together():
-            bounded = [asyncio.wait_for(question(), policy.timeout) for question in questions]
-            return await asyncio.gather(*bounded, return_exceptions=True)
-
-        # One that blocks its loop never gives it back: a second more than any comparison may take ends the wait.
-        answers = _caught(together, (), None if policy.timeout is None else policy.timeout + 1)
-        answers = [answers] * len(questions) if isinstance(answers, Exception) else answers
-    else:
-        answers = [_caught(question, (), policy.timeout) for question in questions]
-    return [_verdict(question, answer, policy) for question, answer in zip(questions, answers)]
-
-
-def _verdict(question: Callable, answer: Any, policy: ErrorPolicy) -> float:
-    """Checks an answer; asks again where it is none and the policy allows it."""
-    for tries_left in range(policy.retries, -1, -1):
-        if answer is None:
-            return _TIE
-        if not isinstance(answer, Exception) and answer in (0, 1):
-            return float(answer)
-        if tries_left:
-            answer = _caught(question, (), policy.timeout)
-    failed = isinstance(answer, Exception)
-    problem = f"{type(answer).__name__}: {answer}" if failed else f"expected 0, 1 or None, got {answer!r}"
-    _give_up(question, problem, answer if failed else None, policy)
-    return math.nan
+def _narrow(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32)
 
 
 def head_source(
@@ -388,47 +405,20 @@ def _name(function: Callable) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _caught(function: Callable, arguments: tuple, timeout: float | None) -> Any:
-    try:
-        return _call(function, arguments, timeout)
-    except Exception as e:  # anything that a user's function raises
-        return e
-
-
 def _call(function: Callable, arguments: tuple, timeout: float | None) -> Any:
     """Calls a sync or async function, under a time limit; in a thread where it needs a loop or a clock of its own."""
     if timeout is None and not inspect.iscoroutinefunction(function):
         result = function(*arguments)
         if not inspect.isawaitable(result):
             return result
-        return _in_thread(lambda: asyncio.run(_awaited(result)), None)
+        return in_thread(lambda: asyncio.run(_awaited(result)), None)
 
     def run():
         result = function(*arguments)
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
-    return _in_thread(run, timeout)
+    return in_thread(run, timeout)
 
 
 async def _awaited(result: Any) -> Any:
     return await result
-
-
-def _in_thread(run: Callable, timeout: float | None) -> Any:
-    """A daemon thread, so that one which hangs does not keep the program from ending."""
-    outcome: dict[str, Any] = {}
-
-    def target():
-        try:
-            outcome["value"] = run()
-        except BaseException as e:
-            outcome["error"] = e
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {timeout} s")
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]

@@ -1,0 +1,186 @@
+"""Asking a judge: how many questions at once, again, and never twice; what is kept of it."""
+
+import asyncio
+import sqlite3
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pairgrpo_jax.lm.rewards.asking import Answer, JudgeError, Manner, Memory, digest
+from pairgrpo_jax.lm.rewards.sources import SourceError, judge
+
+PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
+COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "xx", "xxx", ""], ["", "pp", "p", "ppp"]]
+
+
+class Busy:
+    """A judge of lengths that remembers how many asked at once, and what."""
+
+    def __init__(self, seconds=0.01):
+        self.seconds, self.now, self.most, self.asked, self.lock = seconds, 0, 0, [], threading.Lock()
+
+    def enter(self, prompt, a, b):
+        with self.lock:
+            self.asked.append((prompt[0]["content"], a, b))
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def leave(self, a, b):
+        with self.lock:
+            self.now -= 1
+        return None if len(a) == len(b) else int(len(b) > len(a))
+
+    def sync(self, prompt, a, b):
+        self.enter(prompt, a, b)
+        time.sleep(self.seconds)
+        return self.leave(a, b)
+
+    async def later(self, prompt, a, b):
+        self.enter(prompt, a, b)
+        await asyncio.sleep(self.seconds)
+        return self.leave(a, b)
+
+
+@pytest.mark.parametrize("kind", ["sync", "later"])
+@pytest.mark.parametrize("limit", [1, 4])
+def test_so_many_at_once_and_no_more(kind, limit):
+    busy = Busy()
+    found = judge(getattr(busy, kind), compare="all", concurrency=limit)(PROMPTS, COMPLETIONS)
+    assert busy.most == limit and len(busy.asked) == 18 and found.metrics["judge_questions"] == 18
+    assert found.metrics["judge_latency"] >= busy.seconds and found.metrics["judge_seconds"] > 0
+
+
+@pytest.mark.parametrize("compare", ["all", "sort", "4"])
+def test_what_is_remembered_is_not_asked_again(tmp_path, compare):
+    busy = Busy(0)
+    memory = Memory(tmp_path / "verdicts.sqlite")
+    first = judge(busy.sync, compare=compare, both_orders=True, memory=memory)(PROMPTS, COMPLETIONS)
+    asked = len(busy.asked)
+    assert asked == len(set(busy.asked)) == first.metrics["judge_questions"] and first.metrics["judge_cached"] == 0
+    memory = Memory(tmp_path / "verdicts.sqlite")  # as after a crash
+    again = judge(busy.sync, compare=compare, both_orders=True, memory=memory)(PROMPTS, COMPLETIONS)
+    assert len(busy.asked) == asked == again.metrics["judge_cached"] and again.metrics["judge_questions"] == 0
+    for one, other in zip(first.pairs, again.pairs):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_same_question_in_one_batch_is_asked_once():
+    busy = Busy()
+    found = judge(busy.sync, compare="all")(PROMPTS[:1], [["a", "bb", "a", "bb"]])
+    assert sorted(busy.asked) == [("0", "a", "bb"), ("0", "bb", "a")]  # "a", "a" is a tie without asking
+    assert found.metrics["judge_cached"] == 2 and (np.asarray(found.pairs.weight) > 0).sum() == 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": 1}, {"a": "other"}, {"b": "other"}, {"rubric": 2}, {"columns": {"k": 1}}]
+)
+def test_a_question_is_all_that_the_judge_is_shown(change):
+    question = {"rubric": 1, "prompt": 0, "a": "x", "b": "y", "columns": {}}
+    assert digest(*question.values()) == digest(*question.values()) != digest(*(question | change).values())
+    assert digest("j", [], "x", "y", {}) != digest("j", [], "y", "x", {})
+
+
+def test_a_batch_that_fails_keeps_the_verdicts_it_has(tmp_path):
+    memory, busy = Memory(tmp_path / "verdicts.sqlite"), Busy(0)
+
+    def dies(prompt, a, b):
+        if len(busy.asked) >= 7:
+            raise OSError("no line")
+        return busy.sync(prompt, a, b)
+
+    with pytest.raises(SourceError, match=r"dies failed .1 tries.: OSError: no line"):
+        judge(dies, compare="all", concurrency=1, memory=memory)(PROMPTS, COMPLETIONS)
+    assert len(busy.asked) == 7
+
+    def up(prompt, a, b):
+        return busy.sync(prompt, a, b)
+
+    up.__name__ = "dies"
+    found = judge(up, compare="all", memory=memory)(PROMPTS, COMPLETIONS)
+    assert found.metrics["judge_cached"] == 7 and len(busy.asked) == 18 == len(set(busy.asked))
+
+
+def test_a_judge_that_is_down_is_not_asked_for_every_question():
+    calls = []
+
+    def down(prompt, a, b):
+        calls.append(1)
+        raise OSError("no line")
+
+    with pytest.raises(SourceError, match="no line"):
+        judge(down, compare="all", concurrency=2, retries=1, backoff=0)(PROMPTS, COMPLETIONS)
+    assert len(calls) <= 6
+    found = judge(down, compare="all", concurrency=2, on_error="skip")(PROMPTS, COMPLETIONS)
+    assert found.failed.all() and not found.pairs.weight.any()
+
+
+def test_pauses_grow_and_keep_what_the_server_says():
+    times = []
+
+    def flaky(prompt, a, b):
+        times.append(time.monotonic())
+        if len(times) < 4:
+            raise JudgeError("busy", pause=0.3 if len(times) == 3 else 0.0)
+        return 0
+
+    found = judge(flaky, retries=3, backoff=0.04)(PROMPTS[:1], [["a", "b"]])
+    pauses = np.diff(times)
+    assert 0.03 <= pauses[0] and 0.06 <= pauses[1] and 0.3 <= pauses[2]
+    assert found.metrics["judge_retries"] == 3 and found.metrics["judge_questions"] == 1
+
+
+def test_a_refusal_is_not_asked_again():
+    calls = []
+
+    def refuses(prompt, a, b):
+        calls.append(1)
+        raise JudgeError("no such model", again=False)
+
+    with pytest.raises(SourceError, match="no such model"):
+        judge(refuses, retries=5)(PROMPTS[:1], [["a", "b"]])
+    assert len(calls) == 1
+
+
+def test_tokens_and_their_price():
+    found = judge(lambda prompt, a, b: Answer(1, 1000, 10), prices=(2.0, 50.0))(PROMPTS, COMPLETIONS)
+    assert found.metrics["judge_prompt_tokens"] == 6000 and found.metrics["judge_completion_tokens"] == 60
+    assert found.metrics["judge_cost"] == pytest.approx((6000 * 2 + 60 * 50) / 1e6)
+    assert "judge_cost" not in judge(lambda prompt, a, b: 1)(PROMPTS, COMPLETIONS).metrics
+
+
+@pytest.mark.parametrize("answer", ["0", 2, 0.5, float("nan"), [0], np.zeros(2), {"verdict": 0}])
+def test_an_answer_that_is_none_fails_its_group(answer):
+    found = judge(lambda prompt, a, b: answer if prompt[0]["content"] == "1" else 0, on_error="skip")(
+        PROMPTS, COMPLETIONS
+    )
+    assert found.failed.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt, SystemExit, StopAsyncIteration])
+def test_nothing_that_a_judge_raises_hangs_the_batch(error):
+    def odd(prompt, a, b):
+        raise error("odd")
+
+    with pytest.raises(SourceError, match=error.__name__):
+        judge(odd)(PROMPTS, COMPLETIONS)
+
+
+@pytest.mark.parametrize("content", [b"not a data base, but text that is longer than a header" * 9, None])
+def test_a_file_that_holds_no_verdicts_is_named(tmp_path, content):
+    path = tmp_path / "verdicts.sqlite"
+    if content is None:
+        with sqlite3.connect(path) as base:
+            base.execute("CREATE TABLE verdicts (other TEXT)")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"verdicts\.sqlite: no file of verdicts"):
+        judge(lambda prompt, a, b: 0, memory=Memory(path))(PROMPTS, COMPLETIONS)
+
+
+def test_bad_manners_are_refused():
+    with pytest.raises(ValueError, match="concurrency"):
+        Manner(concurrency=0)
+    with pytest.raises(ValueError, match="backoff"):
+        Manner(backoff=-1)
