@@ -1,7 +1,8 @@
 """Aligns a language model with any method of the family: `pairgrpo align METHOD --help`.
 
-The defaults train SmolLM2-135M with Hard-Pair-GRPO on one reward head and judge it with another, on 2 CPU cores, in
-minutes. Leaves metrics, a page of replies before and after, checkpoints, and the trained model for `transformers`;
+The defaults train SmolLM2-135M with Hard-Pair-GRPO on sums of one digit and measure it on sums that it never meets.
+With data or a reward of your own, and offline, they are those of preferences: the tiny set and a reward head. Leaves
+metrics, a page of replies before and after, checkpoints, and the trained model for `transformers`;
 `--resume` goes on.
 """
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import parse_run
+from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, tell_other_model
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of, user_function
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
@@ -38,6 +39,7 @@ from pairgrpo_jax.lm.alignment import (
     make_trainer,
     merged,
     tuned,
+    tuned_for_sums,
 )
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
 from pairgrpo_jax.lm.data import (
@@ -67,6 +69,7 @@ from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metric
 FREE = ("output", "resume", "keep", "export", "shown", "judging.reward_timeout", "judging.reward_retries")
 FREE += ("judging.reward_on_error",)
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
+SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
 
@@ -167,10 +170,15 @@ class Run(Settings):
 
 
 def preset(label: str, words: Sequence[str] = ()) -> Run:
-    """The run of a method, `NAME` or `NAME-offline`, as it is tuned."""
+    """The run of a method, `NAME` or `NAME-offline`, as it is tuned: sums, unless words name data or a reward."""
     name, _, offline = label.partition("-")
     config = tuned(name, bool(offline))
-    return Run(config=config, judging=Judging() if config.online else None)
+    if not config.online:
+        return Run(config=config, judging=None)
+    if peek(words, "data", "") or peek(words, "reward", ""):
+        return Run(config=config)
+    judging = Judging("verify:own")
+    return Run(data=SUMS, judging=judging, evaluations=6, evaluation_samples=4, config=tuned_for_sums(name))
 
 
 def main(words: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from byte_model import write_model
 
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
@@ -24,28 +25,6 @@ SMALL = (
 )
 SMALL += " --evaluation-prompts 2 --evaluation-samples 2 --shown 2 --judge head.safetensors"
 ARGUMENTS = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:vowels", *SMALL.split()]
-TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}\n{% endfor %}"
-TEMPLATE += "{% if add_generation_prompt %}a{% endif %}"
-
-
-def write_model(folder):
-    """A Llama of one layer over the 256 bytes, and its tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from pairgrpo_jax.lm import save_pretrained
-    from pairgrpo_jax.lm.models.model import Model, read_config
-    from pairgrpo_jax.lm.models.params import init_params
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*letters, "<end>"])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE)
-    fields = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "intermediate_size": 16}
-    fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 256, "max_position_embeddings": 128}
-    config = read_config(fields, "config.json")
-    save_pretrained(Model(config, None, fast, fields), init_params(config, jax.random.key(0)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +360,16 @@ def test_supervised_fine_tuning_ends_and_is_marked_done(workplace, monkeypatch, 
     done = run_here(align.main, "hard", *ARGUMENTS, "--sft-iterations", "2", "--no-export", "--output", "sft")
     assert done.returncode == 0, done.stderr
     assert (workplace / "sft" / "done").exists()
+
+
+def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
+    sums = align.preset("hard")
+    assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
+    assert sums.config.texts.prompts * sums.config.group_size == 64 and sums.config.optimizer.updates_per_batch == 1
+    for words in (["--data", "tiny"], ["--data=x.jsonl"], ["--reward", "mine:f"]):
+        run = align.preset("hard", words)
+        assert run.data == "tiny" and run.reward == "harmless-a" and run.config == align.tuned("hard")
+    assert align.preset("hard-offline").data == align.preset("dpo").data == "tiny"
 
 
 def test_help_lists_only_what_has_an_effect(run_here):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairgrpo_jax.lm.data import load_prompts
 from pairgrpo_jax.lm.rewards.answers import last_number, letter, numbers, stated, true_letter, true_number
 from pairgrpo_jax.lm.rewards.sources import SourceError, readable, reward_function
 from pairgrpo_jax.lm.rewards.verifiers import verifier
@@ -176,3 +177,16 @@ def test_a_verifier_that_does_not_exist_is_named(name):
 def test_a_bad_regular_expression_is_named():
     with pytest.raises(ValueError, match=r"verify:format='\(' is no regular expression: missing \)"):
         verifier("format", "(")
+
+
+def test_every_answer_of_gsm8k_is_read_and_its_own_solution_right(data_folder):
+    pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    folder = data_folder / "gsm8k"
+    if not folder.is_dir():
+        pytest.skip("PAIRGRPO_DATA has no gsm8k")
+    rows = load_prompts(str(folder), split="all", prompt_column="question").rows
+    answers = [row.columns["answer"] for row in rows]
+    assert len(answers) == 8792 and all(true_number(x) is not None for x in answers)
+    assert paid("number", [(x, x) for x in answers]) == [1.0] * len(answers)
+    some = answers[::100]
+    assert paid("math", [(f"So it is {x.split('####')[1]}.", x) for x in some]) == [1.0] * len(some)

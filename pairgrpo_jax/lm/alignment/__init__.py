@@ -11,7 +11,7 @@ from pairgrpo_jax.lm.alignment.batch import (
 from pairgrpo_jax.lm.alignment.config import Adapters, AlignConfig, AlignOptimizer, Critic, Reference, Samples, Texts
 from pairgrpo_jax.lm.alignment.objectives import objective
 from pairgrpo_jax.lm.alignment.parameters import Placement, merged, policy_of
-from pairgrpo_jax.lm.alignment.presets import tuned
+from pairgrpo_jax.lm.alignment.presets import tuned, tuned_for_sums
 from pairgrpo_jax.lm.alignment.trainer import Data, Trainer, make_loss, make_optimizer, make_trainer
 from pairgrpo_jax.lm.data import EncodedPair
 
@@ -40,4 +40,5 @@ __all__ = [
     "pair_batch",
     "policy_of",
     "tuned",
+    "tuned_for_sums",
 ]
