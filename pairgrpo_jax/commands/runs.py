@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -101,7 +102,8 @@ def is_finished(run: Any) -> bool:
     """Whether the run in `run.output` is complete; ValueError that names the fields, beside `run.free`, that differ."""
     if not (run.output / DONE).exists():
         return False
-    changed = [name for name, _, _ in changed_settings(run.output / "config.json", settings(run), run.free)]
+    before = json.loads((run.output / "config.json").read_text())
+    changed = [name for name, _, _ in changed_settings(before, settings(run), run.free)]
     if changed:
         where = f"output: {run.output} was made with other settings ({', '.join(changed)})"
         raise ValueError(f"{where}; move it away or choose another --output")

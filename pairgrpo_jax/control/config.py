@@ -65,7 +65,7 @@ class ControlOptimizer(Optimizer):
     learning_rate: Annotated[float, AtLeast(0)] = 2.5e-3
     """Adam's step size at the start."""
     anneal: bool = True
-    """Decay the learning rate linearly to 0 over the updates of the budget (not counting those target_kl drops)."""
+    """Decay the learning rate linearly to 0 over the updates of the budget, those that target_kl drops among them."""
     target_kl: Annotated[float, AtLeast(0)] = 0.1
     """Stop an iteration's updates once the minibatch KL(pi_theta || pi_old) exceeds this many nats; 0: never."""
     limit_kl: Annotated[float, AtLeast(0)] = 0.0

@@ -16,7 +16,7 @@ from pairgrpo_jax.control.networks import Networks, action_distribution, make_ne
 from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import Batch, collect, make_batch, next_states, start_states
 from pairgrpo_jax.methods import Adaptive, Likelihoods, Verdict
-from pairgrpo_jax.training import TrainState, make_update_step
+from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
 
 
 class Trainer(NamedTuple):
@@ -113,8 +113,10 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
         "std": jnp.mean(jnp.exp(log_std)),
     }
     renewed = method.renewed(adaptive, kl)
+    planned = renewed.batches * config.optimizer.updates_per_batch
     return fitted.replace(
         key=key,
+        opt_state=annealed_to(planned, fitted.opt_state),
         delta_step=renewed.batches,
         multiplier=renewed.multiplier,
         normalizer=norm.update(trajectory.obs),

@@ -2,6 +2,7 @@
 
 from pairgrpo_jax.training.checkpoint import CheckpointError, Checkpoints
 from pairgrpo_jax.training.loop import Schedule, train
+from pairgrpo_jax.training.optimizer import annealed_to
 from pairgrpo_jax.training.run import MetricLog, RunFolderError, changed_settings, open_folder, read_metrics, settings
 from pairgrpo_jax.training.state import TrainState
 from pairgrpo_jax.training.update import NonFiniteError, check_finite, make_update_step
@@ -14,6 +15,7 @@ __all__ = [
     "RunFolderError",
     "Schedule",
     "TrainState",
+    "annealed_to",
     "changed_settings",
     "check_finite",
     "make_update_step",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
+
+import jax
+import optax
 
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 
@@ -27,3 +30,16 @@ class Optimizer(Settings):
     def updates_per_batch(self) -> int:
         """Optimizer steps on each batch."""
         return self.epochs * self.minibatches
+
+
+def annealed_to(planned: jax.Array, opt_state: Any) -> Any:
+    """The optimizer's state with its learning rate where it is after `planned` updates (int32), made or not.
+
+    optax counts the updates made: after some that were stopped or skipped, the rate would be above the plan's. Adam's
+    own count stays. Without a schedule nothing changes.
+    """
+    return jax.tree.map(
+        lambda x: x._replace(count=planned) if isinstance(x, optax.ScaleByScheduleState) else x,
+        opt_state,
+        is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+    )

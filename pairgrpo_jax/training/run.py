@@ -79,7 +79,8 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
 
 
 def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> None:
-    changed = [f"{n}: {before!r} -> {after!r}" for n, before, after in changed_settings(path, config, free)]
+    before = json.loads(path.read_text())
+    changed = [f"{n}: {old!r} -> {new!r}" for n, old, new in changed_settings(before, config, free)]
     if changed:
         raise RunFolderError(
             f"resume: the run in {path.parent} was made with other settings ({'; '.join(changed)}); "
@@ -98,11 +99,13 @@ def _why(changed: list[str], config: dict[str, Any]) -> str:
     )
 
 
-def changed_settings(path: Path, config: dict[str, Any], free: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
-    """Name, value in the `config.json` at `path` and value in `config` of all that differs, but for `free` fields."""
-    before, after = dict(flatten(json.loads(path.read_text()))), dict(flatten(config))
-    names = (n for n in sorted(before.keys() | after.keys()) if n not in free and n.split(".")[0] not in free)
-    return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
+def changed_settings(
+    before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Name and both values of all that differs between (nested) settings, but for `free` fields."""
+    old, new = dict(flatten(before)), dict(flatten(after))
+    names = (n for n in sorted(old.keys() | new.keys()) if n not in free and n.split(".")[0] not in free)
+    return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The training loop: what goes into a batch, and that every method learns."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +140,25 @@ def test_early_stopping_makes_fewer_updates(env):
     _, held = (f := compiled(config.replace(target_kl=5e-4), env))[1](f[0].init(jax.random.key(0)), 2)
     assert (held["updates_used"] < 1).all() and (free["updates_used"] == 1).all()
     assert held["realised_kl"].mean() < free["realised_kl"].mean() / 2
+
+
+def test_updates_that_are_stopped_do_not_hold_up_the_annealing(env):
+    """The plan is the same for a method that target_kl stops and for one that it does not."""
+    config = SMALL.replace(learning_rate=3e-3, target_kl=1e-4)
+    trainer, iterate = compiled(config, env, iterations=3)
+    state, metrics = iterate(trainer.init(jax.random.key(0)), 3)
+    assert (metrics["updates_used"] < 1).all()
+    counts = {
+        type(x).__name__: int(x.count) for x in jax.tree.leaves(state.opt_state, is_leaf=has_count) if has_count(x)
+    }
+    planned = 3 * config.optimizer.updates_per_batch
+    assert counts["ScaleByScheduleState"] == planned and 0 < counts["ScaleByAdamState"] < planned
+    before, state = state.params, iterate(state, 1)[0]  # the rate is 0 from here on
+    chex.assert_trees_all_equal(before, state.params)
+
+
+def has_count(x):
+    return "count" in getattr(x, "_fields", ())
 
 
 def test_limited_updates_stay_inside_the_trust_region(env):

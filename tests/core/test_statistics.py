@@ -1,14 +1,11 @@
-"""The statistics against their published definitions, and what a comparison reports."""
+"""The statistics against their published definitions."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from experiments.compare import Comparison, folder, parse, report, run_of
-from pairgrpo_jax.commands.runs import DONE
 from pairgrpo_jax.core.statistics import (
     improvement_interval,
     interquartile_interval,
@@ -21,7 +18,6 @@ from pairgrpo_jax.core.statistics import (
     probability_of_improvement,
     relative_noise_variance,
 )
-from pairgrpo_jax.training import settings
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end():
@@ -125,51 +121,6 @@ def test_noise_is_told_from_drift():
     short = 3 * steps[:8] + rng.normal(size=(40_000, 8))  # a window of few updates on a steep line
     assert noise_variance(short).mean() == pytest.approx(1, abs=0.04)
     assert np.isnan(noise_variance(series[..., :2])).all()
-
-
-def test_a_comparison_reports_finished_runs(tmp_path, capsys):
-    from rich.console import Console
-
-    args = Comparison(methods=("ppo:value", "hard:value"), seeds=3, output=tmp_path)
-    for method, seed in itertools.product(args.methods, range(3)):
-        path = folder(args, method, seed)
-        path.mkdir(parents=True)
-        score = 100 * seed + (50 if method.startswith("hard") else 0)
-        row = {
-            "iteration": 1,
-            "steps": 10,
-            "seconds": 2.0,
-            "score": [score],
-            "stochastic_score": [score],
-            "grad_norm": [1.0],
-        }
-        (path / "metrics.jsonl").write_text(json.dumps(row | {"realised_kl": [0.01 if seed else 1.0]}) + "\n")
-        (path / "config.json").write_text(json.dumps(settings(run_of(args, method, seed)), default=str))
-        (path / DONE).touch()
-    report(args, Console(width=200))
-    table = (tmp_path / "table.md").read_text()
-    hard = next(line for line in table.splitlines() if line.startswith("| hard:value"))
-    assert "**150**" in hard and "67%" in hard and f"{6 / 9:.2f}" in hard
-    assert (tmp_path / "curves.png").exists()
-    with pytest.raises(ValueError, match=r"made with other settings \(evaluations, steps\)"):
-        (path / "config.json").write_text(
-            json.dumps(settings(run_of(args, method, seed)) | {"steps": 1, "evaluations": 2})
-        )
-        report(args, Console(width=200))
-
-
-def test_a_scheme_is_named_after_the_advantage():
-    config = parse("soft:value:margin_weighted")
-    method, plain = config.method, parse("soft:value").method
-    assert (method.scheme, method.margin) == ("margin_weighted", 0.0) and plain.margin > 0
-
-
-@pytest.mark.parametrize(
-    "method", ["hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all", "hard:value:", "ppo:segment"]
-)
-def test_unknown_methods_are_named(method):
-    with pytest.raises(ValueError, match="methods: "):
-        parse(method)
 
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_replies():

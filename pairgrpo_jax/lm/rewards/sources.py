@@ -306,9 +306,9 @@ class _Judge:
             _give_up(self.function, str(asker.failure), None, self.policy)
         failed = np.array([one is None for one in decided])
         blank = no_comparisons(self.compare, size)
-        pairs = Pairs(*(np.stack(part) for part in zip(*(blank if one is None else one for one in decided))))
+        pairs = Pairs(*(_narrow(np.stack(part)) for part in zip(*(blank if one is None else one for one in decided))))
         asker.tally.seconds = time.monotonic() - start
-        return Judgement(None, jax.tree.map(_narrow, pairs), failed, asker.tally.metrics(self.prices))
+        return Judgement(None, pairs, failed, asker.tally.metrics(self.prices))
 
     async def _group(
         self, asker: Asker, group: int, prompt: Prompt, texts: list[str], columns: dict

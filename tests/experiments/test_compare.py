@@ -1,0 +1,185 @@
+"""A comparison: which runs it makes, what each leaves, and what the table counts."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from experiments import compare, results, sweeps
+from experiments.compare import Comparison, best_trial, cells, parse, path_of, report, run_of
+from pairgrpo_jax.commands.runs import DONE
+from pairgrpo_jax.training import NonFiniteError, settings
+
+SCORES = {"ppo": 0, "hard": 50}
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Runs that cost nothing: two rows of metrics, or the error that `fails` holds for (method, seed)."""
+    made, fails = [], {}
+
+    def execute(run, console):
+        name = run.config.method.name
+        made.append((name, run.seed))
+        if (name, run.seed) in fails:
+            raise fails[name, run.seed]
+        run.output.mkdir(parents=True, exist_ok=True)
+        score = [100.0 * (run.seed % 100) + SCORES[name] + 1e4 * run.config.optimizer.learning_rate]
+        row = {"iteration": 1, "steps": 10, "seconds": 2.0, "score": score, "stochastic_score": score}
+        rows = [row | {"realised_kl": [0.01 if run.seed % 100 else 1.0], "grad_norm": [1.0]}] * 3
+        (run.output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run.output / "config.json").write_text(json.dumps(settings(run)))
+        (run.output / DONE).touch()
+        return 0
+
+    monkeypatch.setattr(compare.cheetah, "execute", execute)
+    monkeypatch.setattr(results, "commit", lambda: "a" * 40)
+    return made, fails
+
+
+@pytest.fixture
+def go(monkeypatch, tmp_path, stub):
+    def run(*words):
+        where = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+        monkeypatch.setattr(sys, "argv", ["compare", *words, *where, "--methods", "ppo:value", "hard:value"])
+        return compare.main()
+
+    return run
+
+
+def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_path):
+    assert go("--seeds", "3") == 0
+    assert stub[0] == [(name, seed) for seed in (100, 101, 102) for name in ("ppo", "hard")]
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert go("--seeds", "3") == 0 and len(stub[0]) == 6  # none is made again
+    found = tmp_path / "results" / "mujoco" / "3000000"
+    one = json.loads((found / "hard-value" / "seed101.json").read_text())
+    assert one["commit"] == "a" * 40 and one["versions"]["jax"] and one["settings"]["config"]["method"]["alpha"] == 2.0
+    assert one["metrics"][-1]["score"] == 175
+    hard = next(x for x in (found / "compare.md").read_text().splitlines() if x.startswith("| hard:value"))
+    ppo = next(x for x in (found / "compare.md").read_text().splitlines() if x.startswith("| ppo:value"))
+    assert "**175**" in hard and "67%" in hard and f"{6 / 9:.2f} [" in hard and "| – |" in ppo
+    assert hard.count("|") == ppo.count("|") and (found / "compare.png").exists()
+
+
+def test_a_run_that_cannot_be_finished_is_named_and_the_others_are_made(go, stub, tmp_path, capsys):
+    made, fails = stub
+    fails["ppo", 101] = NonFiniteError("20 updates in a row")
+    fails["hard", 100] = RuntimeError("training failed")
+    assert go("--seeds", "3") == 1 and len(made) == 6
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not finished: ppo:value, seed 101: NonFiniteError: 20 updates in a row" in said
+    assert "Not finished, and not counted: hard:value, seed 100; ppo:value, seed 101." in said
+    fails.clear()
+    assert go("--seeds", "3") == 0 and made[6:] == [("hard", 100), ("ppo", 101)]
+
+
+def test_other_commits_versions_and_settings_are_refused_before_anything_runs(go, stub, tmp_path, monkeypatch):
+    go("--seeds", "1")
+    monkeypatch.setattr(results, "commit", lambda: "b" * 40)
+    with pytest.raises(ValueError, match="different commits, aaaaaaaaaaaa and bbbbbbbbbbbb"):
+        go("--seeds", "2")
+    monkeypatch.setattr(results, "commit", lambda: "a" * 40)
+    path = tmp_path / "results" / "mujoco" / "3000000" / "ppo-value" / "seed100.json"
+    whole = path.read_text()
+    for change, message in (
+        (lambda x: x["versions"].update(jax="0.1"), "different versions: jax 0.1 and"),
+        (
+            lambda x: x["settings"]["config"]["collection"].update(gamma=0.5),
+            r"other settings \(config.collection.gamma",
+        ),
+        (lambda x: x.pop("settings"), "is no result of a run"),
+    ):
+        change(result := json.loads(whole))
+        path.write_text(json.dumps(result))
+        with pytest.raises(ValueError, match=message):
+            go("--seeds", "2")
+    path.write_text(whole[:100])
+    with pytest.raises(ValueError, match=f"{path.name} is no result of a run"):
+        go("--seeds", "2")
+    assert len(stub[0]) == 2
+
+
+def test_a_commit_is_that_of_the_package_and_its_files(tmp_path, monkeypatch):
+    def git(*words):
+        return subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(results, "PACKAGE", tmp_path / "package")
+    (tmp_path / "package").mkdir()
+    with pytest.raises(ValueError, match="no git clone"):
+        results.commit()
+    (tmp_path / "package" / "a.py").write_text("1\n")
+    git("init", "-q"), git("config", "user.email", "a@b.c"), git("config", "user.name", "a")
+    git("add", "."), git("commit", "-qm", "first")
+    first = git("rev-parse", "HEAD").strip()
+    (tmp_path / "table.md").write_text("a result\n")
+    git("add", "."), git("commit", "-qm", "results do not count")
+    assert results.commit() == first
+    for name in ("a.py", "b.py"):
+        (tmp_path / "package" / name).write_text("2\n")
+        with pytest.raises(ValueError, match=rf"{name} differ from what is committed"):
+            results.commit()
+        git("stash", "-u")
+
+
+def test_a_sweep_has_as_many_trials_for_each_method_and_seeds_of_its_own(go, stub, tmp_path):
+    assert {len(sweeps.trials(name)) for name in sweeps.LEVERS} == {9}
+    for method in Comparison().methods:
+        asked = cells(Comparison("tune", methods=(method,), seeds=2))
+        runs = [run_of(Comparison(), cell) for cell in asked]
+        assert len({json.dumps(settings(run.config)) for run in runs}) == 9 and {run.seed for run in runs} == {0, 1}
+        assert any(run.config == parse(method) for run in runs)  # the presets are among them
+    assert go("tune", "--seeds", "1", "--steps", "10") == 0 and len(stub[0]) == 18
+    table = (tmp_path / "results" / "mujoco" / "10" / "tune.md").read_text()
+    assert table.count("| hard:value learning_rate=") == 9
+    args = Comparison(methods=("ppo:value", "hard:value"), tuned_at=10, seeds=2, results=tmp_path / "results")
+    assert best_trial(args, "hard:value").startswith("learning_rate=0.005,")
+    run = run_of(args, cells(args)[0])
+    assert run.config.optimizer.learning_rate == 0.005 and run.seed == 100 and run.steps == 3e6
+    path_of(
+        Comparison("tune", steps=10, results=args.results), compare.Cell("hard:value", *cells(args)[1][1:2], 0)
+    ).unlink()
+    with pytest.raises(ValueError, match="the sweep of hard:value at 10 steps is not whole"):
+        cells(args)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"first_seed": 0}, {"first_seed": 99}, {"step": "tune", "seeds": 101}, {"step": "tune", "first_seed": 100}],
+)
+def test_tuning_seeds_are_never_counted(changes):
+    with pytest.raises(ValueError, match="seeds 0 to 99 are for tuning alone"):
+        Comparison(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            {"methods": (m,)}
+            for m in ("hard", "sarsa:value", "hard:q", "soft:value:none", "ppo:value:all", "ppo:segment")
+        ),
+        {"methods": ("hard:value:",)},
+        {"methods": ()},
+        {"methods": ("ppo:value", "ppo:value")},
+        {"seeds": 0},
+        {"steps": float("inf")},
+        {"step": "tune", "tuned_at": 1e6},
+    ],
+)
+def test_bad_input_is_named(changes):
+    with pytest.raises(ValueError, match=r"methods|seeds|steps|tuned_at"):
+        Comparison(**changes)
+
+
+def test_a_scheme_is_named_after_the_advantage():
+    config = parse("soft:value:margin_weighted")
+    method, plain = config.method, parse("soft:value").method
+    assert (method.scheme, method.margin) == ("margin_weighted", 0.0) and plain.margin > 0
+
+
+def test_a_report_without_results_says_so(tmp_path):
+    with pytest.raises(ValueError, match="results: no finished run in"):
+        report(Comparison(results=tmp_path), Console())
