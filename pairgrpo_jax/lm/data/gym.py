@@ -20,6 +20,8 @@ _BLOCK = 512  # problems of one data set: some generators prepare all of them
 _OWN = ("seed", "size")
 NOT_OFFERED = {
     "composite": "it mixes others",
+    "codeio": "it runs programs, for minutes",
+    "sokoban": "its scorer pays for moves that solve another puzzle",
     "coin_flip": "its scorer pays for 0",
     "puzzle24": "its scorer pays for an expression of any numbers",
     "game_of_life_halting": "its scorer pays for any text",
