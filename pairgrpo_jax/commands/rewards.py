@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pairgrpo_jax.commands.judging import user_function
 from pairgrpo_jax.lm.data.gym import PREFIX, Gym
 from pairgrpo_jax.lm.rewards.sources import Source, reward_function
 from pairgrpo_jax.lm.rewards.verifiers import verifier
@@ -56,13 +55,3 @@ def source_of(named: list[Named], **policy: Any) -> Source:
     """The weighted sum of reward functions as a source; see `reward_function`."""
     functions, names, weights = ([getattr(one, field) for one in named] for field in ("function", "name", "weight"))
     return reward_function(functions, weights, names=names, **policy)
-
-
-def user_function(where: str) -> Callable:
-    """The function `module:function`, also of the working directory."""
-    module, _, name = where.partition(":")
-    sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward: cannot import {where!r}: {error}") from error

@@ -8,10 +8,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairgrpo_jax.lm import data
 from pairgrpo_jax.lm.data import (
     Columns,
+    Half,
     Preference,
     PromptRow,
     asked_by,
@@ -19,8 +22,10 @@ from pairgrpo_jax.lm.data import (
     load_preferences,
     load_prompts,
     split_by_first_turn,
+    unseen,
 )
 from pairgrpo_jax.lm.files.tokenizer import check_vocab
+from pairgrpo_jax.lm.rewards.reward_model import about_head, fitted_on
 
 USER = {"role": "user", "content": "Hi there"}
 WANT = Preference((USER,), "Good day", "Go away")
@@ -62,6 +67,146 @@ LAYOUTS = {
         "metadata": {"score_chosen": 9, "score_rejected": 3},
     },
 }
+
+
+SYSTEM = said("Be kind", "system")
+WHOLE = {
+    # Transcripts: the prompt asks for the reply, and the sides hold it too.
+    "transcript in both": (
+        {"prompt": "\n\nHuman: Hi there\n\nAssistant:", "chosen": "\n\nHuman: Hi there\n\nAssistant: Good day",
+         "rejected": "\n\nHuman: Hi there\n\nAssistant: Go away"}, (USER,)),
+    "no blank lines before it": (
+        {"prompt": "Human: Hi there\n\nAssistant:", "chosen": "Human: Hi there\n\nAssistant: Good day",
+         "rejected": "Human: Hi there\n\nAssistant: Go away"}, (USER,)),
+    "more blank lines": (
+        {"prompt": "\n\n\n Human: Hi there\n\nAssistant: ", "chosen": " Good day", "rejected": " Go away"}, (USER,)),
+    "words before the first turn": (
+        {"prompt": "Be kind\n\nHuman: Hi there\n\nAssistant:", "chosen": " Good day", "rejected": " Go away"},
+        (SYSTEM, USER)),
+    "plain prompt, transcripts": (
+        {"prompt": "Hi there"} | LAYOUTS["transcripts"], (USER,)),
+    # A side that begins the chat is the whole chat.
+    "system in the sides": (
+        {"prompt": "Hi there", "chosen": [SYSTEM, USER, said("Good day")], "rejected": [SYSTEM, USER, said("Go away")]},
+        (SYSTEM, USER)),
+    "system and reply alone": (
+        {"prompt": "Hi there", "chosen": [SYSTEM, said("Good day")], "rejected": [SYSTEM, said("Go away")]},
+        (SYSTEM, USER)),
+    "system in the prompt": (
+        {"prompt": [SYSTEM, USER], "chosen": [USER, said("Good day")], "rejected": [USER, said("Go away")]},
+        (SYSTEM, USER)),
+    "system in both": (
+        {"prompt": [SYSTEM, USER], "chosen": [SYSTEM, USER, said("Good day")], "rejected": [said("Go away")]},
+        (SYSTEM, USER)),
+    "prompt is the last turn": (
+        {"prompt": "Hi there", "chosen": [said("Hm", "user"), said("Yes?"), USER, said("Good day")],
+         "rejected": [said("Hm", "user"), said("Yes?"), USER, said("Go away")]},
+        (said("Hm", "user"), said("Yes?"), USER)),
+    "sides go on": (
+        {"prompt": [said("Hm", "user"), said("Yes?")], "chosen": [USER, said("Good day")],
+         "rejected": [USER, said("Go away")]}, (said("Hm", "user"), said("Yes?"), USER)),
+    "replies begin with the prompt": (
+        {"prompt": "Hi there", "chosen": "Hi there Good day", "rejected": "Hi there\nGo away"}, (USER,)),
+    # Public sets.
+    "ShareGPT": (
+        {"conversations": [{"from": "system", "value": "Be kind"}, {"from": "human", "value": "Hi there"}],
+         "chosen": {"from": "gpt", "value": "Good day"}, "rejected": {"from": "gpt", "value": "Go away"}},
+        (SYSTEM, USER)),
+    "messages beside replies": (
+        {"messages": [USER], "chosen": "Good day", "rejected": "Go away"}, (USER,)),
+    "Orca": (
+        {"system": "Be kind", "question": "Hi there", "chosen": "Good day", "rejected": "Go away"}, (SYSTEM, USER)),
+    "Orca, no system": (
+        {"system": "", "question": "Hi there", "chosen": "Good day", "rejected": "Go away"}, (USER,)),
+    "Argilla": (
+        {"system": "Be kind", "input": "Hi there", "chosen": "Good day", "rejected": "Go away", "rating": [7.0, 9.0]},
+        (SYSTEM, USER)),
+    "HelpSteer2": (
+        {"prompt": "Hi there", "response_1": "Go away", "response_2": "Good day", "preference_strength": 2}, (USER,)),
+    "HelpSteer3": (
+        {"context": [USER], "response1": "Good day", "response2": "Go away", "overall_preference": -1}, (USER,)),
+    "PKU-SafeRLHF": (
+        {"prompt": "Hi there", "response_0": "Go away", "response_1": "Good day", "better_response_id": 1}, (USER,)),
+    "SHP": (
+        {"history": "Hi there", "human_ref_A": "Good day", "human_ref_B": "Go away", "labels": 1}, (USER,)),
+    "Chatbot Arena": (
+        {"conversation_a": [USER, said("Go away")], "conversation_b": [USER, said("Good day")], "winner": "model_b"},
+        (USER,)),
+    # Content of other kinds.
+    "developer and parts": (
+        {"prompt": [said([{"type": "text", "text": "Be "}, {"type": "text", "text": "kind"}], "developer"), USER],
+         "chosen": [said(["Good ", {"text": "day"}])], "rejected": [said("Go away")]}, (SYSTEM, USER)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_no_turn_is_doubled_or_lost(tmp_path, name):
+    row, prompt = WHOLE[name]
+    source = write(tmp_path / "x.jsonl", [row])
+    loaded = load_preferences(source)
+    assert [x[:3] for x in loaded.rows] == [(prompt, "Good day", "Go away")] and not loaded.dropped
+    assert data.has_preferences(source) and [x.prompt for x in load_prompts(source).rows] == [prompt]
+
+
+def test_replies_that_greet_back_keep_their_first_words(tmp_path, caplog):
+    """Only where all replies of a set begin with their prompts are these taken away; told once."""
+    greeting = {"prompt": "Hello", "chosen": "Hello you", "rejected": "Hello again"}
+    other = {"prompt": "Hi", "chosen": "Hello", "rejected": "Hi! Yes?"}
+    rows = load_preferences(write(tmp_path / "x.jsonl", [greeting, other])).rows
+    assert rows[0][1:3] == ("Hello you", "Hello again") and not caplog.text
+    rows = load_preferences(write(tmp_path / "y.jsonl", [greeting, greeting])).rows
+    assert rows[0][1:3] == ("you", "again") and caplog.text.count("every reply begins with its prompt") == 1
+
+
+def test_the_system_column_is_used_and_yields_to_a_system_turn(tmp_path):
+    rows = [{"system_prompt": "Be kind", "prompt": "Hi there"}, {"system": "Other", "prompt": [SYSTEM, USER], "n": 1}]
+    prompts = [x.prompt for x in load_prompts(write(tmp_path / "x.jsonl", rows), system="Third").rows]
+    assert prompts == [(SYSTEM, USER), (SYSTEM, USER)]
+    rows = [{"system": None, "prompt": "Hi there"}]
+    assert load_prompts(write(tmp_path / "y.jsonl", rows), system="Be kind").rows[0].prompt == (SYSTEM, USER)
+
+
+def test_scores_of_public_sets(tmp_path):
+    pair = LAYOUTS["plain"]
+    names = [
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen-rating", "rejected-rating"),
+    ]
+    names += [("chosen_avg_rating", "rejected_avg_rating"), ("reward_chosen", "reward_rejected")]
+    rows = [pair | {a: 1.5, b: 1.5} for a, b in names] + [pair | {"rating": [4, 4]}]
+    rows += [pair | {a: 1, b: 2} for a, b in names]
+    rows += [{"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": 0}]
+    rows += [{"conversation_a": [USER, said("a")], "conversation_b": [USER, said("b")], "winner": "tie"}]
+    unknown = [pair | {"chosen_score": 1.0, "rejected_score": x} for x in (None, float("nan"))]
+    loaded = load_preferences(write(tmp_path / "x.jsonl", [*rows, *unknown]))
+    assert loaded.dropped == {"tie": len(names) + 3, "scores contradict the labels": len(names)}
+    assert [x[:3] for x in loaded.rows] == [WANT[:3]] * 2
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: column 'winner' = 'nobody' does not say which"):
+        load_preferences(write(tmp_path / "x.jsonl", [rows[-1] | {"winner": "nobody"}]))
+
+
+NO_TEXT = {
+    "with a turn of role 'tool'": [USER, said("x", "tool")],
+    "with a turn of role 'function'": [USER, said("x", "function")],
+    "with null content": [said(None, "user")],
+    "with a tool call": [USER, said(None) | {"tool_calls": [{"name": "f"}]}, said("and?", "user")],
+    "with a part of type 'image'": [said([{"type": "image"}, {"type": "text", "text": "what?"}], "user")],
+    "with a part of type 'image_url'": [said([{"type": "image_url", "image_url": {"url": "x"}}], "user")],
+}
+
+
+def test_rows_that_no_text_can_stand_for_are_dropped_by_reason(tmp_path):
+    good = {"messages": [USER | {"tool_calls": None}]}
+    rows = [{"messages": m} for m in (*NO_TEXT.values(), [USER, said("x", "tool")])]
+    loaded = load_prompts(write(tmp_path / "x.jsonl", [*rows, good]))
+    assert loaded.dropped == dict.fromkeys(NO_TEXT, 1) | {"with a turn of role 'tool'": 2}
+    assert [x.prompt for x in loaded.rows] == [(USER,)]
+    pairs = [{"prompt": m, "chosen": [said("a")], "rejected": [said("b")]} for m in NO_TEXT.values()]
+    pairs += [{"prompt": "q", "chosen": [said(None)], "rejected": [said("b")]}]
+    loaded = load_preferences(write(tmp_path / "y.jsonl", [*pairs, LAYOUTS["plain"]]))
+    assert loaded.dropped == dict.fromkeys(NO_TEXT, 1) | {"with null content": 2} and len(loaded.rows) == 1
+    assert "1 with a tool call" in data.describe(loaded)
 
 
 def write(path, rows):
@@ -115,6 +260,9 @@ DIRT = {
     "empty prompt": {"prompt": " ", "chosen": "a", "rejected": "b"},
     "prompts differ": {"chosen": [USER, said("a")], "rejected": [said("Hello", "user"), said("b")]},
     "no reply at the end": {"chosen": [USER, said("a"), USER], "rejected": [USER, said("b")]},
+    "prompt and chat differ": {"prompt": "p", "chosen": [USER, said("a")], "rejected": [USER, said("b")]},
+    "two system messages": {"prompt": [said("S", "system"), USER], "chosen": [said("T", "system"), USER, said("a")],
+                            "rejected": [said("b")]},
     "prompt without a last user turn": {"prompt": [USER, said("x")], "chosen": [said("a")], "rejected": [said("b")]},
 }  # fmt: skip
 
@@ -125,7 +273,7 @@ def test_dirt_is_dropped_and_counted(tmp_path):
     loaded = load_preferences(source)
     assert loaded.rows == [WANT]
     assert loaded.dropped == dict.fromkeys(DIRT, 1) | {"empty reply": 2}
-    assert "1 preferences; dropped 9" in data.describe(loaded) and "1 tie" in data.describe(loaded)
+    assert "1 preferences; dropped 11" in data.describe(loaded) and "1 tie" in data.describe(loaded)
     with pytest.raises(ValueError, match=r"no usable preference \(1 tie"):
         load_preferences(write(tmp_path / "y.jsonl", [DIRT["tie"]]))
 
@@ -137,6 +285,7 @@ BAD_FILES = {
     "mixed": ('{"chosen": "a", "rejected": [1]}', "both be texts or both be lists"),
     "role": ('{"chosen": [{"role": "bot", "content": "x"}], "rejected": [{"role": "bot", "content": "y"}]}', "bot"),
     "message": ('{"chosen": [{"text": "x"}], "rejected": [{"text": "y"}]}', "messages must be a list"),
+    "content": ('{"prompt": [{"role": "user", "content": 5}], "chosen": "a", "rejected": "b"}', "content must be text"),
     "empty": ("", "no row at all"),
     "another name": (
         '{"question": "a", "chosen": "b", "rejected": "c"}',
@@ -384,3 +533,29 @@ def test_a_tokenizer_of_another_model_is_refused(smollm2):
         check_vocab(smollm2.tokenizer, 100, ends, "config.json")
     with pytest.raises(ValueError, match=r"'eos_token_id' = .128001.: the tokenizer has none"):
         check_vocab(smollm2.tokenizer, 200_000, (128_001,), "config.json")
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=40), st.integers(0, 1), st.integers(0, 3))
+def test_what_a_judge_was_fitted_on_is_in_no_part_of_a_run(turns, number, seed):
+    rows = [PromptRow(({"role": "user", "content": turn},)) for turn in turns]
+    half, other = Half(number, seed), Half(1 - number, seed)
+    fitted = {data.first_turn(row) for row in rows if half.holds(row)}
+    assert all(half.holds(row) != other.holds(row) for row in rows)
+    if len(fitted) == len(set(turns)):
+        with pytest.raises(ValueError, match=r"all .* rows are of the half that the judge was fitted on"):
+            unseen(rows, half)
+        return
+    parts = [{data.first_turn(row) for row in part} for part in split_by_first_turn(unseen(rows, half))]
+    assert not parts[0] & parts[1] and not fitted & (parts[0] | parts[1])
+    assert fitted | parts[0] | parts[1] == set(turns) and unseen(rows, None) == rows
+
+
+def test_the_shipped_heads_say_which_half_they_were_fitted_on(data_folder):
+    """That many pairs of the half there are in their data, and as many did each of them see."""
+    rows = load_preferences(str(data_folder / "hh-rlhf-harmless-base"), split="all").rows
+    for number, half in enumerate("ab"):
+        found = fitted_on(f"harmless-{half}", "hh-rlhf-harmless-base")
+        assert found == Half(number, 0) and fitted_on(f"harmless-{half}", "tiny") is None
+        assert sum(found.holds(row) for row in rows) == about_head(f"harmless-{half}")["pairs"]
+    turns = {data.first_turn(row) for row in rows}
+    assert not turns & {data.first_turn(row) for row in load_preferences("tiny").rows}

@@ -1,5 +1,6 @@
 """Rows of prompts and preferences: read, cleaned, split and encoded."""
 
+from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.lm.data.columns import Columns, asked_by
 from pairgrpo_jax.lm.data.encode import (
     EncodedPair,
@@ -10,31 +11,33 @@ from pairgrpo_jax.lm.data.encode import (
     joined,
     pad_texts,
 )
+from pairgrpo_jax.lm.data.messages import Message, Prompt, parse_transcript
+from pairgrpo_jax.lm.data.readers import SHIPPED
 from pairgrpo_jax.lm.data.rows import (
     Loaded,
-    Message,
     Preference,
-    Prompt,
     PromptRow,
     describe,
     has_preferences,
     load_preferences,
     load_prompts,
-    parse_transcript,
 )
 from pairgrpo_jax.lm.data.split import (
+    Half,
     batch_indices,
     first_turn,
     fold_of,
     preference_accuracy,
-    ranked_right,
     split_by_first_turn,
     spread,
+    unseen,
 )
 
 __all__ = [
+    "SHIPPED",
     "Columns",
     "EncodedPair",
+    "Half",
     "Loaded",
     "Message",
     "Preference",
@@ -59,4 +62,5 @@ __all__ = [
     "ranked_right",
     "split_by_first_turn",
     "spread",
+    "unseen",
 ]

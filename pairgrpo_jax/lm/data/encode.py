@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pairgrpo_jax.lm.data.rows import Message, Preference, Prompt
-from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, encode_chat, with_bos
+from pairgrpo_jax.lm.data.messages import Message, Prompt
+from pairgrpo_jax.lm.data.rows import Preference
+from pairgrpo_jax.lm.files.endings import first_control, template_tail
+from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, check_ids, encode_chat, with_bos
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
 
@@ -36,7 +38,7 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
     A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
 
     Raises:
-      ValueError: if the model has no tokenizer.
+      ValueError: if the model has no tokenizer, or no row for one of the ids.
     """
     system = tuple(m for m in prompt[:1] if m["role"] == "system")
     turns = prompt[len(system) :]
@@ -48,6 +50,7 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
             _log.warning("a prompt is left out: %s", refusal)
             return None
         if len(ids) <= limit:
+            check_ids(model.tokenizer, ids, model.config.vocab_size)
             return ids
     return None
 
@@ -80,11 +83,12 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
     """Returns the ids of a reply and its end-of-turn id, or the first `limit` ids, without it, of a longer one.
 
     Raises:
-      ValueError: if the model has no tokenizer or no end-of-sequence id.
+      ValueError: if the model has no tokenizer, no end-of-sequence id, or no row for one of the ids.
     """
     tokenizer = _tokenizer(model)
     text = text if tokenizer.chat_template else f" {text}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    check_ids(tokenizer, ids, model.config.vocab_size)
     return [*ids, end_of_turn(model)][:limit]
 
 
@@ -110,21 +114,18 @@ def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple
 
 
 def end_of_turn(model: Model) -> int:
-    """Returns the id that ends a reply: the one that the chat template writes, out of the model's end ids.
+    """Returns the id that ends a reply: what the chat template writes after one, else the first of the end ids.
 
     Raises:
       ValueError: if the model has no tokenizer or no end-of-sequence id.
     """
-    tokenizer, ends = _tokenizer(model), list(model.config.eos_ids)
-    if not ends:
-        raise ValueError("the model's config has no eos_token_id, so a reply cannot end")
-    if tokenizer.chat_template and len(ends) > 1:
-        question = {"role": "user", "content": "a"}
-        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        said = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "b"}], tokenize=False)
-        ids = tokenizer(said[len(asked) :], add_special_tokens=False)["input_ids"]
-        return next((i for i in ids if i in ends), ends[0])
-    return ends[0]
+    tokenizer, config = _tokenizer(model), model.config
+    if config.reply_end is not None:
+        return config.reply_end
+    written = first_control(tokenizer, template_tail(tokenizer)) if tokenizer.chat_template else None
+    if written is None and not config.eos_ids:
+        raise ValueError("the model's config has no eos_token_id, so a reply cannot end: --end-of-turn TOKEN names one")
+    return config.eos_ids[0] if written is None else written
 
 
 def _tokenizer(model: Model) -> Any:
