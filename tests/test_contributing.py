@@ -1,6 +1,9 @@
 """The listings of CONTRIBUTING.md, and those of the README that need no weights, run as they are printed."""
 
+import gzip
 import itertools
+import json
+import os
 import re
 import sys
 import types
@@ -128,6 +131,36 @@ def test_readme_methods_are_objects(run):
     assert module.online.method.delta_0 == 0.05
     assert not module.offline.online
     assert module.cheetah.method.margin == 0.1
+
+
+def gsm8k(folder):
+    """The first rows of GSM8K where it is at hand, else rows like them."""
+    real = Path(os.environ.get("PAIRGRPO_DATA", "nowhere")) / "gsm8k" / "train.jsonl.gz"
+    answers = [f"{i} + {i} = <<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i:,}" for i in range(9)]
+    rows = [{"question": f"{i} + {i} = ?", "answer": answer} for i, answer in enumerate(answers)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    if real.exists():
+        lines = gzip.open(real, "rt", encoding="utf-8").readlines()[:60]
+    (folder / "gsm8k").mkdir()
+    with gzip.open(folder / "gsm8k" / "train.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def test_readme_gsm8k_trains(run, monkeypatch, tmp_path):
+    """With a tiny model in place of SmolLM2; the rest as it is printed."""
+    pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    lm = pytest.importorskip("pairgrpo_jax.lm")
+    from byte_model import write_model
+
+    gsm8k(tmp_path)
+    write_model(tmp_path / "model", positions=512)
+    monkeypatch.chdir(tmp_path)
+    load = lm.load_model
+    monkeypatch.setattr(lm, "load_model", lambda name: load("model"))
+    module = run("README.md", "gsm8k")
+    assert len(listing("README.md", "gsm8k").strip().splitlines()) <= 15
+    assert 0 <= module.metrics["reward/verify:math"][0] <= 1 and int(module.state.step) >= 0
+    assert all("####" in row.columns["answer"] for row in module.rows)
 
 
 def test_readme_reward_function_and_judge_agree(run):

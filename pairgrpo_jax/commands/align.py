@@ -1,17 +1,19 @@
 """Aligns a language model with any method of the family: `pairgrpo align METHOD --help`.
 
-The defaults train SmolLM2-135M with Hard-Pair-GRPO on one reward head and judge it with another, on 2 CPU cores, in
-minutes. Leaves metrics, a page of replies before and after, checkpoints, and the trained model for `transformers`;
+The defaults train SmolLM2-135M with Hard-Pair-GRPO on sums of one digit and measure it on sums that it never meets.
+With data or a reward of your own, and offline, they are those of preferences: the tiny set and a reward head. Leaves
+metrics, a page of replies before and after, checkpoints, and the trained model for `transformers`;
 `--resume` goes on.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,8 @@ from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
-from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge, user_function
+from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
+from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
 from pairgrpo_jax.core.comparisons import check_comparisons
@@ -31,12 +34,14 @@ from pairgrpo_jax.lm.alignment import (
     EncodedPair,
     EncodedPrompt,
     Placement,
+    PromptStream,
     Trainer,
     encode_pairs,
     encode_prompts,
     make_trainer,
     merged,
     tuned,
+    tuned_for_sums,
 )
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
 from pairgrpo_jax.lm.data import (
@@ -50,10 +55,11 @@ from pairgrpo_jax.lm.data import (
     spread,
     unseen,
 )
+from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.files.peft import save_peft
 from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, fitted_on, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, reward_function
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, head_source, readable
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
@@ -62,6 +68,7 @@ FREE = ("ignore_fields", "output", "resume", "keep", "export", "shown")
 FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
+SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
 
@@ -70,9 +77,10 @@ class Judging(Settings):
     """Who judges samples while training."""
 
     reward: str = "harmless-a"
-    """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model), module:function of yours (several as
-    module:f=0.7,module:g=0.3), judge:module:function that compares two replies, or judge:openai:MODEL, one behind
-    OPENAI_BASE_URL with OPENAI_API_KEY."""
+    """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model); verify:math, verify:number or
+    verify:choice against the column answer, verify:format=REGEX, verify:own with reasoning-gym; module:function of
+    yours (several as module:f=0.7,verify:math=0.3); judge:module:function that compares two replies, or
+    judge:openai:MODEL, one behind OPENAI_BASE_URL with OPENAI_API_KEY."""
     reward_timeout: Annotated[float | None, Above(0)] = None
     """Seconds that your reward function may take for a batch, or a judge for a question."""
     reward_retries: Annotated[int, AtLeast(0)] = 0
@@ -101,7 +109,8 @@ class Run(Settings):
     end_of_turn: str | None = None
     """The token that ends a reply, if not what the chat template writes after one."""
     data: str = "tiny"
-    """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
+    """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id; or
+    endless problems, reasoning-gym:NAME?option=value&option=value."""
     split: str = "train"
     """Split of the data; in a folder, the files with this word in their name, or all. Rows of the half that the judge
     was fitted on are left out; of the others a fifth, by first turn, is held out."""
@@ -112,7 +121,8 @@ class Run(Settings):
     """A system message, put before prompts that have none."""
     judge: str = "other"
     """Held-out reward head for the win rate, another than the reward; other: the head of the other half of the reward's
-    data (NAME-b for NAME-a, b for a), for functions harmless-b with smollm2 and none with other models; empty: none."""
+    data (NAME-b for NAME-a, b for a), for functions harmless-b with smollm2, none with other models or with verifiers;
+    empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
     seed: int = 0
@@ -175,10 +185,15 @@ class Run(Settings):
 
 
 def preset(label: str, words: Sequence[str] = ()) -> Run:
-    """The run of a method, `NAME` or `NAME-offline`, as it is tuned."""
+    """The run of a method, `NAME` or `NAME-offline`, as it is tuned: sums, unless words name data or a reward."""
     name, _, offline = label.partition("-")
     config = tuned(name, bool(offline))
-    return Run(config=config, judging=judging_of(peek(words, "reward", Judging.reward)) if config.online else None)
+    if not config.online:
+        return Run(config=config, judging=None)
+    if peek(words, "data", "") or peek(words, "reward", ""):
+        return Run(config=config, judging=judging_of(peek(words, "reward", Judging.reward)))
+    judging = Judging("verify:own")
+    return Run(data=SUMS, judging=judging, evaluations=6, evaluation_samples=4, config=tuned_for_sums(name))
 
 
 def judging_of(reward: str) -> Judging:
@@ -202,8 +217,9 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     placement = make_placement(run)
     model = load(run, placement)
-    held_out, trainer = prepare(run, model, placement, console)
-    judges = make_judges(run, trainer.model, held_out.prompts, placement)
+    held_out = prepare(run, model, placement, console)
+    trainer = held_out.trainer
+    judges = make_judges(run, held_out, placement)
     accuracy = judge_accuracy(run, judges, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
         state, done, stopped = train_in_folder(
@@ -228,7 +244,7 @@ def judge_of(run: Run) -> str:
         return run.judge
     if run.reward in SHIPPED or run.reward.endswith(".safetensors"):
         return other_half(run.reward)
-    return "harmless-b" if run.model == "smollm2" else ""
+    return "harmless-b" if run.model == "smollm2" and "verify:" not in run.reward else ""
 
 
 def other_half(reward: str) -> str:
@@ -257,10 +273,38 @@ def load(run: Run, placement: Placement) -> Model:
     return model
 
 
-def prepare(run: Run, model: Model, placement: Placement, console: Console) -> tuple[Data, Trainer]:
-    """Held-out data, and the trainer on the rest."""
+class Prepared(NamedTuple):
+    """Held-out prompts and pairs, who judges samples, and the trainer on the rest of the data."""
+
+    prompts: Sequence[EncodedPrompt]
+    pairs: Sequence[EncodedPair]
+    source: Source | RewardHead | None
+    trainer: Trainer
+
+
+def prepare(run: Run, model: Model, placement: Placement, console: Console) -> Prepared:
+    """Everything that is there before the first batch."""
+    config, gym = run.config, gym_of(run.data, run.system)
+    source = make_source(run, model, gym) if config.online else None
+    limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
+    if gym is not None:
+        if not config.online or config.sft_iterations:
+            raise ValueError(f"data: {run.data} holds no preference pairs, which {run.label} or sft_iterations needs")
+        prompts = PromptStream(model, functools.partial(gym.training, run.seed), limits[0])
+        held_out = encode_prompts(model, gym.held_out(run.evaluation_prompts), limits[0])
+        console.print(f"{run.data}: endless, {len(held_out)} problems held out", highlight=False, soft_wrap=True)
+        data, held_out_pairs = Data(prompts), []
+    else:
+        data, held_out, held_out_pairs = read_data(run, model, source, console)
+    options = {"iterations": run.iterations, "seed": run.seed, "placement": placement}
+    return Prepared(held_out, held_out_pairs, source, make_trainer(config, model, data, source, **options))
+
+
+def read_data(
+    run: Run, model: Model, source: Source | RewardHead | None, console: Console
+) -> tuple[Data, list[EncodedPrompt], list[EncodedPair]]:
+    """The rows of a data set to train on, and the prompts and pairs that are held out."""
     config = run.config
-    source = make_source(run, model) if config.online else None
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
     options = {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
     name = judge_of(run)
@@ -272,18 +316,23 @@ def prepare(run: Run, model: Model, placement: Placement, console: Console) -> t
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
         tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
-    loaded = load_prompts(run.data, columns=columns_of(source), **options)
+    loaded = with_readable_answers(run, load_prompts(run.data, columns=columns_of(source), **options), source)
     rows = split_by_first_turn(unseen(loaded.rows, half))
     if half is not None:
         console.print(f"{len(loaded.rows) - len(rows[0]) - len(rows[1])} left out: {name} was fitted on that half")
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
     held_out = spread(held_out, run.evaluation_prompts)
     tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
-    train_data, test_data = Data(prompts, pairs), Data(held_out, held_out_pairs)
-    trainer = make_trainer(
-        config, model, train_data, source, iterations=run.iterations, seed=run.seed, placement=placement
-    )
-    return test_data, trainer
+    return Data(prompts, pairs), held_out, held_out_pairs
+
+
+def with_readable_answers(run: Run, loaded: Loaded, source: Source | RewardHead | None) -> Loaded:
+    """The rows whose answers the verifiers can read; the others are dropped and counted."""
+    kept = [row for row in loaded.rows if readable(source, row.columns)]
+    lost = len(loaded.rows) - len(kept)
+    if not kept:
+        raise ValueError(f"{run.data}: no answer that {run.reward} can read, such as {loaded.rows[0].columns}")
+    return Loaded(kept, loaded.dropped | ({"unreadable answer": lost} if lost else {}))
 
 
 def tell(run: Run, loaded: Loaded, kept: Sequence, held_out: Sequence, left_out: str, console: Console) -> None:
@@ -300,20 +349,15 @@ def make_placement(run: Run) -> Placement:
     return Placement(mesh, {}) if run.mesh == "data" else Placement(mesh)
 
 
-def make_source(run: Run, model: Model) -> Source | RewardHead:
-    """A reward model, or the user's functions: rewards, or comparisons after `judge:`."""
+def make_source(run: Run, model: Model, gym: Gym | None) -> Source | RewardHead:
+    """A reward model, verifiers and the user's functions: rewards, or comparisons after `judge:`."""
     judging = run.judging
     assert judging is not None
     if ":" not in run.reward:
         return reward_model_of(run, model)
     policy = {"timeout": judging.reward_timeout, "retries": judging.reward_retries, "on_error": judging.reward_on_error}
     if not run.reward.startswith("judge:"):
-        named = [part.partition("=") for part in run.reward.split(",")]
-        try:
-            weights = [float(weight or 1) for _, _, weight in named]
-        except ValueError as error:
-            raise ValueError(f"reward={run.reward!r}: weights must be numbers, as in module:f=0.7") from error
-        return reward_function([user_function(name) for name, _, _ in named], weights, **policy)
+        return source_of(named_rewards(run.reward, gym), **policy)
     if not run.config.method.comparisons:
         raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
     assert judging.comparing is not None
@@ -336,22 +380,25 @@ def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     return head_source(policy, head, **limits)
 
 
-def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
-    """The held-out judge, on the model that training starts from. It hears samples that are not cut.
+def make_judges(run: Run, held_out: Prepared, placement: Placement) -> Judges:
+    """The rewards and the held-out head, on the model that training starts from. They hear samples that are not cut.
 
-    Without a head there is nothing to judge, and it hears only the replies that are shown.
+    Where nobody judges, only the replies that are shown are made.
     """
-    config, head = run.config, judge_of(run)
+    config, head, model, source = run.config, judge_of(run), held_out.trainer.model, held_out.source
+    silent = not head and (source is None or compares(source))
     if head:
         tell_other_model(run.model, head)
     return Judges(
         Policy(model, model.params),
         load_head(head) if head else None,
-        prompts if head else prompts[: run.shown],
+        held_out.prompts[: run.shown] if silent else held_out.prompts,
         prompt_tokens=config.texts.prompt_tokens,
         completion_tokens=config.texts.completion_tokens,
         sampling=config.scored,
-        samples=run.evaluation_samples if head else 1,
+        source=source,
+        source_name=run.reward,
+        samples=1 if silent else run.evaluation_samples,
         seed=run.seed,
         rows=placement.rows,
     )
@@ -363,7 +410,7 @@ def judge_accuracy(run: Run, judges: Judges, console: Console) -> dict[str, floa
     It is made on longer texts, as a rule, and is better there. Nothing without a judge, or for data of prompts alone.
     """
     name, texts = judge_of(run), run.config.texts
-    if judges.head is None or not has_preferences(run.data, split=run.split):
+    if judges.head is None or gym_of(run.data, run.system) or not has_preferences(run.data, split=run.split):
         return {}
     loaded = load_preferences(run.data, split=run.split, prompt_column=run.prompt_column, system=run.system)
     rows = spread(unseen(loaded.rows, fitted_on(name, run.data)), run.evaluation_pairs)
@@ -392,10 +439,10 @@ def make_schedule(run: Run) -> Schedule:
 def make_evaluation(
     run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair], accuracy: dict[str, float]
 ):
-    """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
+    """`(state, iteration) -> row`: rewards on held-out prompts, win rate over the start, accuracy on held-out pairs.
 
-    `score` is the win rate, or without a judge the accuracy. `accuracy` of the judge goes into every row. Writes the
-    page of replies too.
+    `score` is the first of these that there is: the mean of the first reward, the win rate, the accuracy, or 0.
+    `accuracy` of the judge goes into every row. Writes the page of replies too.
     """
     before = []  # the start's replies, made once
 
@@ -404,8 +451,7 @@ def make_evaluation(
         policy = trainer.policy(state)
         before[:] = before or [judges.hear(judges.reference)]
         after = judges.hear(policy)
-        if judges.head is not None:
-            row |= figures(after, before[0])
+        row |= figures(after, before[0])
         if pairs:
             texts = run.config.texts
             limits = {"prompt_tokens": texts.prompt_tokens, "completion_tokens": texts.completion_tokens}
@@ -415,7 +461,9 @@ def make_evaluation(
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         (run.output / "replies.md").write_text(page(run, iteration, row, replies))
-        return row | {"score": row.get("win_rate", row.get("implicit_accuracy", 0.0))}
+        scores = [*(row.get(f"held_out/{name}") for name in after.rewards), row.get("win_rate")]
+        known = [x for x in (*scores, row.get("implicit_accuracy")) if x is not None]
+        return row | {"score": known[0] if known else 0.0}
 
     return evaluate
 
@@ -452,28 +500,41 @@ def title(run: Run) -> str:
 
 def summary(row: dict) -> list[str]:
     """The last evaluation in words."""
-    lines = []
+    lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
     if "win_rate" in row:
         interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         lines.append(
             f"held-out proxy-RM win rate over the start {row['win_rate']:.1%} {interval}, "
             f"{row['win_rate_length_controlled']:.1%} at equal length"
         )
-        lines.append(
-            f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
-            f"KL to the start {row['kl_reference']:.2f} nats a reply"
-        )
         lines += told_accuracy(row)
+    lines.append(
+        f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
+        f"KL to the start {row['kl_reference']:.2f} nats a reply"
+    )
     if "implicit_accuracy" in row:
         lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
     return lines
+
+
+def reward_line(row: dict, key: str) -> str:
+    """A reward on held-out prompts: its mean or, where it is 0 or 1, the shares of right replies and prompts."""
+    best = max(
+        (name for name in row if name.startswith(f"{key}/pass@")), key=lambda x: int(x.split("@")[1]), default=""
+    )
+    form = ".1%" if best else ".4g"
+    interval = f"[{row[f'{key}/low']:{form}}, {row[f'{key}/high']:{form}}]"
+    line = f"{key.replace('held_out/', 'held-out ')} {row[key]:{form}} {interval} (start {row[f'{key}/rival']:{form}})"
+    failed = row[f"{key}/failed"]
+    line += f", {best.split('/')[-1]} {row[best]:.1%}" if best else ""
+    return line + (f"; {failed} prompts without a reward" if failed else "")
 
 
 def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
     """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
     lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
     lines += [*[f"- {line}" for line in summary(row)], ""]
-    scored = f", and scored by `{judge_of(run)}`" if judge_of(run) else ""
+    scored = f", and scored by `{judge_of(run) or run.reward}`" if judge_of(run) or run.reward else ""
     lines.append(f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}.")
     for item in replies:
         lines += ["", "---", ""]

@@ -22,6 +22,7 @@ from pairgrpo_jax.training import CheckpointError, NonFiniteError
 T = TypeVar("T")
 _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imageio": "control", "distrax": "control"}
 _EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
+_EXTRAS |= {"reasoning_gym": "rewards", "math_verify": "rewards"}
 _EXTRAS["openai"] = "judge"
 
 

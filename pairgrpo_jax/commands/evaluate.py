@@ -12,16 +12,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.rewards import gym_of, named_rewards
+from pairgrpo_jax.commands.rewards import source_of as rewards_source
 from pairgrpo_jax.core.bounds import AtLeast, Settings
-from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval
-from pairgrpo_jax.lm import Policy, Sampling, load_model
+from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval, pass_at_k
+from pairgrpo_jax.lm import Model, Policy, Sampling, load_model
 from pairgrpo_jax.lm.alignment import EncodedPair, EncodedPrompt, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
     Judged,
@@ -31,7 +33,6 @@ from pairgrpo_jax.lm.alignment.evaluation import (
     write_replies,
 )
 from pairgrpo_jax.lm.data import (
-    Columns,
     has_preferences,
     load_preferences,
     load_prompts,
@@ -41,8 +42,10 @@ from pairgrpo_jax.lm.data import (
     spread,
     unseen,
 )
+from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_head, fitted_on, load_head
 from pairgrpo_jax.lm.rewards.reward_training import pair_features
+from pairgrpo_jax.lm.rewards.sources import SourceError, columns_of, compares, judged
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class Evaluation(Settings):
     """Fields of the models' configs to load without, that are not implemented here."""
     end_of_turn: str | None = None
     """The token that ends a reply, if not what the chat template writes after one."""
-    judge: str = "harmless-b"
-    """Reward head, one that neither model was trained on."""
+    judge: str | None = None
+    """Reward head, one that neither model was trained on, for a win rate; harmless-b unless a reward is named."""
+    reward: str = ""
+    """Rewards to measure on held-out prompts, as verify:math or module:function; see pairgrpo align."""
     data: str = "tiny"
     """Prompts or preferences; see pairgrpo align."""
     split: str = "train"
@@ -89,61 +94,103 @@ class Evaluation(Settings):
     """A .json file for the figures and both sides' replies."""
 
 
-Heard = tuple[Replies, Judged | None]  # what a policy said, and the verdict, if there is a head
+class Heard(NamedTuple):
+    """What a policy said to N prompts, and what is said of it.
+
+    Attributes:
+      said: its replies, S to each prompt.
+      judged: by the reference and the held-out head.
+      rewards: `[N,S]` of each reward by its name, not finite where one has failed.
+    """
+
+    said: Replies
+    judged: Judged
+    rewards: dict[str, np.ndarray]
 
 
 class Judges:
-    """Prompts, the reference and a head, and what they say of a policy's replies."""
+    """Prompts, the reference, a held-out head and rewards, and what they say of a policy's replies."""
 
     def __init__(
-        self, reference, head, prompts, *, prompt_tokens, completion_tokens, sampling, samples=4, seed=0, rows=None
+        self,
+        reference,
+        head,
+        prompts,
+        *,
+        prompt_tokens,
+        completion_tokens,
+        sampling,
+        source=None,
+        source_name="reward",
+        samples=4,
+        seed=0,
+        rows=None,
     ):
         """Takes N encoded prompts, a reward head or None, the limits of replies, and how a mesh splits prompts.
 
+        `source` judges too: what training is rewarded by, a reward head (called `source_name`) or functions.
         Raises ValueError for a head that was made on another model than the reference.
         """
-        if head is not None:
-            check_head(head, reference.model.config)
+        for one in (head, source):
+            if isinstance(one, RewardHead):
+                check_head(one, reference.model.config)
         self.reference, self.head, self.prompts, self.samples = reference, head, prompts, samples
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
+        self.source, self.source_name = source, source_name
+        self.columns = columns_of(source).shared(prompt.columns for prompt in prompts)
         self.key, self.rows = jax.random.key(seed), rows
 
     def hear(self, policy: Policy, *, independent: bool = False) -> Heard:
-        """The policy's replies and the head's verdict on them, None without a head.
+        """The policy's replies and what is said of them.
 
         All that it hears draw with the same keys, but for who draws independently, with other ones.
         """
         key = jax.random.fold_in(self.key, 1) if independent else self.key
         limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
         replies = write_replies(policy, self.prompts, key=key, sampling=self.sampling, rows=self.rows, **limits)
-        if self.head is None:
-            return replies, None
-        judged = judge_replies(
-            self.reference,
-            self.head,
-            self.prompts,
-            replies,
-            prompt_tokens=self.prompt_tokens,
-            sampling=self.sampling,
-            rows=self.rows,
-        )
-        return replies, judged
+        return Heard(replies, self._judged(self.head, replies), self._rewards(replies))
+
+    def _judged(self, head: RewardHead | None, replies: Replies) -> Judged:
+        limits = {"prompt_tokens": self.prompt_tokens, "sampling": self.sampling, "rows": self.rows}
+        return judge_replies(self.reference, head, self.prompts, replies, **limits)
+
+    def _rewards(self, replies: Replies) -> dict[str, np.ndarray]:
+        if isinstance(self.source, RewardHead):
+            rewards = self._judged(self.source, replies).rewards
+            return {self.source_name: rewards} if rewards is not None else {}
+        if self.source is None or compares(self.source):
+            return {}
+        columns = {name: [prompt.columns[name] for prompt in self.prompts] for name in self.columns}
+        messages = [prompt.messages for prompt in self.prompts]
+        try:
+            return judged(self.source, messages, replies.texts, **columns)[1]
+        except SourceError as error:
+            raise SourceError(f"held-out prompts: {error}") from error
 
 
-def wins(a: Judged, b: Judged) -> np.ndarray:
+def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """`[N,S]`: 1 where a's reply has the higher reward, 0 where b's, 0.5 where they are equal."""
-    return np.where(a.rewards == b.rewards, 0.5, (a.rewards > b.rewards).astype(float))
+    return np.where(a == b, 0.5, (a > b).astype(float))
 
 
 def figures(a: Heard, b: Heard) -> dict[str, Any]:
-    """Win rate of a over b at any and at equal length, with 95% intervals; ties, lengths (tokens), rewards, KL (nats).
+    """Everything that is said of a's replies, and the win rate over b's, where a head judges."""
+    row = reward_figures(a, b) | {
+        "reply_tokens": float(a.said.lengths.mean()),
+        "reply_tokens_rival": float(b.said.lengths.mean()),
+        "reply_truncated": float(1 - a.said.ended.mean()),
+        "kl_reference": float(np.mean(a.said.logp - a.judged.ref_logp)),
+    }
+    return row if a.judged.rewards is None else win_figures(a, b) | row
+
+
+def win_figures(a: Heard, b: Heard) -> dict[str, Any]:
+    """Win rate of a over b under the held-out head at any and at equal length, with 95% intervals.
 
     `wins` are those of each prompt, to pool over runs.
     """
-    (said, judged), (rival_said, rival_judged) = a, b
-    if judged is None or rival_judged is None:
-        raise ValueError("judge: a win rate needs a reward head")
-    won, longer = wins(judged, rival_judged), said.lengths - rival_said.lengths
+    assert a.judged.rewards is not None and b.judged.rewards is not None
+    won, longer = wins(a.judged.rewards, b.judged.rewards), a.said.lengths - b.said.lengths
     low, high = mean_interval(won.mean(-1))
     equal_low, equal_high = length_controlled_interval(won, longer)
     return {
@@ -155,13 +202,31 @@ def figures(a: Heard, b: Heard) -> dict[str, Any]:
         "win_rate_length_controlled": length_controlled_rate(won, longer),
         "win_rate_length_controlled_low": equal_low,
         "win_rate_length_controlled_high": equal_high,
-        "reward_held_out": float(judged.rewards.mean()),
-        "reward_held_out_rival": float(rival_judged.rewards.mean()),
-        "reply_tokens": float(said.lengths.mean()),
-        "reply_tokens_rival": float(rival_said.lengths.mean()),
-        "reply_truncated": float(1 - said.ended.mean()),
-        "kl_reference": float(np.mean(said.logp - judged.ref_logp)),
+        "reward_held_out": float(a.judged.rewards.mean()),
+        "reward_held_out_rival": float(b.judged.rewards.mean()),
     }
+
+
+def reward_figures(a: Heard, b: Heard) -> dict[str, Any]:
+    """Of each reward: `held_out/NAME`, its mean over a's replies with its 95% interval over prompts, and over b's.
+
+    Prompts whose reward has failed are left out and counted. Where all rewards are 0 or 1: pass@k for powers of two.
+    """
+    row: dict[str, Any] = {}
+    for name, values in a.rewards.items():
+        kept = values[np.isfinite(values).all(-1)]
+        rival = b.rewards[name][np.isfinite(b.rewards[name]).all(-1)]
+        row[f"held_out/{name}/failed"] = len(values) - len(kept)
+        if not len(kept) or not len(rival):
+            continue
+        low, high = mean_interval(kept.mean(-1))
+        row |= {f"held_out/{name}": float(kept.mean()), f"held_out/{name}/low": low, f"held_out/{name}/high": high}
+        row[f"held_out/{name}/rival"] = float(rival.mean())
+        row[f"held_out/{name}/each"] = kept.mean(-1).tolist()
+        if np.isin(kept, (0, 1)).all() and np.isin(rival, (0, 1)).all():
+            ks = [2**i for i in range(kept.shape[1].bit_length())]
+            row |= {f"held_out/{name}/pass@{k}": float(pass_at_k(kept, k).mean()) for k in ks}
+    return row
 
 
 def head_accuracy(reference: Policy, head: RewardHead, pairs: Sequence[EncodedPair]) -> dict[str, float]:
@@ -177,8 +242,14 @@ def head_accuracy(reference: Policy, head: RewardHead, pairs: Sequence[EncodedPa
 
 def fold_of_rows(rows: list, args: Evaluation) -> list:
     """The rows of the fold by first turn (of all for fold -1) that the judge was not fitted on."""
-    rows = unseen(rows, fitted_on(args.judge, args.data))
+    head = judge_of(args)
+    rows = unseen(rows, fitted_on(head, args.data) if head else None)
     return rows if args.fold < 0 else split_by_first_turn(rows, fold=args.fold)[1]
+
+
+def judge_of(args: Evaluation) -> str:
+    """The held-out head; empty for none."""
+    return args.judge if args.judge is not None else "" if args.reward else "harmless-b"
 
 
 def source_of(args: Evaluation) -> dict[str, Any]:
@@ -230,12 +301,27 @@ def as_policy(name: str, **options: Any) -> Policy:
 
 
 def dialogues(prompts: Sequence[EncodedPrompt], **sides: Heard) -> list[dict]:
-    """Each prompt's messages, and each side's first reply with its reward (None without a verdict)."""
+    """Each prompt's messages, and each side's first reply with its reward: the held-out head's, else the first one.
+
+    The reward is None where there is none.
+    """
+
+    def reward(side: Heard, i: int) -> float | None:
+        found = side.judged.rewards if side.judged.rewards is not None else next(iter(side.rewards.values()), None)
+        return None if found is None else float(found[i, 0])
+
     return [
-        {"prompt": prompt.messages}
-        | {name: (said.texts[i][0], None if j is None else float(j.rewards[i, 0])) for name, (said, j) in sides.items()}
+        {"prompt": prompt.messages} | {name: (side.said.texts[i][0], reward(side, i)) for name, side in sides.items()}
         for i, prompt in enumerate(prompts)
     ]
+
+
+def held_out_prompts(model: Model, args: Evaluation, gym: Gym | None, source: Any) -> list[EncodedPrompt]:
+    """The prompts to evaluate on: problems that no training meets, or some of the fold."""
+    if gym is not None:
+        return encode_prompts(model, gym.held_out(args.prompts), args.prompt_tokens)
+    rows = load_prompts(args.data, columns=columns_of(source), **source_of(args)).rows
+    return spread(encode_prompts(model, fold_of_rows(rows, args), args.prompt_tokens), args.prompts)
 
 
 def main(words: Sequence[str]) -> None:
@@ -243,20 +329,25 @@ def main(words: Sequence[str]) -> None:
     args = parse(Evaluation(), words, "pairgrpo evaluate", __doc__)
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
-    tell_other_model(args.reference, args.judge)
+    gym, name = gym_of(args.data, args.system), judge_of(args)
+    source = rewards_source(named_rewards(args.reward, gym)) if args.reward else None
+    if not name and source is None:
+        raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")
+    if name:
+        tell_other_model(args.reference, name)
     options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
-    reference, head = as_policy(args.reference, **options), load_head(args.judge)
+    reference, head = as_policy(args.reference, **options), load_head(name) if name else None
     a, b = (reference if name == args.reference else as_policy(name, **options) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
             raise ValueError(f"{name}: a, b and reference must share a vocabulary; sizes are {sizes[0]} and {sizes[1]}")
-    prompts = fold_of_rows(load_prompts(args.data, columns=Columns(), **source_of(args)).rows, args)
-    prompts = spread(encode_prompts(reference.model, prompts, args.prompt_tokens), args.prompts)
+    prompts = held_out_prompts(reference.model, args, gym, source)
     judges = Judges(
         reference,
         head,
         prompts,
+        source=source,
         prompt_tokens=args.prompt_tokens,
         completion_tokens=args.completion_tokens,
         sampling=Sampling(args.temperature),
@@ -264,9 +355,11 @@ def main(words: Sequence[str]) -> None:
         seed=args.seed,
     )
     heard = judges.hear(a), judges.hear(b, independent=args.independent)
-    row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
-    row |= head_accuracy(reference, head, labelled(reference, args))
-    Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
+    row = figures(*heard) | {"prompts": len(prompts)}
+    if gym is None:
+        row |= pair_accuracy(a, reference, args)
+        row |= {} if head is None else head_accuracy(reference, head, labelled(reference, args))
+    Console().print_json(json.dumps({name: x for name, x in row.items() if not isinstance(x, list)}))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         replies = dialogues(prompts, a=heard[0], b=heard[1])

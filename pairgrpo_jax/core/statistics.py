@@ -82,6 +82,19 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -
     return float(interval.low), float(interval.high)
 
 
+def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
+    """Chance `[N]` that one of k replies is right, from S replies to each prompt, `right` `[N,S]` of 0 and 1; k <= S.
+
+    Unbiased (arXiv 2107.03374, eq. 1): 1 - C(S - c, k) / C(S, k), with c of S right.
+    """
+    right = np.asarray(right)
+    samples = right.shape[1]
+    if not 1 <= k <= samples:
+        raise ValueError(f"k={k} must be in [1, {samples}], the replies to each prompt")
+    wrong = samples - right.sum(-1)
+    return 1 - special.binom(wrong, k) / special.binom(samples, k)
+
+
 def length_controlled_rate(wins: np.ndarray, difference: np.ndarray) -> float:
     """Win rate at equal lengths: a logistic regression of wins on the difference of lengths, read off at 0.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from byte_model import write_model
 
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
@@ -27,28 +28,6 @@ SMALL = (
 )
 SMALL += " --evaluation-prompts 2 --evaluation-samples 2 --shown 2 --judge head.safetensors"
 ARGUMENTS = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:vowels", *SMALL.split()]
-TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}{{ m['content'] }}\n{% endfor %}"
-TEMPLATE += "{% if add_generation_prompt %}a{% endif %}"
-
-
-def write_model(folder):
-    """A Llama of one layer over the 256 bytes, and its tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from pairgrpo_jax.lm import save_pretrained
-    from pairgrpo_jax.lm.models.model import Model, read_config
-    from pairgrpo_jax.lm.models.params import init_params
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*letters, "<end>"])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE)
-    fields = {"model_type": "llama", "vocab_size": 257, "hidden_size": 16, "intermediate_size": 16}
-    fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 256, "max_position_embeddings": 128}
-    config = read_config(fields, "config.json")
-    save_pretrained(Model(config, None, fast, fields), init_params(config, jax.random.key(0)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +90,12 @@ def test_leaves_what_it_says(finished):
     page = (output / "replies.md").read_text()
     assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
     assert "After 6 of 6 batches" in page and "scored by `head.safetensors`" in page
-    assert len(rows[-1]["wins"]) == 2 and rows[-1]["win_rate"] == np.mean(rows[-1]["wins"]) == rows[-1]["score"]
+    assert len(rows[-1]["wins"]) == 2 and rows[-1]["win_rate"] == np.mean(rows[-1]["wins"])
+    held_out = "held_out/rewards:vowels"
+    assert rows[-1]["score"] == rows[-1][held_out] == pytest.approx(np.mean(rows[-1][f"{held_out}/each"]))
+    assert rows[-1][f"{held_out}/low"] <= rows[-1][held_out] <= rows[-1][f"{held_out}/high"]
+    assert rows[-1][f"{held_out}/failed"] == 0 and "held-out rewards:vowels" in words
+    assert all(row["reward/rewards:vowels"] == row["reward"] for row in rows)
     assert rows[-1]["kl_reference"] != 0 and "held-out proxy-RM win rate over the start" in words
     assert "tokens/s" in words and "held out" in words
     from pairgrpo_jax.lm import load_model
@@ -188,6 +172,45 @@ def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, m
     assert len(read_metrics(workplace / f"offline-{method}")[-1]["implicit_margins"]) == 3
 
 
+EASY = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
+
+
+def test_problems_of_a_generator_with_several_rewards(workplace, monkeypatch, run_here):
+    """Bytes of "6" and the like are often right by chance; what is measured is that all figures fit together."""
+    pytest.importorskip("reasoning_gym", reason="needs reasoning-gym (extra: rewards)")
+    monkeypatch.chdir(workplace)
+    words = [*ARGUMENTS, "--data", EASY, "--prompt-tokens", "96", "--iterations", "2", "--judge", ""]
+    words += ["--reward", r"verify:own,rewards:vowels=0.5,verify:format=[0-9]{1,3}=0.25", "--evaluation-prompts", "6"]
+    done = run_here(align.main, "grpo", *words, "--no-export", "--output", "gym")
+    assert done.returncode == 0, done.stderr
+    assert "endless, 6 problems held out" in done.stdout and "held-out verify:own" in done.stdout
+    first, last = read_metrics(workplace / "gym")
+    names = ("verify:own", "rewards:vowels", "verify:format")
+    parts = [first[f"reward/{name}"] for name in names]
+    assert first["reward"] == pytest.approx(np.dot(parts, [1, 0.5, 0.25]), abs=1e-6)
+    assert last["score"] == last["held_out/verify:own"] == last["held_out/verify:own/pass@1"]
+    assert last["held_out/verify:format/pass@2"] >= last["held_out/verify:format/pass@1"]
+    assert {"kl_reference", "reply_tokens"} <= set(last) and "win_rate" not in last
+    assert (workplace / "gym" / "replies.md").read_text().count("after, reward") == 2
+    words = ["--model", "model", "--data", EASY, "--reward", "verify:own", "--a", "model", "--b", "model"]
+    words = [*words, "--reference", "model", "--prompts", "6", "--samples", "2", "--completion-tokens", "6"]
+    done = run_here(evaluate.main, *words[2:], "--prompt-tokens", "96", "--output", "gym.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((workplace / "gym.json").read_text())["figures"]
+    assert found["held_out/verify:own"] == found["held_out/verify:own/rival"] == last["held_out/verify:own/rival"]
+
+
+def test_rows_whose_answer_cannot_be_read_are_counted(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    rows = [{"prompt": f"{i} + 1 =", "answer": i + 1 if i % 2 else "many"} for i in range(20)]
+    (workplace / "sums.jsonl").write_text("\n".join(map(json.dumps, [{**r, "answer": str(r["answer"])} for r in rows])))
+    words = [*ARGUMENTS, "--data", "sums.jsonl", "--reward", "verify:number", "--judge", "", "--iterations", "1"]
+    done = run_here(align.main, "grpo", *words, "--no-export", "--output", "sums")
+    assert done.returncode == 0 and "dropped 10: 10 unreadable answer" in done.stdout, done.stderr
+    done = run_here(align.main, "grpo", *words, "--reward", "verify:choice", "--output", "bad")
+    assert done.returncode == 2 and "sums.jsonl: no answer that verify:choice can read" in done.stderr
+
+
 @pytest.mark.slow
 def test_columns_of_the_data_reach_the_reward_after_a_stop_too(workplace, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
@@ -201,6 +224,13 @@ def test_columns_of_the_data_reach_the_reward_after_a_stop_too(workplace, monkey
 
 
 BAD = [
+    (["--reward", "verify:numbr"], "verify:numbr is unknown; did you mean verify:number?"),
+    (["--reward", "verify:own"], "it needs --data reasoning-gym:NAME"),
+    (["--reward", "verify:number"], "no column 'answer', which the reward asks for"),
+    (["--reward", "verify:format=("], "is no regular expression"),
+    (["--data", "reasoning-gym:chain_sums"], "did you mean 'chain_sum'?"),
+    (["--data", "reasoning-gym:chain_sum?max_digit=1"], "no option 'max_digit'; did you mean 'max_digits'?"),
+    (["--sft-iterations", "1", "--data", "reasoning-gym:chain_sum"], "holds no preference pairs"),
     (["--reward", "rewards:wrong"], "pairs.jsonl:1: no column 'answr', which the reward asks for; there are chosen"),
     (["--data", "questions.jsonl"], "if 'question' holds the prompt: --prompt-column question"),
     (["--prompt-column", "promt"], "no column 'promt' (--prompt-column); did you mean 'prompt'?"),
@@ -380,6 +410,16 @@ def test_supervised_fine_tuning_ends_and_is_marked_done(workplace, monkeypatch, 
     done = run_here(align.main, "hard", *ARGUMENTS, "--sft-iterations", "2", "--no-export", "--output", "sft")
     assert done.returncode == 0, done.stderr
     assert (workplace / "sft" / "done").exists()
+
+
+def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
+    sums = align.preset("hard")
+    assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
+    assert sums.config.texts.prompts * sums.config.group_size == 64 and sums.config.optimizer.updates_per_batch == 1
+    for words in (["--data", "tiny"], ["--data=x.jsonl"], ["--reward", "mine:f"]):
+        run = align.preset("hard", words)
+        assert run.data == "tiny" and run.reward == "harmless-a" and run.config == align.tuned("hard")
+    assert align.preset("hard-offline").data == align.preset("dpo").data == "tiny"
 
 
 def test_help_lists_only_what_has_an_effect(run_here):

@@ -14,6 +14,7 @@ from pairgrpo_jax.core.statistics import (
     length_controlled_rate,
     mean_interval,
     noise_variance,
+    pass_at_k,
     probability_of_improvement,
     relative_noise_variance,
 )
@@ -120,3 +121,14 @@ def test_noise_is_told_from_drift():
     short = 3 * steps[:8] + rng.normal(size=(40_000, 8))  # a window of few updates on a steep line
     assert noise_variance(short).mean() == pytest.approx(1, abs=0.04)
     assert np.isnan(noise_variance(series[..., :2])).all()
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_replies():
+    right = np.random.default_rng(0).random((7, 6)) < 0.3
+    right[0], right[1] = False, True
+    for k in range(1, 7):
+        exact = [np.mean([any(row[list(chosen)]) for chosen in itertools.combinations(range(6), k)]) for row in right]
+        np.testing.assert_allclose(pass_at_k(right, k), exact, atol=1e-12)
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k={k} must be in"):
+            pass_at_k(right, k)

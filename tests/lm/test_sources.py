@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm.data import Columns
-from pairgrpo_jax.lm.rewards.sources import SourceError, dataset_labels, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.sources import (
+    Judgement,
+    SourceError,
+    compares,
+    dataset_labels,
+    head_source,
+    judge,
+    judged,
+    reward_function,
+)
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
 COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "x", "xx", "y"], ["", "pp", "p", "ppp"]]
@@ -270,3 +279,15 @@ def test_bad_arguments():
         judge(longer)(PROMPTS, [c[:3] for c in COMPLETIONS])
     with pytest.raises(ValueError, match="K >= 1 texts for each of 3 prompts"):
         reward_function(length)(PROMPTS, COMPLETIONS[:2])
+
+
+def test_each_reward_by_its_name():
+    source = reward_function([length, length, returns([[1.0, float("nan"), 1, 1]] * 3)], names=["a", "b", "c"])
+    judgement, each = judged(reward_function([length, length], [1.0, 2.0]), PROMPTS, COMPLETIONS)
+    assert list(each) == ["length", "length.1"] and (judgement.rewards == 3 * LENGTHS).all()
+    assert list(source.each.__self__.names) == ["a", "b", "c"]
+    judgement, each = judged(lambda p, c: Judgement(LENGTHS, None, np.array([0, 1, 0], bool)), PROMPTS, COMPLETIONS)
+    assert np.isnan(each["reward"][1]).all() and (each["reward"][[0, 2]] == LENGTHS[[0, 2]]).all()
+    assert judged(judge(longer), PROMPTS, COMPLETIONS)[1] == {} and compares(judge(longer)) and not compares(source)
+    with pytest.raises(ValueError, match="names: expected 1"):
+        reward_function(length, names=[])

@@ -3,6 +3,7 @@
 from pairgrpo_jax.lm.alignment.batch import (
     Batch,
     EncodedPrompt,
+    PromptStream,
     encode_pairs,
     encode_prompts,
     pair_batch,
@@ -10,7 +11,7 @@ from pairgrpo_jax.lm.alignment.batch import (
 from pairgrpo_jax.lm.alignment.config import Adapters, AlignConfig, AlignOptimizer, Critic, Reference, Samples, Texts
 from pairgrpo_jax.lm.alignment.objectives import objective
 from pairgrpo_jax.lm.alignment.parameters import Placement, merged, policy_of
-from pairgrpo_jax.lm.alignment.presets import tuned
+from pairgrpo_jax.lm.alignment.presets import tuned, tuned_for_sums
 from pairgrpo_jax.lm.alignment.trainer import Data, Trainer, make_loss, make_optimizer, make_trainer
 from pairgrpo_jax.lm.data import EncodedPair
 
@@ -24,6 +25,7 @@ __all__ = [
     "EncodedPair",
     "EncodedPrompt",
     "Placement",
+    "PromptStream",
     "Reference",
     "Samples",
     "Texts",
@@ -38,4 +40,5 @@ __all__ = [
     "pair_batch",
     "policy_of",
     "tuned",
+    "tuned_for_sums",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +86,28 @@ def encode_prompts(model: Model, prompts: Sequence, limit: int) -> list[EncodedP
     if not kept:
         raise ValueError(f"prompt_tokens={limit}: none of {len(prompts)} prompts fits; raise it, or use other data")
     return kept
+
+
+class PromptStream:
+    """Endless prompts, made and encoded when they are asked for; a place of the stream always holds the same one."""
+
+    def __init__(self, model: Model, at: Callable[[int], Iterable[PromptRow]], limit: int):
+        """Takes what makes the rows that may stand at a place; the first of at most `limit` tokens is taken."""
+        self._model, self._at, self._limit = model, at, limit
+
+    def take(self, position: int, count: int) -> list[EncodedPrompt]:
+        """Batch number `position`, of `count` prompts.
+
+        Raises:
+          ValueError: where none of a place's prompts fits.
+        """
+        return [self._one(place) for place in range(position * count, (position + 1) * count)]
+
+    def _one(self, place: int) -> EncodedPrompt:
+        for row in self._at(place):
+            if ids := encode_prompt(self._model, row.prompt, self._limit):
+                return EncodedPrompt(row.prompt, ids, row.columns)
+        raise ValueError(f"prompt_tokens={self._limit}: none of the prompts at place {place} fits; raise it")
 
 
 def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_limit: int) -> list[EncodedPair]:

@@ -39,10 +39,10 @@ class Replies(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What a reward head and the reference say of replies: rewards and log-probabilities, `[N,S]`."""
+    """What the reference and a reward head say of replies: log-probabilities and rewards, `[N,S]`; None without one."""
 
-    rewards: np.ndarray
     ref_logp: np.ndarray
+    rewards: np.ndarray | None
 
 
 def write_replies(
@@ -117,7 +117,7 @@ def _texts(model: Model, tokens: np.ndarray, lengths: np.ndarray) -> list[list[s
 
 def judge_replies(
     reference: Policy,
-    head: RewardHead,
+    head: RewardHead | None,
     prompts: Sequence[EncodedPrompt],
     replies: Replies,
     *,
@@ -126,20 +126,24 @@ def judge_replies(
     batch: int = 16,
     rows: NamedSharding | None = None,
 ) -> Judged:
-    """Rewards and the reference's log-probabilities of replies, in one pass of the reference."""
+    """The reference's log-probabilities of replies and, with a head, rewards, in one pass of the reference."""
 
     def run(index: np.ndarray):
         texts = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
         part = jax.device_put(Batch(*texts, replies.tokens[index], replies.lengths[index]), rows)
-        return _rewards_and_logp(reference.model.skeleton, *reference[1:], head, part, sampling)
+        return _logp_and_rewards(reference.model.skeleton, *reference[1:], head, part, sampling)
 
-    return Judged(*in_batches(run, len(prompts), _batch(batch, len(prompts), rows)))
+    logp, *rewards = in_batches(run, len(prompts), _batch(batch, len(prompts), rows))
+    return Judged(logp, rewards[0] if rewards else None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rewards_and_logp(model: Model, params, lora, head: RewardHead, batch: Batch, sampling: Sampling):
-    scores, rewards = score_and_reward(Policy(model, params, lora), head, *batch.tokens, sampling=sampling)
-    return rewards, scores.logp.sum(-1)
+def _logp_and_rewards(model: Model, params, lora, head: RewardHead | None, batch: Batch, sampling: Sampling):
+    policy = Policy(model, params, lora)
+    if head is None:
+        return [score(policy, *batch.tokens, sampling=sampling).logp.sum(-1)]
+    scores, rewards = score_and_reward(policy, head, *batch.tokens, sampling=sampling)
+    return [scores.logp.sum(-1), rewards]
 
 
 def implicit_margins(

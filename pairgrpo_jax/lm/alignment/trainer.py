@@ -15,7 +15,7 @@ import optax
 from pairgrpo_jax import core
 from pairgrpo_jax.core.surrogate import policy_kl
 from pairgrpo_jax.lm.alignment import objectives
-from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
+from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, PromptStream, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
@@ -26,7 +26,7 @@ from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, judged
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
 
@@ -55,8 +55,18 @@ class Trainer(NamedTuple):
 class Data(NamedTuple):
     """Encoded prompts to sample from, and preference pairs (offline, and for supervised fine-tuning)."""
 
-    prompts: Sequence[EncodedPrompt] = ()
+    prompts: Sequence[EncodedPrompt] | PromptStream = ()
     pairs: Sequence[EncodedPair] = ()
+
+    def batch(self, position: int, count: int, seed: int) -> list[EncodedPrompt]:
+        """The prompts of batch number `position`: of the stream, or of the sequence, reshuffled every epoch."""
+        if isinstance(self.prompts, PromptStream):
+            return self.prompts.take(position, count)
+        return [self.prompts[i] for i in batch_indices(len(self.prompts), count, position, seed)]
+
+    def some(self, count: int) -> Sequence[EncodedPrompt]:
+        """All prompts of a sequence, or the first `count` of a stream, to check before anything runs."""
+        return self.prompts.take(0, count) if isinstance(self.prompts, PromptStream) else self.prompts
 
 
 def make_trainer(
@@ -140,7 +150,10 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
     if (config.sft_iterations or not config.online) and not data.pairs:
         what = "sft_iterations" if config.sft_iterations else f"{name} offline"
         raise ValueError(f"data: {what} needs preference pairs")
-    widest = max((len(p.ids) for p in data.prompts), default=0), max((len(p.prompt) for p in data.pairs), default=0)
+    widest = (
+        max((len(p.ids) for p in data.some(texts.prompts)), default=0),
+        max((len(p.prompt) for p in data.pairs), default=0),
+    )
     if max(widest) > texts.prompt_tokens:
         raise ValueError(f"prompt_tokens={texts.prompt_tokens}: a prompt has {max(widest)}; encode with that limit")
     if config.sft_iterations >= iterations:
@@ -163,6 +176,12 @@ def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
+def mean_of_finite(rewards: np.ndarray) -> float:
+    """Mean of the groups `[B,K]` whose rewards are all finite; nan if there is none."""
+    kept = rewards[np.isfinite(rewards).all(-1)]
+    return float(kept.mean()) if kept.size else float("nan")
+
+
 def adaptive_of(state: TrainState) -> Adaptive:
     """What the method has in the train state."""
     return Adaptive(state.delta_step, state.multiplier)
@@ -174,7 +193,7 @@ class _Run:
     def __init__(self, config, model, data, source, iterations, seed, placement, decode):
         self.config, self.model, self.data, self.source = config, model, data, source
         self.seed, self.placement = seed, placement
-        self.columns = columns_of(source).shared(prompt.columns for prompt in data.prompts)
+        self.columns = columns_of(source).shared(prompt.columns for prompt in data.some(config.texts.prompts))
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
         self.supervised = make_optimizer(config, iterations, supervised=True)
@@ -299,8 +318,7 @@ class _Run:
     def collect(self, state: TrainState, position: int, sample_key, pair_key) -> tuple[Batch, dict[str, Any]]:
         """Samples, has them judged, and adds the learning signal."""
         samples = self.config.samples
-        indices = batch_indices(len(self.data.prompts), self.config.texts.prompts, position, self.seed)
-        prompts = [self.data.prompts[i] for i in indices]
+        prompts = self.data.batch(position, self.config.texts.prompts, self.seed)
         batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
@@ -343,13 +361,14 @@ class _Run:
                 logp = self.ref_logp(reference.params, reference.lora, batch)
             return batch._replace(ref_logp=logp), rewards, None, {}
         batch = batch._replace(ref_logp=self.ref_logp(reference.params, reference.lora, batch))
-        judgement = self.ask(prompts, batch, position)
+        judgement, each = self.ask(prompts, batch, position)
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
         rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
-        return batch._replace(alive=alive), rewards, pairs, dict(judgement.metrics)
+        means = {f"reward/{name}": np.float32(mean_of_finite(x)) for name, x in each.items()}
+        return batch._replace(alive=alive), rewards, pairs, means | dict(judgement.metrics)
 
-    def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> Any:
-        """The source's verdict on the texts, checked; failed groups get rewards of 0."""
+    def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> tuple[Any, dict[str, np.ndarray]]:
+        """The source's verdict on the texts, checked, failed groups with rewards of 0; and each of its rewards."""
         b, k = batch.lengths.shape
         lengths = np.asarray(batch.lengths).reshape(-1)
         rows = [row[:n].tolist() for row, n in zip(np.asarray(batch.completions).reshape(b * k, -1), lengths)]
@@ -357,18 +376,18 @@ class _Run:
         groups = [texts[i : i + k] for i in range(0, b * k, k)]
         try:
             columns = {name: [prompt.columns[name] for prompt in prompts] for name in self.columns}
-            judgement = self.source([prompt.messages for prompt in prompts], groups, **columns)  # type: ignore[operator]
+            judgement, each = judged(self.source, [prompt.messages for prompt in prompts], groups, **columns)
         except SourceError as error:
             raise SourceError(f"batch {position}: {error}") from error
         if np.any(judgement.failed):
             _log.warning("batch %d: no verdict on groups %s", position, np.flatnonzero(judgement.failed).tolist())
         rewards, failed = judgement.rewards, np.asarray(judgement.failed, bool)
         if rewards is None:
-            return judgement
+            return judgement, each
         rewards = np.asarray(rewards, np.float32)
         if rewards.shape != (b, k) or not np.all(np.isfinite(rewards[~failed])):
             raise ValueError(f"reward: batch {position}: expected {b} x {k} finite numbers, got shape {rewards.shape}")
-        return judgement._replace(rewards=np.where(failed[:, None], 0, rewards))
+        return judgement._replace(rewards=np.where(failed[:, None], 0, rewards)), each
 
     def pairs(self, state: TrainState, position: int, key: jax.Array) -> tuple[Batch, dict[str, Any]]:
         """A batch of the data set's pairs, scored as its method needs."""

@@ -87,6 +87,7 @@ def reward_function(
     functions: Callable | Sequence[Callable],
     weights: Sequence[float] | None = None,
     *,
+    names: Sequence[str] | None = None,
     timeout: float | None = None,
     retries: int = 0,
     on_error: str = "raise",
@@ -102,6 +103,7 @@ def reward_function(
     Args:
       functions: one or several.
       weights: one for each function; 1 by default.
+      names: that they are logged by; their own by default.
       timeout: see `ErrorPolicy`, as the next two.
       retries: more tries after a failure.
       on_error: "raise" or "skip".
@@ -115,7 +117,11 @@ def reward_function(
         raise ValueError("functions: expected a callable, or a list of at least one")
     if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
-    return _Rewards(tuple(functions), tuple(weights), ErrorPolicy(timeout, retries, on_error))
+    names = [_name(f) for f in functions] if names is None else list(names)
+    if len(names) != len(functions):
+        raise ValueError(f"names: expected {len(functions)}, one for each function, got {names}")
+    names = [name if name not in names[:i] else f"{name}.{i}" for i, name in enumerate(names)]
+    return _Rewards(tuple(functions), tuple(weights), tuple(names), ErrorPolicy(timeout, retries, on_error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +130,7 @@ class _Rewards:
 
     functions: tuple[Callable, ...]
     weights: tuple[float, ...]
+    names: tuple[str, ...]
     policy: ErrorPolicy
 
     @property
@@ -131,23 +138,51 @@ class _Rewards:
         """What any of the functions asks for."""
         return functools.reduce(operator.or_, (asked_by(f, 2) for f in self.functions))
 
-    def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
-        """Judges K completions of each of B prompts."""
-        shape = _group_shape(prompts, completions)
-        total, failed = np.zeros(shape), np.zeros(shape[0], bool)
-        for function, weight in zip(self.functions, self.weights):
+    def each(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> dict[str, np.ndarray]:
+        """Each function's rewards by its name, `[B, K]`, without weights; not finite where it has failed."""
+        shape, out = _group_shape(prompts, completions), {}
+        for function, name in zip(self.functions, self.names):
             given = functools.partial(function, **_given(function, 2, columns))
-            rewards = _rewards_of(given, prompts, completions, shape, self.policy)
-            failed |= ~np.isfinite(rewards).all(-1)
-            total += weight * rewards
-        with np.errstate(over="ignore"):
-            total = total.astype(np.float32)
+            out[name] = _rewards_of(given, prompts, completions, shape, self.policy)
+        return out
+
+    def total(self, each: dict[str, np.ndarray]) -> Judgement:
+        """The weighted sum; a group without all its rewards has failed."""
+        failed = np.asarray(~np.isfinite(np.stack(list(each.values()))).all((0, 2)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.einsum("n,nbk->bk", self.weights, list(each.values())).astype(np.float32)
         beyond = ~np.isfinite(total).all(-1) & ~failed
         if beyond.any():
-            problem = f"rewards beyond float32 in groups {np.flatnonzero(beyond).tolist()[:8]} of {shape[0]}"
+            problem = f"rewards beyond float32 in groups {np.flatnonzero(beyond).tolist()[:8]} of {len(failed)}"
             _give_up(self.functions[0], problem, None, self.policy)
         failed |= beyond
         return Judgement(np.where(failed[:, None], 0, total), None, failed)
+
+    def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
+        """Judges K completions of each of B prompts."""
+        return self.total(self.each(prompts, completions, **columns))
+
+
+def judged(source: Any, prompts: list, completions: list[list[str]], **columns: list):
+    """A source's `Judgement`, and the rewards that it is made of by their names: `[B, K]`, nan where one has failed."""
+    if isinstance(source, _Rewards):
+        each = source.each(prompts, completions, **columns)
+        return source.total(each), each
+    judgement = source(prompts, completions, **columns)
+    if judgement.rewards is None:
+        return judgement, {}
+    return judgement, {"reward": np.where(judgement.failed[:, None], np.nan, judgement.rewards)}
+
+
+def readable(source: Any, columns: Mapping[str, Any]) -> bool:
+    """Whether all functions of a source that say so (`function.readable(columns)`) can read a row's true answer."""
+    functions = source.functions if isinstance(source, _Rewards) else ()
+    return all(f.readable(columns) for f in functions if hasattr(f, "readable"))
+
+
+def compares(source: Any) -> bool:
+    """Whether a source gives pairs, and no rewards."""
+    return isinstance(source, _Judge)
 
 
 def _given(function: Callable, own: int, columns: dict[str, list]) -> dict[str, list]:

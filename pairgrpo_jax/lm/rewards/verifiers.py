@@ -1,0 +1,170 @@
+"""Rewards that check an answer: 1 where a reply is right, 0 where it is not.
+
+Each is a reward function, `(prompts, completions, answer)`. Where the true answer cannot be read the reward is nan, so
+that the group counts as failed and not as wrong; `readable` says so beforehand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import re
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pairgrpo_jax.lm.data.gym import Gym
+from pairgrpo_jax.lm.rewards.answers import last_number, letter, plain, reference, stated, true_letter, true_number
+
+_log = logging.getLogger("pairgrpo_jax.lm")
+_IS_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
+_EXPRESSION = re.compile(r"[\\^{}()=]|\d[a-z]\b|\b[a-z]\b")
+NAMES = ("math", "number", "choice", "format", "own")
+
+
+class Verifier:
+    """A reward function that compares what `read` finds in a reply with what `true` finds in the answer column.
+
+    Attributes:
+      __name__: `verify:NAME`, for messages and metrics.
+    """
+
+    def __init__(self, name: str, true: Callable[[Any], Any], right: Callable[[str, Any], bool]):
+        """Takes a name, what makes a true answer of a column's value (None where it cannot be read), and the check."""
+        self.__name__, self._true, self._right = f"verify:{name}", true, right
+
+    def __call__(self, prompts: Sequence, completions: list[list[str]], answer: list) -> list[list[float]]:
+        """1 or 0 for each of B groups of K replies; nan in a group whose answer cannot be read."""
+        return [self._group(group, self._true(value)) for group, value in zip(completions, answer)]
+
+    def _group(self, replies: list[str], truth: Any) -> list[float]:
+        return [math.nan if truth is None else float(self._right(reply, truth)) for reply in replies]
+
+    def readable(self, columns: Any) -> bool:
+        """Whether a row's answer can be read."""
+        return self._true(columns.get("answer")) is not None
+
+
+class Format:
+    """A reward function: 1 where a regular expression is found in a reply; `^...$` for all of it."""
+
+    def __init__(self, expression: str):
+        """Compiles it; ValueError if it is none."""
+        try:
+            self._found = re.compile(expression, re.DOTALL)
+        except re.error as error:
+            raise ValueError(f"reward: verify:format={expression!r} is no regular expression: {error}") from error
+        self.__name__ = "verify:format"
+
+    def __call__(self, prompts: Sequence, completions: list[list[str]]) -> list[list[float]]:
+        """1 or 0 for each of B groups of K replies."""
+        return [[float(self._found.search(reply) is not None) for reply in group] for group in completions]
+
+
+class Own:
+    """A reward function, `verify:own`: 1 where the generator's own scorer gives an answer full marks.
+
+    The scorer is asked about the answer alone, taken out of the reply: the last number where the true answer is one,
+    else what the reply marks as its answer, else all of it. Less than full marks is 0: the scorers pay a wrong "16" for
+    containing the right "6", and some pay for any text. One that raises finds no answer; replies so refused are logged.
+    """
+
+    __name__ = "verify:own"
+
+    def __init__(self, gym: Gym):
+        """Takes the generator that the problems come from."""
+        self._gym = gym
+
+    def __call__(self, prompts: Sequence, completions: list[list[str]], entry: list) -> list[list[float]]:
+        """1 or 0 for each of B groups of K replies."""
+        raised: list[str] = []
+        rewards = [[self._right(reply, e, raised) for reply in group] for group, e in zip(completions, entry)]
+        if raised:
+            count, of = len(raised), sum(map(len, completions))
+            _log.warning("verify:own: the scorer refused %d of %d replies, the first with %s", count, of, raised[0])
+        return rewards
+
+    def _right(self, reply: str, entry: dict, raised: list[str]) -> float:
+        problems = []
+        for text in _forms(reply, entry["answer"]):
+            try:
+                if self._gym.score(text, entry) >= 1:
+                    return 1.0
+            except Exception as error:  # whatever a scorer raises on a text that it does not expect
+                problems.append(f"{type(error).__name__}: {error}")
+        raised += problems[:1]
+        return 0.0
+
+
+def _forms(reply: str, answer: str) -> list[str]:
+    """How the answer of a reply may be put to a scorer."""
+    if _IS_NUMBER.fullmatch(answer.strip()):
+        value = last_number(reply)
+        if value is None:
+            return []
+        return [str(value.numerator) if value.denominator == 1 else repr(float(value))]
+    marked = stated(reply)
+    text = (reply if marked is None else marked).strip()
+    bare = (text, text.strip("*` \n"), text.strip("*_`\"' \n"))
+    return [form for form in dict.fromkeys((*bare, *(x.removesuffix(".").rstrip("*` ") for x in bare))) if form]
+
+
+def verifier(name: str, expression: str = "", gym: Gym | None = None) -> Verifier | Format | Own:
+    """`verify:math`, `number`, `choice`, `format=REGEX` or `own`, by name.
+
+    math compares expressions (the extra `rewards`: math-verify); number compares the last number; choice the letter;
+    own asks the scorer of `gym`.
+
+    Raises:
+      ValueError: for another name, with the nearest; for a regular expression that is none, or missing; without gym.
+    """
+    if name == "own":
+        if gym is None:
+            raise ValueError("reward: verify:own asks a generator's scorer; it needs --data reasoning-gym:NAME")
+        return Own(gym)
+    if name == "math":
+        return Verifier("math", _true_expression, _same_expression)
+    if name == "number":
+        return Verifier("number", true_number, lambda reply, truth: last_number(reply) == truth)
+    if name == "choice":
+        return Verifier("choice", true_letter, lambda reply, truth: letter(reply) == truth)
+    if name == "format":
+        if not expression:
+            raise ValueError(r"reward: verify:format needs a regular expression, as in verify:format=\boxed")
+        return Format(expression)
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean verify:{near[0]}?" if near else f"choose from {', '.join(NAMES)}"
+    raise ValueError(f"reward: verify:{name} is unknown; {hint}")
+
+
+def _true_expression(answer: Any) -> Any:
+    """What math-verify reads in an answer column; as LaTeX where it looks like an expression without its dollars."""
+    if answer is None or isinstance(answer, bool):
+        return None
+    text = plain(reference(answer))
+    bare = "$" not in text and "\\boxed" not in text and _EXPRESSION.search(text)
+    return (bare and _parse(f"${text}$")) or _parse(text) or None
+
+
+def _same_expression(reply: str, truth: Any) -> bool:
+    from math_verify import verify
+
+    return bool(verify(truth, _parse(_signed(reply)), timeout_seconds=_seconds()))  # type: ignore[arg-type]
+
+
+def _signed(reply: str) -> str:
+    """The reply with its minus signs as math-verify reads them: ASCII, and beside their number."""
+    return re.sub(r"(?<![\d)%}])(?<![\d)%}]\s)-\s(?=\d)", "-", plain(reply))
+
+
+def _parse(text: str) -> list:
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=_seconds())  # type: ignore[arg-type]
+
+
+def _seconds() -> int | None:
+    """math-verify's own time limit, which needs the main thread's alarm; elsewhere the reward's own limit holds."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of a limit that is None on every call
+    return 5 if threading.current_thread() is threading.main_thread() else None

@@ -1,0 +1,192 @@
+"""Verifiers: answers found in replies as people write them, and what cannot be read counted."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairgrpo_jax.lm.data import load_prompts
+from pairgrpo_jax.lm.rewards.answers import last_number, letter, numbers, stated, true_letter, true_number
+from pairgrpo_jax.lm.rewards.sources import SourceError, readable, reward_function
+from pairgrpo_jax.lm.rewards.verifiers import verifier
+
+NUMBERS = {
+    "18": 18,
+    "1,234": 1234,
+    "$1,234.50": Fraction(2469, 2),
+    "12,345,678 people": 12345678,
+    "50%": 50,
+    "-4": -4,
+    "It is - 4": -4,
+    "\u22124": -4,
+    "-$5": -5,
+    "5 - 4": 4,
+    "16-10=6": 6,
+    "-1 - -2": -2,
+    "1/2": Fraction(1, 2),
+    "-3 / 4": Fraction(-3, 4),
+    ".5": Fraction(1, 2),
+    "1.5e3": 1500,
+    "18 is it. 5 more": 5,
+    "**18**": 18,
+    "#### 18": 18,
+    "\\boxed{1{,}234} or 7": 1234,
+    "<answer>7</answer> 8": 7,
+    "The answer is 6. I took 2 steps.": 6,
+    "The answer is **6**.": 6,
+    "none at all": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("reply", NUMBERS)
+def test_last_number(reply):
+    assert last_number(reply) == NUMBERS[reply]
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "so {}.", "= {}", "({})", "${}$", "{} apples", "is {:,}"]))
+def test_a_whole_number_is_read_however_it_is_put(number, said):
+    assert last_number(said.format(number)) == number == true_number(said.format(number))
+
+
+@given(st.decimals(-1000, 1000, allow_nan=False, places=3))
+def test_a_decimal_is_read_exactly(number):
+    assert numbers(f"about {number} metres") == [Fraction(number)]
+
+
+def test_true_numbers():
+    gsm = "She sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 40,000"
+    assert [true_number(x) for x in (gsm, 7, 2.5, "1/3")] == [40000, 7, 2.5, Fraction(1, 3)]
+    assert [true_number(x) for x in (None, "many", "", True)] == [None] * 4
+
+
+LETTERS = {
+    "B": "B",
+    "(B)": "B",
+    "B) Paris": "B",
+    "b.": "B",
+    "The answer is B": "B",
+    "The answer is A because B is wrong": "A",
+    "answer: (b)": "B",
+    "I think (C).": "C",
+    "A dog is in B": "B",
+    "**D**": "D",
+    "\\boxed{C}, not B": "C",
+    "B or C? C": "C",
+    "A dog barks": None,
+    "nope": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("reply", LETTERS)
+def test_letter(reply):
+    assert letter(reply) == LETTERS[reply]
+
+
+def test_true_letters():
+    assert [true_letter(x) for x in ("B", "(b)", "B. Paris", 1)] == ["B"] * 4
+    assert [true_letter(x) for x in ("Paris", "", None, -1, True)] == [None] * 5
+
+
+def test_what_is_stated():
+    assert stated("\\boxed{\\frac{1}{2}} and \\boxed{x^{2}}") == "x^{2}"
+    assert stated("\\boxed{1") is None and stated("no answer here") is None
+    assert stated("<answer>1</answer> \\boxed{2} #### 3") == "1"
+
+
+def paid(name, pairs, **options):
+    replies, answers = zip(*pairs)
+    source = reward_function(verifier(name), **options)
+    return source([()] * len(pairs), [[r] for r in replies], answer=list(answers)).rewards.ravel().tolist()
+
+
+MATH_RIGHT = [
+    ("It is $1200", "1,200"),
+    ("\\boxed{40,000}", "so #### 40,000"),
+    ("- 4", "-4"),
+    ("\u22124", -4),
+    ("x = - 4", "-4"),
+    ("**18**", "18"),
+    ("50%", "50"),
+    ("0.5", "1/2"),
+    ("\\boxed{\\frac{2}{4}}", "\\frac{1}{2}"),
+    ("$\\sqrt{2}$", "\\sqrt{2}"),
+    ("\\boxed{1+2x}", "2x+1"),
+    ("It costs 18 dollars.", "18"),
+]
+MATH_WRONG = [
+    ("81", "18"),
+    ("", "18"),
+    ("18 is it. 5 more", "18"),
+    ("4", "-4"),
+    ("10**10**10**10", "18"),
+    ("5 - 4", "4"),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}], ids=["in the main thread", "in a thread of its own"])
+def test_math(options):
+    pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    assert paid("math", MATH_RIGHT, **options) == [1.0] * len(MATH_RIGHT)
+    assert paid("math", MATH_WRONG, **options) == [0.0] * len(MATH_WRONG)
+
+
+def test_number_and_choice():
+    assert paid("number", [("so 1,000", "#### 1000"), ("7", "8"), ("none", 3), ("-2", -2)]) == [1, 0, 0, 1]
+    assert paid("choice", [("(B)", "B"), ("C", 1), ("The answer is B.", 1)]) == [1, 0, 1]
+
+
+def test_format():
+    source = reward_function(verifier("format", r"^<think>.*</think>\s*\S+$"))
+    replies = ["<think>a\nb</think> 5", "5", "<think></think> five six"]
+    np.testing.assert_array_equal(source([()], [replies]).rewards, [[1, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["math", "number", "choice"])
+def test_an_answer_that_cannot_be_read_fails_and_is_not_wrong(name):
+    if name == "math":
+        pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    check, good = verifier(name), {"math": "18", "number": 18, "choice": "B"}[name]
+    assert all(math.isnan(x) for x in check([()], [["1", "2"]], ["??"])[0])
+    source = reward_function(check, on_error="skip")
+    assert readable(source, {"answer": good}) and not readable(source, {"answer": "??"}) and not readable(source, {})
+    assert source([()] * 2, [["1"], ["1"]], answer=[good, None]).failed.tolist() == [False, True]
+    with pytest.raises(SourceError, match=f"verify:{name} failed"):
+        reward_function(check)([()], [["1"]], answer=["??"])
+
+
+BAD = {
+    "maths": "verify:maths is unknown; did you mean verify:math?",
+    "equal": "verify:equal is unknown; choose from math, number",
+    "format": "verify:format needs a regular expression",
+    "own": "needs --data reasoning-gym:NAME",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_verifier_that_does_not_exist_is_named(name):
+    with pytest.raises(ValueError, match=r"^reward: ") as error:
+        verifier(name)
+    assert BAD[name] in str(error.value)
+
+
+def test_a_bad_regular_expression_is_named():
+    with pytest.raises(ValueError, match=r"verify:format='\(' is no regular expression: missing \)"):
+        verifier("format", "(")
+
+
+def test_every_answer_of_gsm8k_is_read_and_its_own_solution_right(data_folder):
+    pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    folder = data_folder / "gsm8k"
+    if not folder.is_dir():
+        pytest.skip("PAIRGRPO_DATA has no gsm8k")
+    rows = load_prompts(str(folder), split="all", prompt_column="question").rows
+    answers = [row.columns["answer"] for row in rows]
+    assert len(answers) == 8792 and all(true_number(x) is not None for x in answers)
+    assert paid("number", [(x, x) for x in answers]) == [1.0] * len(answers)
+    some = answers[::100]
+    assert paid("math", [(f"So it is {x.split('####')[1]}.", x) for x in some]) == [1.0] * len(some)
