@@ -47,6 +47,8 @@ from pairgrpo_jax.lm.data import (
     split_by_first_turn,
     spread,
 )
+from pairgrpo_jax.lm.files.tokenizer import with_chat
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
 from pairgrpo_jax.methods import METHODS
@@ -123,6 +125,7 @@ class Run(Settings):
     """Recompute layers in the backward pass, for memory."""
     mesh: Literal["none", "data", "fsdp"] = "none"
     """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
+    chat: Chat = field(default_factory=Chat)
     judging: Judging | None = field(default_factory=Judging)
     config: AlignConfig = field(default_factory=tuned)
 
@@ -172,7 +175,8 @@ def main(words: Sequence[str]) -> int:
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     placement = make_placement(run)
-    model = load(run, placement)
+    model, chat = with_chat(load(run, placement), run.chat)
+    run = run.replace(chat=chat)
     held_out, trainer = prepare(run, model, placement, console)
     judges = make_judges(run, trainer.model, held_out.prompts, placement)
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):

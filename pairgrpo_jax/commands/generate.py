@@ -18,7 +18,8 @@ import jax
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.lm import Model, generate, load_model
-from pairgrpo_jax.lm.files.tokenizer import encode, encode_chat
+from pairgrpo_jax.lm.files.tokenizer import encode, encode_chat, with_chat
+from pairgrpo_jax.lm.models.chat import Chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Args:
       stop: texts that end a reply.
       seed: of the samples.
       verbose: log compilations.
+      format: how conversations become text.
     """
 
     model: str = "smollm2"
@@ -60,6 +62,7 @@ class Args:
     stop: tuple[str, ...] = ()
     seed: int = 0
     verbose: bool = False
+    format: Chat = dataclasses.field(default_factory=Chat)
 
     def sampling(self) -> dict:
         """Returns the options of `generate`."""
@@ -70,7 +73,7 @@ class Args:
 def encode_messages(model: Model, messages: list[dict[str, str]], chat: bool) -> list[int]:
     """Returns the token ids of a conversation, or of its last text without a template."""
     if chat:
-        return encode_chat(model.tokenizer, messages)
+        return encode_chat(model.tokenizer, messages, model.chat)
     return encode(model.tokenizer, messages[-1]["content"])
 
 
@@ -166,7 +169,7 @@ def main(words: Sequence[str]) -> None:
     args = parse(Args(), words, "pairgrpo generate", __doc__)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
     prompts = None if args.prompts is None else read_prompts(args.prompts)
-    model = load_model(args.model)
+    model, _ = with_chat(load_model(args.model), args.format)
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
     if prompts is not None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pairgrpo_jax.lm.models import cache as kv_cache
 from pairgrpo_jax.lm.models import gemma, gpt2, llama, olmo2, phi3, qwen, smollm3
 from pairgrpo_jax.lm.models.cache import Cache
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.config import FieldReader, ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run
 
@@ -28,6 +29,7 @@ class Model:
       hf_config: the fields of `config.json`, kept for saving.
       dtype: of the activations.
       remat: whether the backward pass recomputes layers to save memory.
+      chat: how conversations become text.
     """
 
     config: ModelConfig
@@ -36,6 +38,7 @@ class Model:
     hf_config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    chat: Chat = dataclasses.field(default_factory=Chat)
 
     @property
     def skeleton(self) -> "Model":
