@@ -183,7 +183,7 @@ def report(args: Tables, console: Console) -> None:
     runs = {cell: rows for cell, rows in runs.items() if rows}
     if not runs:
         raise ValueError(f"output: no finished run in {args.output}; leave out --report-only")
-    parts = [budget(args, runs), CAVEAT, main_table(args, runs), stability_table(args, runs)]
+    parts = [budget(args, runs), CAVEAT, judges(args, runs), main_table(args, runs), stability_table(args, runs)]
     parts += [accuracy_table(args, runs)] + ([ablation_table(args, runs)] if args.ablations else [])
     text = "\n\n".join(part for part in parts if part)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -203,6 +203,20 @@ def budget(args: Tables, runs: dict) -> str:
     )
 
 
+def judges(args: Tables, runs: dict) -> str:
+    """How well each domain's judge does at these runs' token limits."""
+    parts = []
+    for domain in args.domains:
+        last = [seed[-1] for (of, _), seeds in runs.items() if of == domain for seed in seeds]
+        if row := next((row for row in last if "head_accuracy" in row), None):
+            low, high = 100 * row["head_accuracy_low"], 100 * row["head_accuracy_high"]
+            parts.append(f"{domain} {100 * row['head_accuracy']:.1f}% [{low:.1f}, {high:.1f}]")
+    what = (
+        "Labelled pairs that the judges order rightly, cut to these runs' token limits, of rows they were not fitted on"
+    )
+    return f"{what}: {', '.join(parts)}." if parts else ""
+
+
 def pooled(runs: list[list[dict]], name: str) -> np.ndarray | None:
     """A figure of the last evaluations, `[seeds]` or `[seeds, prompts]`; None if a run lacks it."""
     rows = [[row for row in of if name in row] for of in runs]
@@ -215,6 +229,18 @@ def rate(values: np.ndarray | None) -> str:
         return "-"
     low, high = mean_interval(values.mean(axis=0))
     return f"**{100 * values.mean():.1f}** [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def rate_at_equal_length(runs: list[list[dict]]) -> str:
+    """The mean over seeds, in percent, and its interval where there is one seed, which pools nothing."""
+    name = "win_rate_length_controlled"
+    means, low, high = (pooled(runs, f"{name}{end}") for end in ("", "_low", "_high"))
+    if means is None:
+        return "-"
+    mean = f"{100 * means.mean():.1f}"
+    if low is None or high is None or len(means) > 1:
+        return mean
+    return f"{mean} [{100 * low[0]:.1f}, {100 * high[0]:.1f}]"
 
 
 def table(columns: list[str], rows: list[list[str]], heading: str) -> str:
@@ -239,8 +265,8 @@ def main_table(args: Tables, runs: dict) -> str:
         cells = [method, " / ".join(str(len(runs.get((domain, method), []))) for domain in args.domains)]
         for domain in args.domains:
             of = runs.get((domain, method), [])
-            equal, kl = (pooled(of, name) for name in ("win_rate_length_controlled", "kl_reference"))
-            cells += [rate(pooled(of, "wins")), "-" if equal is None else f"{100 * equal.mean():.1f}"]
+            kl = pooled(of, "kl_reference")
+            cells += [rate(pooled(of, "wins")), rate_at_equal_length(of)]
             cells += ["-" if kl is None else f"{kl.mean():.1f}"]
             cells += [f"{getattr(paper, domain)}" if (paper := paper_of(method)) else "-"]
         rows.append(cells)

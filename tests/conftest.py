@@ -5,8 +5,11 @@ programs for all tests and the command lines they start, most of which compile t
 optimisations, as most tests compile for longer than they compute; those of the real model and the notebooks are not.
 """
 
+import inspect
 import os
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -32,3 +35,45 @@ def optimised_for_the_real_model(request):
 def only_read_programs(monkeypatch):
     """A process that is killed must not leave half a program in the cache that the tests share."""
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1000000")
+
+
+class Done(NamedTuple):
+    """What a command line left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """`run_here(main, *words)`: the program `main` with these arguments, in this process."""
+    from pairgrpo_jax.commands.cli import run_main
+
+    def run(main, *words) -> Done:
+        words = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["program", *words])
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        with pytest.raises(SystemExit) as end:
+            run_main((lambda: main(words)) if inspect.signature(main).parameters else main, "program")
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """`served(*plan)`: a chat server that the environment points to, as long as the test runs; see `chat_server`."""
+    import contextlib
+
+    from chat_server import KEY, ChatServer, serving
+
+    with contextlib.ExitStack() as stack:
+
+        def start(*plan, **options):
+            state = ChatServer(*plan, **options)
+            monkeypatch.setenv("OPENAI_BASE_URL", stack.enter_context(serving(state)))
+            monkeypatch.setenv("OPENAI_API_KEY", KEY)
+            return state
+
+        yield start

@@ -140,3 +140,14 @@ def test_every_listing_is_python():
     for name in ("CONTRIBUTING.md", "README.md", "docs/lm.md"):
         for text in listings(name):
             compile(text, name, "exec")
+
+
+def test_the_judge_of_the_readme_asks_a_server(run, served, tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="needs the extra judge")
+    monkeypatch.chdir(tmp_path)
+    state = served()
+    found = run("README.md", "OpenAIJudge")
+    assert len(listing("README.md", "OpenAIJudge").strip().splitlines()) <= 10
+    assert 0 < len(state.requests) <= 10 and np.asarray(found.judgement.pairs.weight).sum() == pytest.approx(2)
+    run("README.md", "OpenAIJudge")
+    assert len(state.requests) <= 10, "the second time all is known"

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,13 +23,12 @@ WRITE = os.environ.get("PAIRGRPO_GOLDEN") == "write"
 
 
 def machine() -> str:
-    """What rounding depends on."""
-    try:
-        cpu = next(line for line in open("/proc/cpuinfo") if line.startswith("flags"))
-    except (OSError, StopIteration):
-        cpu = platform.processor()
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if flag in cpu]
-    return f"jax {jax.__version__}, {platform.machine()} {' '.join(wide)}"
+    """What rounding depends on: two processors with the same vector instructions round matrix products differently."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    cpu = dict(line.split("\t: ") for line in lines if "\t: " in line and line.startswith(("model", "cpu family")))
+    named = " ".join(value.strip() for _, value in sorted(cpu.items())) or platform.processor()
+    return f"jax {jax.__version__}, {platform.machine()}, {named}"
 
 
 def decode(rows):

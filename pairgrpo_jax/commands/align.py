@@ -7,9 +7,8 @@ minutes. Leaves metrics, a page of replies before and after, checkpoints, and th
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import parse_run
-from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, tell_other_model
+from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
+from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge, user_function
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
+from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
     AlignConfig,
@@ -41,22 +42,27 @@ from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
 from pairgrpo_jax.lm.data import (
     Loaded,
     describe,
+    has_preferences,
     load_preferences,
     load_prompts,
     preference_accuracy,
     split_by_first_turn,
     spread,
+    unseen,
 )
+from pairgrpo_jax.lm.files.peft import save_peft
 from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.models.chat import Chat
-from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, judge, reward_function
+from pairgrpo_jax.lm.rewards.asking import Memory
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, fitted_on, load_head, load_reward_model
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, head_source, reward_function
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("output", "resume", "keep", "export", "shown", "judging.reward_timeout", "judging.reward_retries")
-FREE += ("judging.reward_on_error",)
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "shown")
+FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
+FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
 
@@ -67,13 +73,23 @@ class Judging(Settings):
 
     reward: str = "harmless-a"
     """A reward model (a shipped name, or a .safetensors of pairgrpo reward-model), module:function of yours (several as
-    module:f=0.7,module:g=0.3), or judge:module:function that compares two replies."""
+    module:f=0.7,module:g=0.3), judge:module:function that compares two replies, or judge:openai:MODEL, one behind
+    OPENAI_BASE_URL with OPENAI_API_KEY."""
     reward_timeout: Annotated[float | None, Above(0)] = None
-    """Seconds that your reward function may take for a batch."""
+    """Seconds that your reward function may take for a batch, or a judge for a question."""
     reward_retries: Annotated[int, AtLeast(0)] = 0
     """More tries after it fails."""
     reward_on_error: Literal["raise", "skip"] = "raise"
-    """Then: stop with a checkpoint, or skip the groups concerned and count them."""
+    """Then: stop with a checkpoint, or skip the groups concerned and count them. A judge's verdicts are kept."""
+    comparing: Comparing | None = None
+    asking: Asking | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reward.startswith("judge:") != (self.comparing is not None):
+            raise ValueError("comparing: a judge compares replies, and a reward does not")
+        if self.reward.startswith(OPENAI) != (self.asking is not None):
+            raise ValueError(f"asking: for {OPENAI}MODEL alone")
 
 
 @dataclass(frozen=True)
@@ -82,11 +98,15 @@ class Run(Settings):
 
     model: str = "smollm2"
     """A folder, a .gguf file, a hub id, or smollm2."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the model's config to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     data: str = "tiny"
     """Prompts or preferences: tiny (ships with the package), a .jsonl[.gz], .json[.gz] or .parquet file, a hub id."""
     split: str = "train"
-    """Split of the data; in a folder, the files with this word in their name, or all. A fifth of it, by first turn, is
-    held out."""
+    """Split of the data; in a folder, the files with this word in their name, or all. Rows of the half that the judge
+    was fitted on are left out; of the others a fifth, by first turn, is held out."""
     prompt_column: str | None = None
     """Column of the data that holds the prompt, where it is not called prompt. The others reach your reward function or
     judge, if it has a parameter of their name."""
@@ -110,7 +130,7 @@ class Run(Settings):
     evaluation_samples: Annotated[int, AtLeast(1)] = 8
     """Replies to each prompt."""
     evaluation_pairs: Annotated[int, AtLeast(1)] = 64
-    """Held-out preference pairs of each (offline)."""
+    """Held-out preference pairs of each (offline), and labelled pairs that the judge's own accuracy is measured on."""
     save_every: Annotated[int, AtLeast(1)] = 4
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: Annotated[int, AtLeast(1)] = 2
@@ -118,7 +138,7 @@ class Run(Settings):
     shown: Annotated[int, AtLeast(1)] = 8
     """Replies on the page, first samples of the evaluation."""
     export: bool = True
-    """Write the trained model, adapters merged, as safetensors."""
+    """Write the trained model, adapters merged, as safetensors; adapters also on their own, for PEFT."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
     remat: bool = False
@@ -133,6 +153,8 @@ class Run(Settings):
         super().__post_init__()
         if self.evaluations > self.iterations:
             raise ValueError(f"evaluations={self.evaluations} must be at most iterations={self.iterations}")
+        if self.config.online and not self.config.sft_iterations:
+            require_idle(self, "evaluation_pairs", "on samples without sft_iterations")
         if self.config.online != (self.judging is not None):
             raise ValueError("judging: samples are judged, and a data set's pairs are not")
         if self.reward and judge_of(self) == self.reward:
@@ -159,7 +181,14 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
     """The run of a method, `NAME` or `NAME-offline`, as it is tuned."""
     name, _, offline = label.partition("-")
     config = tuned(name, bool(offline))
-    return Run(config=config, judging=Judging() if config.online else None)
+    return Run(config=config, judging=judging_of(peek(words, "reward", Judging.reward)) if config.online else None)
+
+
+def judging_of(reward: str) -> Judging:
+    """The settings that a reward of this name has; servers are asked again, as they can be busy."""
+    if reward.startswith(OPENAI):
+        return Judging(reward, 60.0, 5, comparing=Comparing(), asking=Asking())
+    return Judging(reward, comparing=Comparing() if reward.startswith("judge:") else None)
 
 
 def main(words: Sequence[str]) -> int:
@@ -179,13 +208,14 @@ def execute(run: Run, console: Console) -> int:
     run = run.replace(chat=chat)
     held_out, trainer = prepare(run, model, placement, console)
     judges = make_judges(run, trainer.model, held_out.prompts, placement)
+    accuracy = judge_accuracy(run, judges, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
         state, done, stopped = train_in_folder(
             run,
             trainer.iterate,
             trainer.init(jax.random.key(run.seed)),
             make_schedule(run),
-            evaluate=make_evaluation(run, trainer, judges, held_out.pairs),
+            evaluate=make_evaluation(run, trainer, judges, held_out.pairs, accuracy),
             shown=_WATCHED,
             console=console,
         )
@@ -224,6 +254,7 @@ def other_half(reward: str) -> str:
 def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
     options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
+    options |= {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
     model = load_model(run.model, **options)
     if model.tokenizer is None:
         raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")
@@ -236,15 +267,19 @@ def prepare(run: Run, model: Model, placement: Placement, console: Console) -> t
     source = make_source(run, model) if config.online else None
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
     options = {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
+    name = judge_of(run)
+    half = fitted_on(name, run.data) if name else None
     pairs, held_out_pairs = [], []
     if not config.online or config.sft_iterations:
         loaded = load_preferences(run.data, **options)
-        rows = split_by_first_turn(loaded.rows)
+        rows = split_by_first_turn(unseen(loaded.rows, half))
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
         tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
     loaded = load_prompts(run.data, columns=columns_of(source), **options)
-    rows = split_by_first_turn(loaded.rows)
+    rows = split_by_first_turn(unseen(loaded.rows, half))
+    if half is not None:
+        console.print(f"{len(loaded.rows) - len(rows[0]) - len(rows[1])} left out: {name} was fitted on that half")
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
     held_out = spread(held_out, run.evaluation_prompts)
     tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
@@ -276,8 +311,7 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
     if ":" not in run.reward:
         return reward_model_of(run, model)
     policy = {"timeout": judging.reward_timeout, "retries": judging.reward_retries, "on_error": judging.reward_on_error}
-    how, _, rest = run.reward.partition(":")
-    if how != "judge":
+    if not run.reward.startswith("judge:"):
         named = [part.partition("=") for part in run.reward.split(",")]
         try:
             weights = [float(weight or 1) for _, _, weight in named]
@@ -286,30 +320,24 @@ def make_source(run: Run, model: Model) -> Source | RewardHead:
         return reward_function([user_function(name) for name, _, _ in named], weights, **policy)
     if not run.config.method.comparisons:
         raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
-    if run.config.group_size % 2:
-        raise ValueError(f"candidates={run.config.group_size} must be even: a judge compares them two by two")
-    return judge(user_function(rest), **policy)
+    assert judging.comparing is not None
+    check_comparisons(judging.comparing.comparisons, run.config.group_size)
+    memory = Memory(run.output / VERDICTS)
+    known = run.resume and memory.path.exists()
+    if known:
+        memory.open()
+    return make_judge(run.reward, judging.comparing, judging.asking, memory=memory, check=not known, **policy)
 
 
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
     tell_other_model(run.model, run.reward)
-    policy, head = load_reward_model(run.reward, model)
+    policy, head = load_reward_model(run.reward, model, ignore_fields=run.ignore_fields)
     if policy.lora is None and policy.model is model:
         return head
     texts = run.config.texts
     limits = {"prompt_tokens": texts.prompt_tokens, "reply_tokens": texts.completion_tokens}
     return head_source(policy, head, **limits)
-
-
-def user_function(where: str) -> Callable:
-    """The function `module:function`, also of the working directory."""
-    module, _, name = where.partition(":")
-    sys.path.insert(0, "")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward: cannot import {where!r}: {error}") from error
 
 
 def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placement: Placement) -> Judges:
@@ -333,23 +361,50 @@ def make_judges(run: Run, model: Model, prompts: Sequence[EncodedPrompt], placem
     )
 
 
+def judge_accuracy(run: Run, judges: Judges, console: Console) -> dict[str, float]:
+    """How well the judge orders labelled pairs at this run's token limits, of rows that it was not fitted on.
+
+    It is made on longer texts, as a rule, and is better there. Nothing without a judge, or for data of prompts alone.
+    """
+    name, texts = judge_of(run), run.config.texts
+    if judges.head is None or not has_preferences(run.data, split=run.split):
+        return {}
+    loaded = load_preferences(run.data, split=run.split, prompt_column=run.prompt_column, system=run.system)
+    rows = spread(unseen(loaded.rows, fitted_on(name, run.data)), run.evaluation_pairs)
+    pairs = encode_pairs(judges.reference.model, rows, texts.prompt_tokens, texts.completion_tokens)
+    row = head_accuracy(judges.reference, judges.head, pairs)
+    console.print("\n".join(told_accuracy(row)), highlight=False, soft_wrap=True)
+    return row
+
+
+def told_accuracy(row: dict) -> list[str]:
+    """The judge's accuracy in words."""
+    if "head_accuracy" not in row:
+        return []
+    interval = f"[{row['head_accuracy_low']:.1%}, {row['head_accuracy_high']:.1%}]"
+    what = f"of {row['head_pairs']:.0f} labelled pairs rightly, cut to this run's token limits"
+    return [f"the judge orders {row['head_accuracy']:.1%} {interval} {what}"]
+
+
 def make_schedule(run: Run) -> Schedule:
     """One iteration at a time; `steps` counts completion tokens at their longest."""
     config = run.config
-    every = -(-run.iterations // run.evaluations)
     tokens = config.texts.prompts * config.group_size * config.texts.completion_tokens
-    return Schedule(run.iterations, 1, every, run.save_every, tokens)
+    return Schedule(run.iterations, 1, run.iterations, run.save_every, tokens, evaluations=run.evaluations)
 
 
-def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair]):
+def make_evaluation(
+    run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair], accuracy: dict[str, float]
+):
     """`(state, iteration) -> row`: win rate over the start under the held-out judge, and accuracy on held-out pairs.
 
-    `score` is the win rate, or without a judge the accuracy. Writes the page of replies too.
+    `score` is the win rate, or without a judge the accuracy. `accuracy` of the judge goes into every row. Writes the
+    page of replies too.
     """
     before = []  # the start's replies, made once
 
     def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = dict(accuracy)
         policy = trainer.policy(state)
         before[:] = before or [judges.hear(judges.reference)]
         after = judges.hear(policy)
@@ -358,7 +413,9 @@ def make_evaluation(run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[
         if pairs:
             texts = run.config.texts
             limits = {"prompt_tokens": texts.prompt_tokens, "completion_tokens": texts.completion_tokens}
-            margins = implicit_margins(policy, trainer.reference(state), pairs, rows=judges.rows, **limits)
+            margins = implicit_margins(
+                policy, trainer.reference(state), pairs, method=run.config.method, rows=judges.rows, **limits
+            )
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         (run.output / "replies.md").write_text(page(run, iteration, row, replies))
@@ -377,6 +434,9 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
         params = merged(run.config, trainer.model, state.params)
         save_pretrained(trainer.model, params, run.output / "model")
         files["model"] = "model/"
+        if (adapters := run.config.adapters.lora) is not None:
+            save_peft(run.output / "adapter", trainer.model.config, adapters, state.params["lora"], base=run.model)
+            files["adapters for PEFT"] = "adapter/"
     console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
     for line in summary(last):
         console.print(line, highlight=False)
@@ -407,6 +467,7 @@ def summary(row: dict) -> list[str]:
             f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
             f"KL to the start {row['kl_reference']:.2f} nats a reply"
         )
+        lines += told_accuracy(row)
     if "implicit_accuracy" in row:
         lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
     return lines

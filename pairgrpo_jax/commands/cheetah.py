@@ -37,7 +37,7 @@ class Run(Settings):
     env: str = "mujoco"
     """mujoco (exact HalfCheetah-v4, CPU) | brax:spring | brax:positional | brax:generalized | brax:mjx (any device)."""
     steps: Annotated[float, AtLeast(1)] = 3e6
-    """Budget, environment steps per seed; every branch step counts. Rounded up to whole evaluations."""
+    """Budget, environment steps per seed; every branch step counts. Rounded up to whole iterations."""
     seed: int = 0
     """First random seed."""
     seeds: Annotated[int, AtLeast(1)] = 1
@@ -111,11 +111,10 @@ def execute(run: Run, console: Console) -> int:
 def make_schedule(run: Run, env: Env) -> Schedule:
     """A chunk is all that lies between two evaluations on brax, one iteration on mujoco, whose steps cost more."""
     per_iteration = run.config.collection.steps
-    evaluate_every = max(1, math.ceil(run.steps / per_iteration / run.evaluations))
-    iterations = evaluate_every * math.ceil(run.steps / per_iteration / evaluate_every)
-    chunk = 1 if env.name == "mujoco" else evaluate_every
-    save_every = math.ceil(run.save_every / chunk) * chunk
-    return Schedule(iterations, chunk, evaluate_every, save_every, per_iteration, run.seeds)
+    iterations = math.ceil(run.steps / per_iteration)
+    between = math.ceil(iterations / run.evaluations)
+    chunk = 1 if env.name == "mujoco" else between
+    return Schedule(iterations, chunk, between, run.save_every, per_iteration, run.seeds, run.evaluations)
 
 
 def initial_state(run: Run, trainer: Trainer) -> TrainState:

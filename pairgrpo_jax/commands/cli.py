@@ -22,16 +22,18 @@ from pairgrpo_jax.training import CheckpointError, NonFiniteError
 T = TypeVar("T")
 _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imageio": "control", "distrax": "control"}
 _EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
+_EXTRAS["openai"] = "judge"
 
 
 def peek(words: Sequence[str], name: str, default: str) -> str:
-    """The value of `--name` before the words are parsed as a whole."""
+    """The value of `--name`, the last where it is repeated, before the words are parsed as a whole."""
+    found = default
     for word, after in zip(words, [*words[1:], default]):
         if word == f"--{name}":
-            return after
+            found = after
         if word.startswith(f"--{name}="):
-            return word.split("=", 1)[1]
-    return default
+            found = word.split("=", 1)[1]
+    return found
 
 
 def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:

@@ -1,7 +1,8 @@
 """Which of two models do held-out judges prefer? `pairgrpo evaluate --a runs/align`.
 
-Both answer the same held-out prompts with the same random keys; a reward head that neither was trained on says whose
-reply is better. This is a *held-out proxy-RM win rate*, not a human judgement.
+Both answer the same held-out prompts; a reward head that neither was trained on says whose reply is better. This is a
+*held-out proxy-RM win rate*, not a human judgement. By default both draw with the same random keys: models that are
+alike then write equal replies, which tie, and the rate varies less; `--independent` draws each side on its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, Sampling, load_model
-from pairgrpo_jax.lm.alignment import EncodedPrompt, encode_pairs, encode_prompts
+from pairgrpo_jax.lm.alignment import EncodedPair, EncodedPrompt, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
     Judged,
     Replies,
@@ -38,8 +39,10 @@ from pairgrpo_jax.lm.data import (
     ranked_right,
     split_by_first_turn,
     spread,
+    unseen,
 )
-from pairgrpo_jax.lm.rewards.reward_model import about_head, check_head, load_head
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_head, fitted_on, load_head
+from pairgrpo_jax.lm.rewards.reward_training import pair_features
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Evaluation(Settings):
     """Its rival."""
     reference: str = "smollm2"
     """The model that KL is measured to, and whose trunk the judge's head sits on."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the models' configs to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     judge: str = "harmless-b"
     """Reward head, one that neither model was trained on."""
     data: str = "tiny"
@@ -63,7 +70,7 @@ class Evaluation(Settings):
     system: str | None = None
     """A system message, put before prompts that have none."""
     fold: int = 0
-    """Fifth of the data, split by first turn, that is evaluated on; -1: all."""
+    """Fifth of the data, split by first turn, that is evaluated on; -1: all. Without what the judge was fitted on."""
     prompts: Annotated[int, AtLeast(1)] = 64
     """How many prompts."""
     samples: Annotated[int, AtLeast(1)] = 4
@@ -76,6 +83,8 @@ class Evaluation(Settings):
     """Of sampling."""
     seed: int = 0
     """Of the replies."""
+    independent: bool = False
+    """Draw b's replies with random keys of their own, not a's: no ties of equal replies, and a wider interval."""
     output: Path | None = None
     """A .json file for the figures and both sides' replies."""
 
@@ -99,10 +108,14 @@ class Judges:
         self.prompt_tokens, self.completion_tokens, self.sampling = prompt_tokens, completion_tokens, sampling
         self.key, self.rows = jax.random.key(seed), rows
 
-    def hear(self, policy: Policy) -> Heard:
-        """The policy's replies and the head's verdict on them, None without a head."""
+    def hear(self, policy: Policy, *, independent: bool = False) -> Heard:
+        """The policy's replies and the head's verdict on them, None without a head.
+
+        All that it hears draw with the same keys, but for who draws independently, with other ones.
+        """
+        key = jax.random.fold_in(self.key, 1) if independent else self.key
         limits = {"completion_tokens": self.completion_tokens, "samples": self.samples}
-        replies = write_replies(policy, self.prompts, key=self.key, sampling=self.sampling, rows=self.rows, **limits)
+        replies = write_replies(policy, self.prompts, key=key, sampling=self.sampling, rows=self.rows, **limits)
         if self.head is None:
             return replies, None
         judged = judge_replies(
@@ -123,7 +136,7 @@ def wins(a: Judged, b: Judged) -> np.ndarray:
 
 
 def figures(a: Heard, b: Heard) -> dict[str, Any]:
-    """Win rate of a over b at any and at equal length, with 95% intervals; lengths (tokens), rewards, KL (nats).
+    """Win rate of a over b at any and at equal length, with 95% intervals; ties, lengths (tokens), rewards, KL (nats).
 
     `wins` are those of each prompt, to pool over runs.
     """
@@ -138,6 +151,7 @@ def figures(a: Heard, b: Heard) -> dict[str, Any]:
         "win_rate": float(won.mean()),
         "win_rate_low": low,
         "win_rate_high": high,
+        "ties": float(np.mean(won == 0.5)),
         "win_rate_length_controlled": length_controlled_rate(won, longer),
         "win_rate_length_controlled_low": equal_low,
         "win_rate_length_controlled_high": equal_high,
@@ -150,9 +164,21 @@ def figures(a: Heard, b: Heard) -> dict[str, Any]:
     }
 
 
-def fold_of_rows(rows: list, fold: int) -> list:
-    """The rows of one fold by first turn; all of them for fold -1."""
-    return rows if fold < 0 else split_by_first_turn(rows, fold=fold)[1]
+def head_accuracy(reference: Policy, head: RewardHead, pairs: Sequence[EncodedPair]) -> dict[str, float]:
+    """The share of labelled pairs, cut to some limits, that the judge orders rightly, and its interval; {} of none."""
+    if not pairs:
+        return {}
+    both = pair_features(reference, pairs, head.features) @ np.asarray(head.weight)
+    right = ranked_right(both[:, 0] - both[:, 1])
+    low, high = mean_interval(right)
+    found = {"head_accuracy": float(right.mean()), "head_accuracy_low": low, "head_accuracy_high": high}
+    return found | {"head_pairs": len(pairs)}
+
+
+def fold_of_rows(rows: list, args: Evaluation) -> list:
+    """The rows of the fold by first turn (of all for fold -1) that the judge was not fitted on."""
+    rows = unseen(rows, fitted_on(args.judge, args.data))
+    return rows if args.fold < 0 else split_by_first_turn(rows, fold=args.fold)[1]
 
 
 def source_of(args: Evaluation) -> dict[str, Any]:
@@ -160,13 +186,20 @@ def source_of(args: Evaluation) -> dict[str, Any]:
     return {"split": args.split, "prompt_column": args.prompt_column, "system": args.system}
 
 
-def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
-    """Implicit-reward accuracy on the fold's labelled pairs, with its interval; nothing for data of prompts alone."""
+def labelled(policy: Policy, args: Evaluation) -> list[EncodedPair]:
+    """Labelled pairs of the fold, cut to the limits; none for data of prompts alone."""
     if not has_preferences(args.data, split=args.split):
+        return []
+    rows = fold_of_rows(load_preferences(args.data, **source_of(args)).rows, args)
+    return spread(encode_pairs(policy.model, rows, args.prompt_tokens, args.completion_tokens), args.prompts)
+
+
+def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
+    """Implicit-reward accuracy on labelled pairs of the fold, with its interval; nothing for data of prompts alone."""
+    pairs = labelled(policy, args)
+    if not pairs:
         return {}
-    rows = load_preferences(args.data, **source_of(args)).rows
     limits = args.prompt_tokens, args.completion_tokens
-    pairs = spread(encode_pairs(policy.model, fold_of_rows(rows, args.fold), *limits), args.prompts)
     margins = implicit_margins(policy, reference, pairs, prompt_tokens=limits[0], completion_tokens=limits[1])
     low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
@@ -188,9 +221,9 @@ def resolve(name: str) -> str:
     return str(folder / "model") if (folder / "model" / "config.json").exists() else name
 
 
-def as_policy(name: str) -> Policy:
-    """Loads a model as a policy."""
-    model = load_model(resolve(name))
+def as_policy(name: str, **options: Any) -> Policy:
+    """Loads a model as a policy, with options of `load_model`."""
+    model = load_model(resolve(name), **options)
     if model.tokenizer is None:
         raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
     return Policy(model, model.params)
@@ -211,13 +244,14 @@ def main(words: Sequence[str]) -> None:
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
     tell_other_model(args.reference, args.judge)
-    reference, head = as_policy(args.reference), load_head(args.judge)
-    a, b = (reference if name == args.reference else as_policy(name) for name in (args.a, args.b))
+    options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
+    reference, head = as_policy(args.reference, **options), load_head(args.judge)
+    a, b = (reference if name == args.reference else as_policy(name, **options) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
             raise ValueError(f"{name}: a, b and reference must share a vocabulary; sizes are {sizes[0]} and {sizes[1]}")
-    prompts = fold_of_rows(load_prompts(args.data, columns=Columns(), **source_of(args)).rows, args.fold)
+    prompts = fold_of_rows(load_prompts(args.data, columns=Columns(), **source_of(args)).rows, args)
     prompts = spread(encode_prompts(reference.model, prompts, args.prompt_tokens), args.prompts)
     judges = Judges(
         reference,
@@ -229,8 +263,9 @@ def main(words: Sequence[str]) -> None:
         samples=args.samples,
         seed=args.seed,
     )
-    heard = judges.hear(a), judges.hear(b)
+    heard = judges.hear(a), judges.hear(b, independent=args.independent)
     row = figures(*heard) | pair_accuracy(a, reference, args) | {"prompts": len(prompts)}
+    row |= head_accuracy(reference, head, labelled(reference, args))
     Console().print_json(json.dumps({name: value for name, value in row.items() if name != "wins"}))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ import jax
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.lm import Model, generate, load_model
-from pairgrpo_jax.lm.files.tokenizer import encode, encode_chat, with_chat
+from pairgrpo_jax.lm.files.text_files import check_mark
+from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
 from pairgrpo_jax.lm.models.chat import Chat
 
 
@@ -28,6 +29,8 @@ class Args:
 
     Attributes:
       model: a folder, a .gguf file, a hub repository, or smollm2.
+      ignore_fields: fields of its config to load without.
+      end_of_turn: the token that ends a reply, where the chat template does not write it.
       prompt: answer this one message and stop.
       prompts: a file of prompts: .txt (one a line) or .jsonl (field "prompt").
       out: where the replies to `prompts` go, as .jsonl; the terminal if absent.
@@ -47,6 +50,8 @@ class Args:
     """
 
     model: str = "smollm2"
+    ignore_fields: tuple[str, ...] = ()
+    end_of_turn: str | None = None
     prompt: str | None = None
     prompts: Path | None = None
     out: Path | None = None
@@ -72,9 +77,10 @@ class Args:
 
 def encode_messages(model: Model, messages: list[dict[str, str]], chat: bool) -> list[int]:
     """Returns the token ids of a conversation, or of its last text without a template."""
-    if chat:
-        return encode_chat(model.tokenizer, messages, model.chat)
-    return encode(model.tokenizer, messages[-1]["content"])
+    tokenizer = model.tokenizer
+    ids = encode_chat(tokenizer, messages, model.chat) if chat else encode(tokenizer, messages[-1]["content"])
+    check_ids(tokenizer, ids, model.config.vocab_size)
+    return ids
 
 
 def reply(model: Model, args: Args, ids: list[int], key: jax.Array) -> str:
@@ -119,8 +125,10 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
       ValueError: naming the file and the line that has no prompt.
     """
+    data = path.read_bytes()
+    check_mark(path, data)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8: {e}") from e
     prompts = []
@@ -169,7 +177,8 @@ def main(words: Sequence[str]) -> None:
     args = parse(Args(), words, "pairgrpo generate", __doc__)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
     prompts = None if args.prompts is None else read_prompts(args.prompts)
-    model, _ = with_chat(load_model(args.model), args.format)
+    model = load_model(args.model, ignore_fields=args.ignore_fields, end_of_turn=args.end_of_turn)
+    model, _ = with_chat(model, args.format)
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
     if prompts is not None:

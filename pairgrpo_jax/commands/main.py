@@ -11,6 +11,7 @@ COMMANDS = {
     "align": "align a language model: pairgrpo align METHOD",
     "generate": "chat with a model, or complete a file of prompts",
     "evaluate": "which of two models a held-out judge prefers",
+    "judge": "measure a judge on labelled pairs before it is trusted",
     "reward-model": "train a reward model on preferences",
     "theory": "what is true of the methods, checked on exact problems",
 }

@@ -33,6 +33,7 @@ from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.data import (
     EncodedPair,
+    Half,
     Preference,
     batch_indices,
     describe,
@@ -51,7 +52,7 @@ from pairgrpo_jax.lm.rewards import reward_training as training
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, save_head
 from pairgrpo_jax.training import TrainState, check_finite, make_update_step, open_folder, settings
 
-_FREE = ("output", "resume")
+_FREE = ("ignore_fields", "output", "resume")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Run(Settings):
 
     model: str = "smollm2"
     """Trunk: a folder, a .gguf file, a hub repository, or smollm2."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of its config to load without, that are not implemented here."""
+    end_of_turn: str | None = None
+    """The token that ends a reply, if not what the chat template writes after one."""
     data: str = "tiny"
     """tiny, a file or folder (.jsonl, .json, also .gz; .parquet), or a hub data set."""
     split: str = "train"
@@ -124,7 +129,8 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
-    model, chat = with_chat(load_model(run.model), run.chat)
+    model = load_model(run.model, ignore_fields=run.ignore_fields, end_of_turn=run.end_of_turn)
+    model, chat = with_chat(model, run.chat)
     run = dataclasses.replace(run, chat=chat)
     if run.mode == "lora":
         lora.check(run.lora, model.config)
@@ -276,14 +282,17 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[d
 
 def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any]]:
     """Fits and saves one reward model on each half of the first turns; each is tested on the other half."""
-    half, rows = pairs.fold(2, run.seed), []
+    rows = []
     for number, name in enumerate("ab"):
-        margins, fitted = fit(half == number)
+        inside = np.array([Half(number, run.seed).holds(row) for row in pairs.rows])
+        margins, fitted = fit(inside)
         row = figures(f"half {name}, tested on the other", margins)
         about = {
             "model": run.model,
             "data": Path(run.data).name if Path(run.data).exists() else run.data,
-            "pairs": int((half == number).sum()),
+            "pairs": int(inside.sum()),
+            "half": number,
+            "seed": run.seed,
             "accuracy": row["accuracy"],
             "mode": run.mode,
             "lora": dataclasses.asdict(run.lora),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pairgrpo_jax.core.bounds import AtLeast, Settings, Within
+from pairgrpo_jax.core.bounds import AtLeast, Settings, Within, require_idle
 from pairgrpo_jax.methods import Method
 from pairgrpo_jax.training.optimizer import Optimizer
 
@@ -37,6 +37,8 @@ class Collection(Settings):
             raise ValueError(
                 'fork=False goes with advantage="value" alone: without a critic a group must share its start'
             )
+        if not self.critic:
+            require_idle(self, "trace", "without a critic")
 
     @property
     def critic(self) -> bool:
@@ -116,6 +118,10 @@ class ControlConfig(Settings):
             raise ValueError(f"method {name} learns from a data set's pairs, and a simulator has none")
         if self.method.critic and not self.collection.critic:
             raise ValueError(f'advantage must be "value" with {name}, which needs a critic')
+        if not self.collection.critic:
+            require_idle(self.optimizer, "value_weight", "without a critic")
+        if self.method.has("aggregate"):
+            require_idle(self.method, "aggregate", "here, where all candidates have as many steps")
 
     def check(self, episode_length: int) -> None:
         """Raises ValueError unless the horizon divides an episode."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape
+from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape, require_share
 
 
 def require_group(name: str, x: jax.Array) -> None:
@@ -72,14 +72,14 @@ def midranks(values: jax.Array) -> jax.Array:
       values: `[B,K]`.
 
     Returns:
-      `[B,K]` mid-ranks in `[1, K]`.
+      `[B,K]` mid-ranks in `[1, K]`; NaN has none, and gets NaN.
     """
     values = as_float(values)
     require_group("values", values)
     mine, other = values[:, :, None], values[:, None, :]
     below = jnp.sum(mine > other, axis=-1)
     equal = jnp.sum(mine == other, axis=-1)  # counts itself
-    return (below + (equal + 1) / 2).astype(values.dtype)
+    return jnp.where(jnp.isnan(values), values, (below + (equal + 1) / 2).astype(values.dtype))
 
 
 def rank_advantages(rewards: jax.Array) -> jax.Array:
@@ -154,12 +154,14 @@ def gae(
       `[..., T]` advantages; add `values` for the value targets.
 
     Raises:
-      ValueError: if rewards, values and discounts differ in shape, or last_value does not fit.
+      ValueError: if rewards, values and discounts differ in shape, last_value does not fit, or a discount or trace is
+        outside [0, 1].
     """
     rewards, values, discounts = as_float(rewards), as_float(values), as_float(discounts)
     require_same_shape(rewards=rewards, values=values, discounts=discounts)
     if jnp.shape(last_value) != rewards.shape[:-1]:
         raise ValueError(f"last_value must be {rewards.shape[:-1]}, rewards without T, got {jnp.shape(last_value)}")
+    require_share(discounts=discounts, trace=trace)
     next_values = jnp.concatenate([values[..., 1:], as_float(last_value)[..., None]], axis=-1)
     errors = rewards + discounts * next_values - values
 

@@ -96,6 +96,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
         return
     if get_origin(kind) is Literal:
         require_choice(name, value, get_args(kind))
+    if kind is bool and not isinstance(value, (bool, np.bool_, jax.Array)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
     if kind not in (int, float) or isinstance(value, jax.Array):
         return
     if not isinstance(value, (int, float, np.number)):
@@ -105,6 +107,13 @@ def _check(name: str, value: Any, hint: Any) -> None:
     for bound in notes:
         if isinstance(bound, Bound) and not bound.holds(float(value)):
             raise ValueError(f"{name} must be {bound}, got {value}")
+
+
+def require_idle(settings: Settings, name: str, why: str) -> None:
+    """Raises ValueError if a field that has no effect was changed from its default."""
+    default = type(settings).__dataclass_fields__[name].default  # type: ignore[attr-defined]
+    if getattr(settings, name) != default:
+        raise ValueError(f"{name}={getattr(settings, name)!r} has no effect {why}; leave it at {default!r}")
 
 
 def to_values(settings: Any) -> Any:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.advantages import group_advantages, reward_rank_correlation
-from pairgrpo_jax.core.pairs import Pairs, pair_rewards, require_pairs, scatter_pairs
-from pairgrpo_jax.core.terms import Metrics, as_float
+from pairgrpo_jax.core.pairs import Pairs, pair_rewards, scatter_pairs, usable_pairs
+from pairgrpo_jax.core.terms import Metrics, as_float, require_nonnegative
 
 
 def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
@@ -26,7 +26,7 @@ def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
     Raises:
       ValueError: for pairs that do not fit the rewards.
     """
-    require_pairs(pairs, *rewards.shape)
+    pairs, _ = usable_pairs(pairs, *rewards.shape)
     a, b = group_advantages(rewards, eps=0.0), pair_rewards(pairs, rewards.shape[-1])
     norms = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
     both_zero = jnp.all(a == 0, axis=-1) & jnp.all(b == 0, axis=-1)
@@ -56,6 +56,8 @@ def smallest_gap(rewards: jax.Array) -> jax.Array:
 
 def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floor: float = 1e-3) -> jax.Array:
     """Whether no transfer of `hard_pair_target` is capped, boolean `[B]`: then Hard's direction is Soft's, exactly."""
+    pairs, _ = usable_pairs(pairs, *p0.shape)
+    require_nonnegative(delta=delta)
     weight = as_float(pairs.weight)
     asked = scatter_pairs(pairs, jnp.zeros_like(weight), weight, p0.shape[-1]) * delta
     return jnp.all((asked == 0) | (p0 - asked >= floor), axis=-1)

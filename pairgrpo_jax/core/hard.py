@@ -6,15 +6,17 @@ A candidate's own probability means nothing for a sequence (about e^-100) or a d
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, require_pairs, scatter_pairs
-from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, prepare, with_steps
+from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
+from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, policy_kl, prepare, with_steps
 from pairgrpo_jax.core.terms import (
     Objective,
     as_float,
@@ -22,8 +24,11 @@ from pairgrpo_jax.core.terms import (
     loss,
     mean_term,
     require_choice,
+    require_finite,
     require_nonnegative,
+    require_positive,
     require_rank,
+    require_values,
 )
 
 CANDIDATES = ("empirical", "likelihood")
@@ -129,17 +134,21 @@ def hard_pair_target(
       `[B,K]` target probabilities q.
 
     Raises:
-      ValueError: for wrong shapes, K < 2, a negative delta, or floor outside (0, 1).
+      ValueError: for wrong shapes, K < 2, a negative delta or max_kl, floor outside (0, 1), rows of p0 that do not sum
+        to 1, or pairs that make no sense.
     """
     p0 = as_float(p0)
     require_rank("p0", p0, {2}, "[B,K]")
+    require_nonnegative(p0=p0, max_kl=max_kl)
+    _require_distribution(p0=p0)
+    pairs, _ = usable_pairs(pairs, *p0.shape)
     return _target(p0, _flow(p0, pairs, delta, floor, max_kl), floor)
 
 
 def _flow(p0, pairs, delta, floor, max_kl):
     """The mass `[B,K]` each candidate gains (or loses)."""
-    require_pairs(pairs, *p0.shape)
     require_nonnegative(delta=delta)
+    require_finite(delta=delta)
     if not 0 < floor < 1:
         raise ValueError(f"floor must be in (0, 1), got {floor}")
     asked = as_float(pairs.weight) * delta
@@ -148,6 +157,11 @@ def _flow(p0, pairs, delta, floor, max_kl):
     moved = asked * jnp.take_along_axis(share, pairs.rejected, axis=-1)
     flow = scatter_pairs(pairs, moved, -moved, p0.shape[-1])
     return flow if max_kl is None else flow * _shrinkage(p0, flow, max_kl)
+
+
+_require_distribution = functools.partial(
+    require_values, "probabilities that sum to 1 in each group", lambda p: np.abs(p.sum(-1) - 1) < 1e-3
+)
 
 
 def _target(p0, flow, floor):
@@ -223,27 +237,33 @@ def hard_pair_grpo_loss(
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
     Returns:
-      `(loss, metrics)`; metrics `fit`, `kl`, `kl_active` (hinge), `target_mass` and `moved_mass` (half the L1
-      distance of q, and of p_theta, from p0), `groups_without_pair`.
+      `(loss, metrics)`; metrics `fit`, the trust region's `kl` (`candidate_kl` where it is that of the candidate
+      distributions) and `kl_active` (hinge), `approx_kl` (`policy_kl`), `target_mass` and `moved_mass` (half the L1
+      distance of q, and of p_theta, from p0), `groups_without_pair`, and `invalid_pairs`, the share of pairs that
+      make no sense and got weight 0.
 
     Raises:
-      ValueError: for shapes that do not fit, K < 2, an unknown option, a negative delta, or a missing multiplier.
+      ValueError: for shapes that do not fit, K < 2, an unknown option, a missing multiplier, pairs that make no sense
+        (`usable_pairs`), a negative delta, alpha, beta, multiplier or mask, or a target that is no distribution.
     """
     require_choice("fit", fit, FITS)
     require_choice("trust_region", trust_region, TRUST_REGIONS)
     require_choice("aggregate", aggregate, AGGREGATES)
     if trust_region == "lagrangian" and multiplier is None:
         raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
+    require_nonnegative(alpha=alpha, beta=beta, multiplier=multiplier)
     log_ratio, old_logp, steps = prepare(logp, old_logp, mask)
     log_p0, log_p = _candidates(log_ratio, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
+    pairs, invalid = usable_pairs(pairs, *p0.shape)
     if target is None:
         flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
         target = _target(p0, flow, floor)
     else:
         chex.assert_equal_shape([p0, target], custom_message="target must be [B,K]", exception_type=ValueError)
-        require_pairs(pairs, *p0.shape)
         target = frozen(target)
+        require_positive(target=target)
+        _require_distribution(target=target)
         flow = target - p0
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))
@@ -259,10 +279,12 @@ def hard_pair_grpo_loss(
         trust = trust._replace(weight=jax.lax.stop_gradient(jnp.asarray(multiplier)))
     return {
         "fit": mean_term(_kl(log_p, log_q) if fit == "reverse" else _kl(log_q, log_p), active, 1.0),
-        "kl": trust,
+        "candidate_kl" if kl is None else "kl": trust,
+        **policy_kl(log_ratio, steps),
         "target_mass": mean_term(jnp.sum(jnp.abs(flow), axis=-1) / 2, active),
         "moved_mass": mean_term(jnp.sum(jnp.abs(p - p0), axis=-1) / 2, active),
         "groups_without_pair": mean_term(1 - active),
+        "invalid_pairs": mean_term(as_float(invalid)),
     }
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.core.advantages import require_group
-from pairgrpo_jax.core.terms import as_float, require_choice, require_nonnegative
+from pairgrpo_jax.core.terms import as_float, concrete, require_choice, require_nonnegative
 
 Scheme = Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"]
 PAIR_SCHEMES = get_args(Scheme)
@@ -21,9 +21,9 @@ class Pairs(NamedTuple):
     """P preference pairs in each of B groups.
 
     Attributes:
-      preferred: int32 `[B,P]`, index of the preferred candidate in its group.
-      rejected: int32 `[B,P]`, index of the rejected one.
-      weight: float `[B,P]`, the pair's weight; 0 for a tie or an unused slot.
+      preferred: int32 `[B,P]`, index of the preferred candidate in its group, in [0, K).
+      rejected: int32 `[B,P]`, index of the rejected one, another.
+      weight: float `[B,P]`, the pair's weight, finite and >= 0; 0 for a tie or an unused slot, of any indices.
     """
 
     preferred: jax.Array
@@ -31,8 +31,13 @@ class Pairs(NamedTuple):
     weight: jax.Array
 
 
-def require_pairs(pairs: Pairs, groups: int, group_size: int) -> None:
-    """Raises ValueError unless K >= 2, the fields are `[B,P]` with B = `groups`, and the indices are integers."""
+def usable_pairs(pairs: Pairs, groups: int, group_size: int) -> tuple[Pairs, jax.Array]:
+    """The pairs without those that make no sense, which get weight 0, and where those are, boolean `[B,P]`.
+
+    Raises:
+      ValueError: unless K >= 2, the fields are `[B,P]` with B = `groups` and the indices integers; for a pair that
+        makes no sense where all fields are concrete.
+    """
     if group_size < 2:
         raise ValueError(f"pairs need K >= 2 candidates in a group, got K = {group_size}")
     for name in ("preferred", "rejected"):
@@ -44,6 +49,21 @@ def require_pairs(pairs: Pairs, groups: int, group_size: int) -> None:
         custom_message=f"pairs must hold preferred, rejected and weight of shape [B,P] with B = {groups}",
         exception_type=ValueError,
     )
+    known = [x for x in map(concrete, pairs) if x is not None]
+    if len(known) == 3 and np.any(bad := _makes_no_sense(known[0], known[1], known[2], group_size)):
+        where = tuple(np.argwhere(bad)[0].tolist())
+        raise ValueError(
+            f"pairs: two different indices in [0, {group_size}) and a finite weight >= 0 make a pair; at {where} there "
+            f"are {known[0][where]} preferred to {known[1][where]} with weight {known[2][where]}"
+        )
+    bad = _makes_no_sense(*pairs, group_size)
+    first, second = (jnp.clip(index, 0, group_size - 1) for index in pairs[:2])
+    return Pairs(first, second, jnp.where(bad, 0, pairs.weight)), bad
+
+
+def _makes_no_sense(first, second, weight, group_size):
+    inside = (first >= 0) & (first < group_size) & (second >= 0) & (second < group_size)
+    return (weight != 0) & ~(inside & (first != second) & (weight > 0) & (weight < np.inf))
 
 
 def chosen_rejected_pairs(groups: int) -> Pairs:
@@ -148,9 +168,9 @@ def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:
       `[B,K]` rewards, in [-1, 1] for the binary schemes of `pairs_from_rewards`.
 
     Raises:
-      ValueError: for fields that are not `[B,P]`, indices that are not integers, or K < 2.
+      ValueError: for fields that are not `[B,P]`, K < 2, or pairs that make no sense: `usable_pairs`.
     """
-    require_pairs(pairs, *pairs.preferred.shape[:1], group_size=group_size)
+    pairs, _ = usable_pairs(pairs, *pairs.preferred.shape[:1], group_size=group_size)
     weight = as_float(pairs.weight)
     return scatter_pairs(pairs, weight, -weight, group_size)
 

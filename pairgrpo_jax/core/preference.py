@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,20 @@ from pairgrpo_jax.core.terms import (
     require_rank,
     require_same_shape,
 )
+
+
+def ranked_right(margins: Any) -> Any:
+    """1 where a pair is ranked as labelled (a positive margin), 0.5 at a tie, 0 elsewhere; any shape, NaN is wrong."""
+    return (margins > 0) + (margins == 0) / 2
+
+
+def odds(mean_logp: jax.Array) -> jax.Array:
+    """ORPO's `log odds = x - log(1 - exp x)` of mean log-probabilities x, any shape, stable at both ends."""
+    x = jnp.minimum(mean_logp, -1e-7)  # where the odds are still finite
+    small = x > -jnp.log(2.0)
+    near_zero = jnp.log(-jnp.expm1(jnp.where(small, x, -1.0)))
+    far = jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x)))
+    return x - jnp.where(small, near_zero, far)
 
 
 def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp):
@@ -33,7 +49,7 @@ def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp):
 def _terms(name, losses, chosen, rejected):
     return {
         name: mean_term(losses, weight=1.0),
-        "accuracy": mean_term((chosen > rejected).astype(losses.dtype)),
+        "accuracy": mean_term(ranked_right(chosen - rejected)),
         "chosen_reward": mean_term(chosen),
         "rejected_reward": mean_term(rejected),
     }
@@ -122,23 +138,15 @@ def orpo_loss(chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float
       `(loss, metrics)`; metrics `nll`, `odds_ratio`, `accuracy`.
 
     Raises:
-      ValueError: if shapes differ.
+      ValueError: if shapes differ or weight is negative.
     """
+    require_nonnegative(weight=weight)
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
     require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
     chosen, rejected = as_float(chosen_logp), as_float(rejected_logp)
-    ratio = _log_odds(chosen) - _log_odds(rejected)
+    ratio = odds(chosen) - odds(rejected)
     return {
         "nll": mean_term(-chosen, weight=1.0),
         "odds_ratio": mean_term(-jax.nn.log_sigmoid(ratio), weight=weight),
-        "accuracy": mean_term((chosen > rejected).astype(chosen.dtype)),
+        "accuracy": mean_term(ranked_right(chosen - rejected)),
     }
-
-
-def _log_odds(logp):
-    """`x - log(1 - exp x)`, stable at both ends; x is kept below -1e-7, where the odds are still finite."""
-    x = jnp.minimum(logp, -1e-7)
-    small = x > -jnp.log(2.0)
-    near_zero = jnp.log(-jnp.expm1(jnp.where(small, x, -1.0)))
-    far = jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x)))
-    return x - jnp.where(small, near_zero, far)

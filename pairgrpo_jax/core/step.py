@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float
+from pairgrpo_jax.core.terms import as_float, require_nonnegative
 
 
 def largest_step(
@@ -35,7 +35,11 @@ def largest_step(
 
     Returns:
       Scalar fraction in [0, 1]; 1 if the whole step fits.
+
+    Raises:
+      ValueError: for a negative radius.
     """
+    require_nonnegative(radius=radius)
 
     def fits(fraction):
         return divergence(interpolate(old_params, new_params, fraction)) <= radius
@@ -52,11 +56,12 @@ def largest_step(
 
 
 def interpolate(old_params: Any, new_params: Any, fraction: jax.typing.ArrayLike) -> Any:
-    """`old + fraction * (new - old)`, leaf by leaf, in the leaves' own precision; exactly `new` at fraction 1."""
+    """`old + fraction * (new - old)`, leaf by leaf, in the leaves' own precision; exactly `old` at 0 and `new` at 1."""
 
     def between(old, new):
         share = jnp.asarray(fraction).astype(old.dtype)
-        return jnp.where(share == 1, new, old + share * (new - old)).astype(old.dtype)
+        inside = jnp.where(share == 1, new, old + share * (new - old))
+        return jnp.where(share == 0, old, inside).astype(old.dtype)  # not 0 * nan
 
     return jax.tree.map(between, old_params, new_params)
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, require_pairs
+from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, usable_pairs
 from pairgrpo_jax.core.terms import (
     Objective,
     Term,
@@ -17,7 +17,9 @@ from pairgrpo_jax.core.terms import (
     masked,
     mean_term,
     require_choice,
+    require_finite,
     require_nonnegative,
+    require_positive,
     require_rank,
     require_same_shape,
 )
@@ -84,6 +86,7 @@ def aggregate_steps(
       ValueError: for an unknown rule.
     """
     require_choice("aggregate", rule, AGGREGATES)
+    require_positive(max_length=max_length)
     mask = mask.astype(x.dtype)
     alive = jnp.ones(x.shape[:2], x.dtype) if candidate_weight is None else candidate_weight.astype(x.dtype)
     sums, lengths = jnp.sum(masked(x, mask) * mask, axis=-1), jnp.sum(mask, axis=-1)
@@ -112,11 +115,25 @@ def prepare(logp: jax.Array, old_logp: jax.Array, mask: jax.Array | None) -> tup
         raise ValueError(f"logp must hold at least one group and one candidate, got shape {logp.shape}")
     if mask is not None:
         require_same_shape(logp=logp, mask=mask)
+        require_nonnegative(mask=mask)
     shape = logp.shape if logp.ndim == 3 else (*logp.shape, 1)
     mask = jnp.ones(shape, jnp.float32) if mask is None else with_steps("mask", mask, shape)
     logp = masked(with_steps("logp", logp, shape), mask)
     old_logp = masked(with_steps("old_logp", frozen(old_logp), shape), mask)
     return logp - old_logp, old_logp, mask
+
+
+def policy_kl(log_ratio: jax.Array, mask: jax.Array | None) -> Objective:
+    """The KL between the policies, in nats per step, as the term `approx_kl`; the same for every loss.
+
+    It is the k3 estimate of KL(pi_old || pi_theta) under samples of pi_old, the mean over all steps of all groups,
+    whatever the loss weighs, aggregates or takes a ratio of.
+
+    Args:
+      log_ratio: `logp - old_logp` of each step, 0 at masked ones; any shape.
+      mask: 1 where a step counts; None: all do.
+    """
+    return {"approx_kl": mean_term(jnp.expm1(log_ratio) - log_ratio, mask)}
 
 
 @loss
@@ -151,16 +168,20 @@ def grpo_loss(
       max_length: the constant of `aggregate="constant"`, in steps; T by default.
 
     Returns:
-      `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, `approx_kl` (k3 estimate of KL(pi_old || pi)).
+      `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, and `approx_kl`, see `policy_kl`.
 
     Raises:
-      ValueError: for shapes that do not fit, a negative clip, or an unknown `level` or `aggregate`.
+      ValueError: for shapes that do not fit, an unknown `level` or `aggregate`, a negative clip, mask, weight or beta,
+        or advantages that are not finite where they count (where these are concrete).
     """
     log_ratio, _, mask = prepare(logp, old_logp, mask)
     require_choice("level", level, LEVELS)
     advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
+    require_finite(advantages=advantages)
+    require_nonnegative(candidate_weight=candidate_weight, beta=beta)
     if candidate_weight is not None and candidate_weight.shape != log_ratio.shape[:2]:
         raise ValueError(f"candidate_weight must be [B,K] = {log_ratio.shape[:2]}, got {candidate_weight.shape}")
+    divergence = policy_kl(log_ratio, mask)
     if level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
@@ -171,8 +192,7 @@ def grpo_loss(
             x, mask, aggregate, candidate_weight=candidate_weight, max_length=max_length, weight=weight
         )
 
-    terms = {"policy": term(policy, 1.0), "clip_fraction": term(clipped)}
-    terms["approx_kl"] = term(jnp.expm1(log_ratio) - log_ratio)
+    terms = {"policy": term(policy, 1.0), "clip_fraction": term(clipped), **divergence}
     if kl is not None:
         terms["kl"] = term(with_steps("kl", kl, log_ratio.shape), beta)
     return terms
@@ -209,13 +229,14 @@ def soft_pair_grpo_loss(
       max_length: see `aggregate_steps`.
 
     Returns:
-      `(loss, metrics)` as `grpo_loss`, plus `groups_without_pair`, their share.
+      `(loss, metrics)` as `grpo_loss`, plus `groups_without_pair`, their share, and `invalid_pairs`, the share of
+      pairs that make no sense and got weight 0.
 
     Raises:
-      ValueError: for shapes that do not fit, K < 2, a negative clip, or an unknown option.
+      ValueError: as `grpo_loss` and for pairs as `usable_pairs`.
     """
     require_rank("logp", logp, {2, 3}, "[B,K] or [B,K,T]")
-    require_pairs(pairs, *logp.shape[:2])
+    pairs, invalid = usable_pairs(pairs, *logp.shape[:2])
     active = groups_with_pairs(pairs)
     terms = grpo_loss.objective(
         logp,
@@ -230,7 +251,7 @@ def soft_pair_grpo_loss(
         candidate_weight=jnp.broadcast_to(active[:, None], logp.shape[:2]),
         max_length=max_length,
     )
-    return terms | {"groups_without_pair": mean_term(1 - active)}
+    return terms | {"groups_without_pair": mean_term(1 - active), "invalid_pairs": mean_term(as_float(invalid))}
 
 
 def value_terms(
@@ -253,12 +274,12 @@ def value_terms(
       value_weight: weight of `mean((V - return)^2)` in the loss.
 
     Raises:
-      ValueError: if shapes differ or value_clip is negative.
+      ValueError: if shapes differ, or value_clip, value_weight or a mask is negative.
     """
     values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
     given = {} if mask is None else {"mask": mask}
     require_same_shape(values=values, old_values=old_values, returns=returns, **given)
-    require_nonnegative(value_clip=0 if value_clip is None else value_clip)
+    require_nonnegative(value_clip=value_clip, value_weight=value_weight, mask=mask)
     values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
     errors = jnp.square(values - returns)
     if value_clip is not None:
@@ -304,16 +325,18 @@ def ppo_loss(
       masked steps.
 
     Raises:
-      ValueError: if shapes differ or a clip is negative.
+      ValueError: if shapes differ, a clip, value_weight or mask is negative, or an advantage that counts is not finite.
     """
     given = {name: x for name, x in {"mask": mask, "entropy": entropy}.items() if x is not None}
     require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values, **given)
     log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
-    policy, clipped = clipped_surrogate(log_ratio, masked(frozen(advantages), mask), clip)
+    advantages = masked(frozen(advantages), mask)
+    require_finite(advantages=advantages)
+    policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
     terms = {
         "policy": mean_term(policy, mask, 1.0),
         "clip_fraction": mean_term(clipped, mask),
-        "approx_kl": mean_term(jnp.expm1(log_ratio) - log_ratio, mask),
+        **policy_kl(log_ratio, mask),
     }
     if entropy is not None:
         terms["entropy"] = mean_term(as_float(entropy), mask, -jnp.asarray(entropy_weight))

@@ -9,13 +9,14 @@ divided; `evaluate` then gives the scalar. The public losses return `(loss, metr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, ParamSpec, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Params = ParamSpec("Params")
 
@@ -41,9 +42,14 @@ class Term(NamedTuple):
         return self.total / jnp.where(self.count > 0, self.count, 1)
 
     @property
+    def is_metric(self) -> bool:
+        """Whether the weight is known to be 0, a number rather than a traced value."""
+        return isinstance(self.weight, (int, float, np.number)) and self.weight == 0
+
+    @property
     def value(self) -> jax.Array:
         """What the term adds to the loss: exactly 0 for a metric, even one that overflowed."""
-        if isinstance(self.weight, (int, float)) and self.weight == 0:
+        if self.is_metric:
             return jnp.zeros_like(self.total)  # not even a gradient of 0, which may be 0 * inf
         penalty = self.mean if self.threshold is None else jnp.maximum(self.mean - self.threshold, 0)
         return jnp.where(self.weight == 0, 0, self.weight * penalty)
@@ -51,10 +57,40 @@ class Term(NamedTuple):
 
 Objective = dict[str, Term]
 Metrics = dict[str, jax.Array]
+# What `make_update_step` reports beside the means of the terms.
+REPORTED = ("loss", "grad_norm", "skipped", "no_signal", "step_fraction")
 
 
 def evaluate(objective: Objective) -> tuple[jax.Array, Metrics]:
-    """Returns the scalar loss and the mean of every term (plus `NAME_active` for a hinge above its threshold)."""
+    """Returns the scalar loss and the mean of every term (plus `NAME_active` for a hinge above its threshold).
+
+    Raises:
+      ValueError: if no term has a weight, or one is called like another metric; see `require_objective`.
+    """
+    require_objective(objective)
+    return loss_and_means(objective)
+
+
+def require_objective(objective: Objective) -> None:
+    """Raises ValueError that names the terms if none has a weight, or one is called like a metric of the update."""
+    require_names(objective, {f"{name}_active" for name, term in objective.items() if term.threshold is not None})
+    if all(term.is_metric for term in objective.values()):
+        raise ValueError(f"objective: no term has a weight ({', '.join(objective)}); give one, Term(..., weight=1.0)")
+
+
+def require_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raises ValueError if a term or metric is called like what the update reports, or like one of `others`."""
+    if taken := sorted({*REPORTED, *others} & {*names}):
+        raise ValueError(f"objective: {', '.join(taken)} is what the update itself reports; rename the term or metric")
+
+
+def has_signal(objective: Objective) -> jax.Array:
+    """Boolean scalar: whether any term with a weight counts anything."""
+    return jnp.any(jnp.stack([jnp.asarray((term.weight != 0) & (term.count > 0)) for term in objective.values()]))
+
+
+def loss_and_means(objective: Objective) -> tuple[jax.Array, Metrics]:
+    """`evaluate` without its checks."""
     loss = jnp.sum(jnp.stack([jnp.asarray(term.value) for term in objective.values()]))
     metrics = {name: term.mean for name, term in objective.items()}
     for name, term in objective.items():
@@ -110,18 +146,24 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
 
 
-def require_positive(**values: jax.typing.ArrayLike) -> None:
-    """Raises ValueError that names a number that is not above 0; traced values pass unchecked."""
-    for name, value in values.items():
-        if isinstance(value, (int, float, np.number)) and not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
+def concrete(x: jax.typing.ArrayLike) -> np.ndarray | None:
+    """`x` as a numpy array, or None where it is traced or lies partly on other processes."""
+    known = not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+    return np.asarray(x) if known else None
 
 
-def require_nonnegative(**values: jax.typing.ArrayLike) -> None:
-    """Raises ValueError that names a negative (or NaN) number; traced values pass unchecked."""
+def require_values(rule: str, holds: Callable[[Any], Any], **values: jax.typing.ArrayLike | None) -> None:
+    """Raises ValueError that names an argument with a concrete value for which `holds` is false; None passes."""
     for name, value in values.items():
-        if isinstance(value, (int, float, np.number)) and not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
+        found = None if value is None else concrete(value)
+        if found is not None and not np.all(fine := np.atleast_1d(holds(found))):
+            raise ValueError(f"{name} must be {rule}, got {np.atleast_1d(found)[~fine][0]}")
+
+
+require_positive = functools.partial(require_values, "> 0", lambda x: x > 0)
+require_nonnegative = functools.partial(require_values, ">= 0", lambda x: x >= 0)
+require_share = functools.partial(require_values, "in [0, 1]", lambda x: (x >= 0) & (x <= 1))
+require_finite = functools.partial(require_values, "finite", np.isfinite)
 
 
 def mean_term(x: jax.Array, mask: jax.Array | None = None, weight: jax.typing.ArrayLike = 0.0) -> Term:

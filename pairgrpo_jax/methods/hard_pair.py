@@ -28,9 +28,9 @@ class HardPair(PairMethod):
     fit: Fit = "reverse"
     """KL(p_theta || q) or KL(q || p_theta)."""
     trust_region: TrustRegion = "hinge"
-    """Fixed hinge weight, or a learned multiplier."""
+    """A hinge of fixed weight, or a multiplier that learns to hold the policy's KL at the radius."""
     hinge: Literal["candidates", "tokens"] = "candidates"
-    """KL of the trust region: of the candidate distribution, or of the policy, the mean over tokens (control steps)."""
+    """KL of the hinge: of the candidate distribution, or of the policy, the mean over tokens (control steps)."""
     beta: Annotated[float, AtLeast(0)] = 0.01
     """Radius of the trust region, in nats."""
     alpha: Annotated[float, AtLeast(0)] = 0.5
@@ -40,12 +40,17 @@ class HardPair(PairMethod):
     length_normalize: bool = False
     """Mean instead of sum of a candidate's log-ratios over its steps."""
     aggregate: Aggregate = "sequence_mean"
-    """How the KL of tokens is averaged (hinge="tokens")."""
+    """How the KL of tokens is averaged in the loss."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.trust_region == "lagrangian" and not self.beta > 0:
+        if self.dual and not self.beta > 0:
             raise ValueError(f'beta must be > 0 with trust_region="lagrangian", got {self.beta}')
+
+    @property
+    def dual(self):
+        """With a multiplier."""
+        return self.trust_region == "lagrangian"
 
     def delta(self, adaptive: Adaptive):
         """delta_t of this batch."""
@@ -60,14 +65,14 @@ class HardPair(PairMethod):
         return Labels(pairs, core.hard_pair_target(p0, pairs, self.delta(adaptive), max_kl=radius))
 
     def objective(self, likelihoods, signal, adaptive):
-        """KL to the target and the trust region, whose KL is the term `kl`."""
+        """KL to the target, and the trust region as the term `kl` (of the policy) or `candidate_kl`."""
         terms = core.hard_pair_grpo_loss.objective(
             likelihoods.logp,
             likelihoods.old_logp,
             signal.pairs,
             self.delta(adaptive),
             mask=likelihoods.mask,
-            kl=likelihoods.kl_old if self.hinge == "tokens" else None,
+            kl=likelihoods.kl_old if self.dual or self.hinge == "tokens" else None,
             alpha=self.alpha,
             beta=self.beta,
             fit=self.fit,
@@ -82,7 +87,7 @@ class HardPair(PairMethod):
     def renewed(self, adaptive, kl=None):
         """The next delta, and the multiplier's dual step."""
         after = super().renewed(adaptive)
-        if self.trust_region == "hinge" or kl is None:
+        if kl is None or not self.dual:
             return after
         return after._replace(multiplier=core.update_multiplier(adaptive.multiplier, kl, self.beta))
 

@@ -50,12 +50,11 @@ class Likelihoods(NamedTuple):
         """KL(pi_theta || pi_old) `[B,K,T]`."""
         return core.kl_k2(self.logp, self.old_logp) if self.kl is None else self.kl
 
-    def sequences(self, logp: jax.Array, mean: bool) -> tuple[jax.Array, jax.Array]:
-        """Log-probability of the chosen (first) and of the rejected sequence of each pair, `[B]`: sum or token mean."""
+    def sequences(self, logp: jax.Array, mean: bool = False) -> jax.Array:
+        """Log-probability of each sequence, `[B,K]`: the sum over its steps, or their mean."""
         mask = jnp.ones_like(logp) if self.mask is None else self.mask
         total = jnp.sum(logp * mask, axis=-1)
-        total = total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if mean else total
-        return total[:, 0], total[:, 1]
+        return total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if mean else total
 
 
 class Adaptive(NamedTuple):
@@ -99,6 +98,7 @@ class Method(Settings):
       comparisons: it learns from pairs, so that a judge's will do; else it needs scores.
       critic: its advantages come from a value network.
       ratio: it learns through the ratio to pi_old, which must be scored before the first update.
+      dual: `renewed` needs the KL that the updates on a batch ended at.
     """
 
     name: ClassVar[str]
@@ -107,6 +107,11 @@ class Method(Settings):
     comparisons: ClassVar[bool] = False
     critic: ClassVar[bool] = False
     ratio: ClassVar[bool] = True
+
+    @property
+    def dual(self) -> bool:
+        """No."""
+        return False
 
     @classmethod
     def named(cls, name: str) -> type[Method]:
@@ -127,8 +132,15 @@ class Method(Settings):
         raise NotImplementedError
 
     def renewed(self, adaptive: Adaptive, kl: jax.Array | None = None) -> Adaptive:
-        """For the next batch, after updates that ended at this KL (nats) of the trust region; None: none was made."""
+        """For the next batch; `kl` (nats per step) is what the updates ended at, None where none was made."""
         return adaptive._replace(batches=adaptive.batches + 1)
+
+    def implicit_reward(self, likelihoods: Likelihoods) -> jax.Array:
+        """What the policy ranks candidates by, `[B,K]`: the margin between two is the one that the loss raises.
+
+        Here the log-ratio of a sequence to the reference (DPO, arXiv 2305.18290, without its beta).
+        """
+        return likelihoods.sequences(core.kl_k1(likelihoods.logp, likelihoods.ref_logp))
 
     def report(self, adaptive: Adaptive) -> core.Metrics:
         """What of it is worth logging with a batch."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import AtLeast
+from pairgrpo_jax.core.preference import odds
 from pairgrpo_jax.methods.preference import Offline
 
 
@@ -20,6 +21,10 @@ class Orpo(Offline):
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs; the likelihood is the term `surrogate`."""
-        chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True)
+        chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True)[:, :2].T
         terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight)
         return {"surrogate": terms.pop("nll")} | terms
+
+    def implicit_reward(self, likelihoods):
+        """The log odds of the mean log-probability."""
+        return odds(likelihoods.sequences(likelihoods.logp, mean=True))

@@ -26,6 +26,7 @@ class Ppo(Clipped):
         """Advantages normalised over all steps that count."""
         scores, counted = verdict.scores, verdict.mask
         if verdict.alive is not None:
+            counted = jnp.ones_like(scores) if counted is None else counted
             counted = counted * verdict.alive[:, None, None]
         centred = scores - core.mean_term(scores, counted).mean
         std = jnp.sqrt(core.mean_term(jnp.square(centred), counted).mean)

@@ -33,5 +33,10 @@ class Implicit(Offline):
     def terms(self, loss: core.terms.Loss, likelihoods: Likelihoods, **options: Any) -> core.Objective:
         """Those of a loss of both sequences under the policy and the reference."""
         ours, ref = (likelihoods.sequences(x, self.length_normalize) for x in (likelihoods.logp, likelihoods.ref_logp))
-        terms = loss.objective(*ours, *ref, **options)
+        terms = loss.objective(*ours[:, :2].T, *ref[:, :2].T, **options)
         return {"surrogate": terms.pop(self.name)} | terms
+
+    def implicit_reward(self, likelihoods):
+        """The log-ratio of a sequence to the reference, its mean over tokens with `length_normalize`."""
+        ratio = core.kl_k1(likelihoods.logp, likelihoods.ref_logp)
+        return likelihoods.sequences(ratio, self.length_normalize)

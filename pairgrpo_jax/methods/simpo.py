@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Above, AtLeast
+from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.core.terms import as_float, require_nonnegative, require_positive, require_rank, require_same_shape
 from pairgrpo_jax.methods.preference import Offline
 
@@ -39,7 +39,7 @@ def simpo_loss(
     chosen, rejected = beta * as_float(chosen_logp), beta * as_float(rejected_logp)
     return {
         "simpo": core.mean_term(-jax.nn.log_sigmoid(chosen - rejected - gamma), weight=1.0),
-        "accuracy": core.mean_term((chosen > rejected).astype(jnp.float32)),
+        "accuracy": core.mean_term(ranked_right(chosen - rejected)),
         "chosen_reward": core.mean_term(chosen),
         "rejected_reward": core.mean_term(rejected),
     }
@@ -58,5 +58,9 @@ class SimPo(Offline):
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs."""
         means = likelihoods.sequences(likelihoods.logp, mean=True)
-        terms = simpo_loss.objective(*means, beta=self.beta, gamma=self.gamma)
+        terms = simpo_loss.objective(*means[:, :2].T, beta=self.beta, gamma=self.gamma)
         return {"surrogate": terms.pop("simpo")} | terms
+
+    def implicit_reward(self, likelihoods):
+        """The mean log-probability."""
+        return likelihoods.sequences(likelihoods.logp, mean=True)

@@ -7,25 +7,30 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
+
+from pairgrpo_jax.training.state import require_alive
 
 logger = logging.getLogger(__name__)
 _SUMS = "sha256.json"
+# What reading a file that is damaged, cut off or gone raises. Any other OSError may pass, and is the caller's.
+_DAMAGE = (ValueError, LookupError, AttributeError, FileNotFoundError)
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint of a folder can be read."""
+    """No checkpoint of a folder can be read, or it holds another state than the one asked for."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
-    Orbax writes each under a temporary name and renames it, so a kill leaves the previous ones intact. The files'
-    SHA-256 sums are added after that; a restore checks them first and falls back to the checkpoint before.
+    Orbax writes each, with its score, under a temporary name and renames it, so a kill leaves the previous ones
+    intact. The files' SHA-256 sums are added after that, at the next opening where a kill came between; a restore
+    checks them first and falls back to the checkpoint before.
     """
 
     def __init__(self, folder: Path | str, config: dict[str, Any] | None = None, *, keep: int = 3):
@@ -34,67 +39,84 @@ class Checkpoints:
         Args:
           folder: where the checkpoints are.
           config: JSON-able settings, stored with each of them.
-          keep: how many of the newest to keep, besides the one with the best score.
+          keep: how many of the newest to keep, >= 1, besides the one with the best score.
         """
-        self.config = config or {}
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-        )
+        if keep < 1:
+            raise ValueError(f"keep must be >= 1, got {keep}")
+        self.config, self.keep = config or {}, keep
         # Synchronous: a donated buffer must not be overwritten while a background thread still reads it.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            enable_async_checkpointing=False,
-        )
-        self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_names=("state", "config"))
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+        self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
+        self._scores = {step: self._score(step) for step in self.steps()}
+        for step in self.steps():  # those that Orbax takes for committed
+            if not (self._folder(step) / _SUMS).exists():
+                _write_sums(self._folder(step))
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
-        A whole checkpoint of that step is left as it is, a damaged one replaced.
+        A score that is not finite is none. A whole checkpoint of that step is left as it is, a damaged one replaced.
+
+        Raises:
+          ValueError: for a state that was donated to an update.
         """
+        require_alive(state)
         if step in self.steps():
             try:
                 return _check_sums(self._folder(step))
-            except ValueError:
+            except _DAMAGE:
                 self.manager.delete(step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
-        if score is not None and not math.isfinite(score):
-            score = None  # Orbax ranks NaN above every number
-        self.manager.save(step, args=items, metrics=None if score is None else {"score": float(score)}, force=True)
-        if jax.process_index() == 0:
-            _write_sums(self._folder(step))
+        scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
+        self.manager.save(step, args=items, custom_metadata=scored, force=True)
+        self._scores[step] = scored.get("score")
+        _write_sums(self._folder(step))
+        newest = [*self.manager.all_steps()][-self.keep :]  # in the order of saving
+        for old in sorted({*self.steps()} - {*newest, self.best()}):
+            self.manager.delete(old)
 
-    def restore(self, target: Any) -> tuple[int, Any]:
-        """The newest checkpoint that is whole.
+    def restore(self, target: Any, step: int | Literal["best"] | None = None) -> tuple[int, Any]:
+        """A checkpoint that is whole.
 
         Args:
           target: a state of the same structure, shapes and dtypes (its values do not matter).
+          step: which one; "best" for the one with the best score; None for the newest that is not damaged.
 
         Returns:
           Its step and state.
 
         Raises:
-          CheckpointError: if none can be read; the message has a reason for each.
+          CheckpointError: if there is none, or it is damaged (the message has a reason for each), or holds a state of
+            other shapes: the message has the first leaf that differs.
+          OSError: if a file is there and cannot be read, as for want of permission.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        reasons = []
-        for step in reversed(self.steps()):
+        wanted = self.best() if step == "best" else step
+        reasons, candidates = [], [found for found in reversed(self.steps()) if step is None or found == wanted]
+        for found in candidates:
             try:
-                _check_sums(self._folder(step))
-                return step, self.manager.restore(step, args=items).state
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                reason = f"checkpoint {step}: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
-                logger.warning("%s; it is damaged or does not fit, trying the one before", reason)
-                reasons.append(reason)
+                state = self._read(found, target)
+            except _DAMAGE as error:
+                reasons.append(f"checkpoint {found}: {(str(error) or type(error).__name__).splitlines()[0][:300]}")
+                continue
+            if reasons:
+                why = "; ".join(reasons)
+                logger.warning("damaged: %s; going back from checkpoint %d to checkpoint %d", why, candidates[0], found)
+            return found, state
         raise CheckpointError(
-            f"output: no readable checkpoint in {self.manager.directory} ({'; '.join(reasons)}); "
+            f"output: no readable checkpoint{'' if step is None else f' {step!r}'} in {self.manager.directory} "
+            f"({'; '.join(reasons) or f'it holds {self.steps()}, the best is {self.best()}'}); "
             "restore one from a copy, or start a new run in another folder"
         )
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
         return sorted(self.manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the best score, the newest of several; None where none has a score."""
+        scored = [(score, step) for step, score in self._scores.items() if score is not None and step in self.steps()]
+        return max(scored)[1] if scored else None
 
     def close(self) -> None:
         """Releases the folder."""
@@ -103,21 +125,53 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         return Path(self.manager.directory) / str(step)
 
+    def _score(self, step: int) -> float | None:
+        try:
+            return json.loads((self._folder(step) / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["score"]
+        except _DAMAGE:
+            return None
+
+    def _read(self, step: int, target: Any) -> Any:
+        _check_sums(self._folder(step))
+        stored = _leaves(self.manager.item_metadata(step)["state"].tree)
+        wanted = _leaves(ocp.tree.serialize_tree(target, keep_empty_nodes=True))
+        for name in [*wanted, *stored]:
+            have, want = stored.get(name, "missing"), wanted.get(name, "missing")
+            if have != want:
+                raise CheckpointError(
+                    f"target: {name} is {have} in checkpoint {step} of {self.manager.directory}, and {want} in the "
+                    "target; make the target with the settings of that run, or start another in a new folder"
+                )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+        return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf, as `{"params.w": "float32[4,3]"}`; a key is stored as its data."""
+    leaves = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+            x = jax.eval_shape(jax.random.key_data, x)
+        dtype = getattr(x, "dtype", None) or np.asarray(x).dtype
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        leaves[name] = f"{dtype}[{','.join(map(str, np.shape(x) if np.isscalar(x) else x.shape))}]"
+    return leaves
+
 
 def _sums(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _SUMS)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(_SUMS))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _write_sums(folder: Path) -> None:
-    partial = folder / f"{_SUMS}.partial"
-    sums = _sums(folder)
-    partial.write_text(json.dumps(sums))
-    partial.rename(folder / _SUMS)
+    if jax.process_index() == 0:
+        partial = folder / f"{_SUMS}.partial"
+        partial.write_text(json.dumps(_sums(folder)))
+        partial.rename(folder / _SUMS)
 
 
 def _check_sums(folder: Path) -> None:
-    """Raises ValueError if a file changed. Killed right after its commit, a checkpoint has no sums but is whole."""
+    """Raises ValueError if a file changed. Another process may not have written the sums yet."""
     if not (folder / _SUMS).exists():
         return
     found = _sums(folder)

@@ -2,42 +2,68 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.training.checkpoint import Checkpoints
 from pairgrpo_jax.training.run import MetricLog
-from pairgrpo_jax.training.state import TrainState
+from pairgrpo_jax.training.state import TrainState, is_alive
 from pairgrpo_jax.training.update import check_finite
 
 
-class Schedule(NamedTuple):
-    """When things happen, in iterations. `chunk` divides the others.
+@dataclass(frozen=True)
+class Schedule(Settings):
+    """When things happen, in iterations.
 
     Attributes:
       iterations: how many in all.
-      chunk: how many in one call of the compiled program.
-      evaluate_every: iterations between evaluations.
-      save_every: iterations between checkpoints; every evaluation makes one too.
+      chunk: how many in one call of the compiled program; calls of one other length fill up to an evaluation.
+      evaluate_every: iterations between evaluations; there is one at the end too.
+      save_every: iterations between checkpoints, made at the end of a chunk; every evaluation makes one too.
       steps_per_iteration: environment steps or tokens of one iteration and seed, for the logs.
       seeds: runs side by side in the program; the speed shown is that of all.
+      evaluations: how many in all, spread evenly, in place of `evaluate_every`; at most one an iteration.
+
+    Raises:
+      ValueError: that names a field below 1.
     """
 
-    iterations: int
-    chunk: int
-    evaluate_every: int
-    save_every: int
+    iterations: Annotated[int, AtLeast(1)]
+    chunk: Annotated[int, AtLeast(1)]
+    evaluate_every: Annotated[int, AtLeast(1)]
+    save_every: Annotated[int, AtLeast(1)]
     steps_per_iteration: int
-    seeds: int = 1
+    seeds: Annotated[int, AtLeast(1)] = 1
+    evaluations: Annotated[int | None, AtLeast(1)] = None
+
+    def evaluated(self) -> list[int]:
+        """The iterations after which there is an evaluation."""
+        places = range(self.evaluate_every, self.iterations, self.evaluate_every)
+        if self.evaluations is not None:
+            places = (-(-i * self.iterations // self.evaluations) for i in range(1, self.evaluations))
+        return sorted({*places, self.iterations})
+
+    def chunks(self, start: int = 0) -> Iterator[int]:
+        """The lengths of the program's calls after iteration `start`: `chunk`, and at most one other."""
+        ends = [0, *self.evaluated()]
+        gaps = [end - max(begin, start) for begin, end in itertools.pairwise(ends) if end > start]
+        whole = [end - begin for begin, end in itertools.pairwise(ends)]
+        other = math.gcd(*(gap % self.chunk for gap in (*whole, *gaps))) or 1
+        for gap in gaps:
+            yield from [self.chunk] * (gap // self.chunk) + [other] * (gap % self.chunk // other)
 
 
 class StopRequest:
@@ -94,23 +120,25 @@ def train(
       The last state, the iterations done, and the signal that stopped the run (None at the end).
 
     Raises:
-      NonFiniteError: after too many non-finite updates in a row; the last good checkpoint is left as it is.
+      NonFiniteError: after too many non-finite updates in a row in all seeds, of which one alone is only warned of; the
+        last good checkpoint is left as it is.
     """
     done, began = start, time.perf_counter() - log.seconds
+    evaluated, diverged = set(schedule.evaluated()), frozenset()
     with StopRequest() as stop, _Progress(schedule, start, shown, console or Console()) as progress:
-        while done < schedule.iterations and stop.signal is None:
+        for count in schedule.chunks(start):
             before = state
             try:
-                state, metrics = program(state, schedule.chunk)
+                state, metrics = program(state, count)
             except Exception:
                 _save_if_alive(checkpoints, done, before)
                 raise
             metrics = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
-            check_finite(state)
-            rows = [_row(metrics, i, done + i + 1, schedule) for i in range(schedule.chunk)]
-            done += schedule.chunk
+            diverged = check_finite(state, reported=diverged)
+            rows = [_row(metrics, i, done + i + 1, schedule) for i in range(count)]
+            done += count
             score = None
-            if done % schedule.evaluate_every == 0 or done >= schedule.iterations:
+            if done in evaluated:
                 result = evaluate(state, done)
                 score = float(np.mean(result["score"]))
                 rows[-1] |= result
@@ -118,15 +146,17 @@ def train(
             for row in rows:
                 log.write(row)
             progress.show(rows)
-            if score is not None or done % schedule.save_every == 0:
+            if score is not None or done // schedule.save_every > (done - count) // schedule.save_every:
                 checkpoints.save(done, state, score)
+            if stop.signal is not None:
+                break
         checkpoints.save(done, state)  # where a signal came between
     return state, done, stop.signal
 
 
 def _save_if_alive(checkpoints: Checkpoints, done: int, state: TrainState) -> None:
     """Keeps what was reached before a failure, unless the program had taken the state's memory already."""
-    if done and not any(isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(state)):
+    if done and is_alive(state):
         checkpoints.save(done, state)
 
 

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # What a kill while a folder is claimed may leave.
 _BEGUN = ("lock", "config.partial", "versions.partial", "versions.json")
 _PACKAGES = ("pairgrpo-jax", "jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "numpy", "mujoco", "brax")
+# Set by environment variables of the same name in capitals.
+_FLAGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_enable_x64", "jax_default_matmul_precision")
+_FLAGS += ("jax_numpy_dtype_promotion", "jax_random_seed_offset")
 
 
 class RunFolderError(ValueError):
@@ -33,7 +36,7 @@ def settings(config: Any) -> dict[str, Any]:
     return to_values(config)
 
 
-def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
+def open_folder(folder: Path | str, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
     """Claims `folder` for a run, or checks that the run in it can go on with `config`.
 
     A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ.
@@ -52,6 +55,7 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
       RunFolderError: if the folder holds a run (or anything else) and `resume` is False, the settings differ, or
         another process is running there.
     """
+    folder = Path(folder)
     path = folder / "config.json"
     if path.exists() and resume:
         _require_same(path, config, free)
@@ -68,14 +72,27 @@ def open_folder(folder: Path, config: dict[str, Any], *, resume: bool, free: tup
         raise RunFolderError(
             f"output: another process is running in {folder}; wait for it, or choose another"
         ) from None
-    before = path.exists()
-    if not before:
+    if path.exists():
+        _compare_versions(folder / "versions.json")
+    else:
         _write(folder / "versions.json", versions())
     _write(path, config)  # on resume, fields that are free may have changed
-    if before and (made_with := json.loads((folder / "versions.json").read_text())) != (now := versions()):
-        changed = [name for name in sorted(made_with.keys() | now.keys()) if made_with.get(name) != now.get(name)]
-        logger.warning("%s differ from when the run began: it goes on, but not bit for bit", ", ".join(changed))
     return lock
+
+
+def _compare_versions(path: Path) -> None:
+    """Warns of what differs from when the run began; RunFolderError if its random keys are of another kind."""
+    before, now = json.loads(path.read_text()), versions()
+    before = {name: now[name] for name in _FLAGS} | before  # runs of before the flags were kept
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if (name := _FLAGS[0]) in changed:
+        raise RunFolderError(
+            f"resume: the run in {path.parent} began with {name} {before[name]!r}, and it is {now[name]!r} now; "
+            f"set {name.upper()}={before[name]}"
+        )
+    if changed:
+        told = [f"{name} ({before[name]} -> {now[name]})" if name in _FLAGS else name for name in changed]
+        logger.warning("%s differ from when the run began: it goes on, but not bit for bit", ", ".join(told))
 
 
 def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> None:
@@ -118,11 +135,18 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def versions() -> dict[str, Any]:
-    """Package versions and the hardware."""
+    """Package versions, the hardware, and flags of JAX that change numbers."""
     found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
     packages = {name: found[name] for name in _PACKAGES if name in found}
     devices = [str(device.device_kind) for device in jax.devices()]
-    return {"python": platform.python_version(), "machine": platform.platform(), "devices": devices, **packages}
+    flags = {name: getattr(jax.config, name) for name in _FLAGS}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "devices": devices,
+        **packages,
+        **flags,
+    }
 
 
 def _write(path: Path, content: Any) -> None:

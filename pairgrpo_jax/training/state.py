@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -53,3 +54,18 @@ class TrainState(flax.struct.PyTreeNode):
         counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "delta_step", "skipped", "skipped_in_row")}
         rest.setdefault("multiplier", jnp.ones((), jnp.float32))
         return cls(params=params, opt_state=optimizer.init(params), key=key, **counters, **rest)
+
+
+def is_alive(state: Any) -> bool:
+    """Whether all arrays of a pytree still have their memory; traced ones have."""
+    arrays = (x for x in jax.tree.leaves(state) if isinstance(x, jax.Array) and not isinstance(x, Tracer))
+    return not any(x.is_deleted() for x in arrays)
+
+
+def require_alive(state: Any) -> None:
+    """Raises ValueError if an update took the state's memory; it says how to keep it."""
+    if not is_alive(state):
+        raise ValueError(
+            "state: its memory was donated to an update that reused it. Go on from the state that the update returned, "
+            "or keep both: make_update_step(..., donate=False)"
+        )

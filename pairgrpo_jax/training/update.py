@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from pairgrpo_jax.core.step import interpolate, largest_step
-from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate
+from pairgrpo_jax.core.terms import (
+    Metrics,
+    Objective,
+    Term,
+    has_signal,
+    loss_and_means,
+    require_names,
+    require_objective,
+)
 from pairgrpo_jax.training.placement import replicate, split
-from pairgrpo_jax.training.state import TrainState
+from pairgrpo_jax.training.state import TrainState, require_alive
 
+logger = logging.getLogger(__name__)
 LossFn = Callable[[Any, Any], Any]
 UpdateStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a non-finite loss or gradient."""
+    """Too many updates in a row had a non-finite loss, gradient or parameter, in every seed."""
 
 
 def make_update_step(
@@ -41,10 +53,11 @@ def make_update_step(
         summed exactly over micro-batches and devices, or a pair `(loss, metrics)`, whose micro-batches count alike.
       optimizer: an optax transformation; clip gradients there.
       accumulate: number of micro-batches that the leading axis of every batch leaf is split into (scalars are shared).
-      limit: `(name, radius)`: the optimizer's step is cut short so that the objective's term `name`, a KL(pi_theta ||
-        pi_old) such as "kl" or "approx_kl", stays at or below `radius` nats over the whole batch. Only parameters are
-        cut; the optimizer's state keeps the whole step. Where the batch's KL is above the radius already, no step is
-        made that does not end below it. Costs a forward pass over the batch, and 12 more when the step is cut.
+      limit: `(name, radius)`: the optimizer's step is cut short so that the objective's term `name`, a KL between
+        pi_theta and pi_old such as every loss's "approx_kl", stays at or below `radius` nats over the whole batch.
+        Only parameters are cut; the optimizer's state keeps the whole step. Where the batch's KL is above the radius
+        already, no step is made that does not end below it. Costs a forward pass over the batch, and 12 more when the
+        step is cut.
       parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
         `[devices, ...]`; or None for the pure function, to call under your own jit, scan or vmap.
       mesh: with "jit", shard batch leaves over `axis_name` of this mesh; the state keeps the sharding that it has.
@@ -52,19 +65,25 @@ def make_update_step(
       donate: let the update reuse the old state's memory; the old state is then gone.
 
     Returns:
-      `update(state, batch) -> (state, metrics)`. Metrics are the objective's means plus `loss`, `grad_norm` and
-      `skipped` (1 if the loss or a gradient was not finite; parameters and optimizer state are then left alone, and
-      counted in the state); with `limit` also `step_fraction`, the part of the step that was made.
+      `update(state, batch) -> (state, metrics)`; the compiled function is its `__wrapped__`. Metrics are the
+      objective's means plus `loss`, `grad_norm`, `skipped` (1 if the loss, a gradient or a parameter after the step
+      was not finite; counted in the state) and `no_signal` (1 if no term with a weight counts anything). After either,
+      parameters and optimizer state are left alone. With `limit` also `step_fraction`, the part of the step made.
 
     Raises:
-      ValueError: for accumulate < 1, a radius that is not positive or an unknown `parallel`; on the first call, for a
+      ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL or an unknown
+        `parallel`; on the first call, for a
         leading axis that does not divide, a `limit` on a term that the objective does not have, an objective without a
-        weight, or a name that the update reports itself.
+        weight or a name that the update reports itself; on any call, for a state that was donated.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
     if limit is not None and not limit[1] > 0:
         raise ValueError(f"limit=(name, radius): radius must be > 0 nats, got {limit[1]}")
+    if limit is not None and limit[0] == "candidate_kl":
+        raise ValueError(
+            'limit: "candidate_kl" is that of the K candidates and says little of the policy\'s; limit "approx_kl"'
+        )
     if parallel not in ("jit", "pmap", None):
         raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap" or None')
     if mesh is not None and parallel != "jit":
@@ -91,10 +110,19 @@ def make_update_step(
     if parallel is None:
         return update
     if parallel == "pmap":
-        return jax.pmap(update, axis_name=axis_name, donate_argnums=donated)
+        return _on_living(jax.pmap(update, axis_name=axis_name, donate_argnums=donated))
     if mesh is None:
-        return jax.jit(update, donate_argnums=donated)
-    return _on_mesh(update, mesh, axis_name, donated)
+        return _on_living(jax.jit(update, donate_argnums=donated))
+    return _on_living(_on_mesh(update, mesh, axis_name, donated))
+
+
+def _on_living(compiled: UpdateStep) -> UpdateStep:
+    @functools.wraps(compiled)
+    def update(state, batch):
+        require_alive(state)
+        return compiled(state, batch)
+
+    return update
 
 
 def _on_mesh(update, mesh, axis_name, donated):
@@ -113,29 +141,16 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
     def objective(params, batch):
         result = loss_fn(params, batch)
         if isinstance(result, dict):
-            _require_objective(result)
+            require_objective(result)
             return result
         if not isinstance(result, tuple):
             raise ValueError("loss_fn must return an Objective or a pair (loss, metrics)")
         loss, metrics = result
-        _require_names(metrics)
+        require_names(metrics)
         one = jnp.ones((), jnp.float32)
         return {"loss": Term(loss, one, one)} | {name: Term(x, one) for name, x in metrics.items()}
 
     return objective
-
-
-def _require_objective(terms: Objective) -> None:
-    """Raises ValueError that names the terms if none has a weight: such an objective trains nothing."""
-    _require_names(terms, {f"{name}_active" for name, term in terms.items() if term.threshold is not None})
-    if all(isinstance(term.weight, (int, float)) and term.weight == 0 for term in terms.values()):
-        raise ValueError(f"objective: no term has a weight ({', '.join(terms)}); give one, Term(..., weight=1.0)")
-
-
-def _require_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
-    """Raises ValueError if a term or metric is called like what the update reports itself, or like one of `others`."""
-    if taken := sorted({"loss", "grad_norm", "skipped", "step_fraction", *others} & {*names}):
-        raise ValueError(f"objective: {', '.join(taken)} is what the update itself reports; rename the term or metric")
 
 
 def _micro_batches(objective, batch, accumulate) -> Callable[[Any, Any], Objective]:
@@ -161,7 +176,7 @@ def _whole(terms_of, params, accumulate, everywhere) -> Objective:
 
 
 def _gradients(terms_of, params, accumulate, everywhere):
-    """The exact gradient, loss and metrics of the whole batch, over micro-batches and devices.
+    """The exact gradient of the whole batch, whether anything counts, loss and metrics, over all of its parts.
 
     An objective is a function of sums, so its gradient is that of `sum_k factor_k * total_k`, with factor
     `weight / count`, or 0 where a hinge is inactive. The factors belong to the whole batch and come from a first
@@ -188,8 +203,7 @@ def _gradients(terms_of, params, accumulate, everywhere):
         grads, stacked = jax.lax.scan(add, zeros, jnp.arange(accumulate))
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         terms = _reduce(_summed(stacked), everywhere)
-    loss, metrics = evaluate(terms)
-    return everywhere(grads), loss, metrics
+    return everywhere(grads), has_signal(terms), *loss_and_means(terms)
 
 
 def _limited(whole, old_params, after: TrainState, name: str, radius: float) -> tuple[TrainState, Metrics]:
@@ -216,9 +230,7 @@ def _micro_size(batch, accumulate):
 
 def _totals_and_terms(terms: Objective):
     # A metric that overflowed must not reach the gradient as 0 * inf.
-    metrics = {name for name, term in terms.items() if isinstance(term.weight, (int, float)) and term.weight == 0}
-    totals = {name: term.total for name, term in terms.items()}
-    return {name: jax.lax.stop_gradient(x) if name in metrics else x for name, x in totals.items()}, terms
+    return {n: jax.lax.stop_gradient(t.total) if t.is_metric else t.total for n, t in terms.items()}, terms
 
 
 def _summed(stacked: Objective) -> Objective:
@@ -243,37 +255,67 @@ def _factors(terms: Objective, totals):
     """d loss / d total of every term."""
 
     def loss_of(totals):
-        return evaluate({name: term._replace(total=totals[name]) for name, term in terms.items()})[0]
+        return loss_and_means({name: term._replace(total=totals[name]) for name, term in terms.items()})[0]
 
     reduced = {name: jnp.asarray(term.total, totals[name].dtype) for name, term in terms.items()}
     return jax.grad(loss_of)(reduced)
 
 
-def _apply(optimizer, state: TrainState, grads, loss, metrics) -> tuple[TrainState, Metrics]:
-    """Optimizer step, or none at all where the loss or a gradient is not finite."""
+def _apply(optimizer, state: TrainState, grads, signal, loss, metrics) -> tuple[TrainState, Metrics]:
+    """Optimizer step, or none at all where nothing counts or the loss, a gradient or a parameter is not finite."""
     grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+
+    def step(grads):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    # A computation of its own: fused with the answer, the step itself would be rounded otherwise.
+    stay_finite = _stay_finite(state.params, step(jax.lax.optimization_barrier(grads))[0])
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & stay_finite
+    made, bad = finite & signal, (~finite & signal).astype(jnp.int32)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        lambda new, old: jnp.where(made, new, old), step(grads), (state.params, state.opt_state)
     )
-    bad = (~finite).astype(jnp.int32)
     state = state.replace(
         params=params,
         opt_state=opt_state,
         step=state.step + 1,
         skipped=state.skipped + bad,
-        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
+        skipped_in_row=jnp.where(made, 0, state.skipped_in_row + bad),
     )
-    return state, metrics | {"loss": loss, "grad_norm": grad_norm, "skipped": bad.astype(jnp.float32)}
+    counts = {"skipped": bad.astype(jnp.float32), "no_signal": 1 - signal.astype(jnp.float32)}
+    return state, metrics | {"loss": loss, "grad_norm": grad_norm} | counts
 
 
-def check_finite(state: TrainState, limit: int = 20) -> None:
-    """Raises NonFiniteError once `limit` updates in a row were skipped. Reads the device: call it between programs."""
-    worst = int(jnp.max(state.skipped_in_row))
-    if worst >= limit:
-        raise NonFiniteError(
-            f"{worst} updates in a row had a non-finite loss or gradient and were skipped; the parameters are those "
-            "of the last good update. Lower the learning rate, or look at the batch that starts it"
-        )
+def _stay_finite(old, new) -> jax.Array:
+    """Whether every parameter that was finite still is: an optimizer may divide a finite gradient by 0."""
+    stay = jax.tree.map(lambda old, new: jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old)), old, new)
+    return jnp.all(jnp.stack(jax.tree.leaves(stay)))
+
+
+def check_finite(state: TrainState, limit: int = 20, reported: frozenset[int] = frozenset()) -> frozenset[int]:
+    """Raises NonFiniteError once `limit` updates in a row were skipped. Reads the device: call it between programs.
+
+    Where the counters of the state have a leading axis of seeds, a diverged seed keeps its last good parameters and
+    is warned of, and the others go on; the error comes when all have diverged.
+
+    Args:
+      state: after an update.
+      limit: how many skipped updates in a row mean that a seed has diverged.
+      reported: seeds of which there was a warning already.
+
+    Returns:
+      `reported` with the seeds that have diverged, for the next call.
+    """
+    require_alive(state)
+    in_row = np.atleast_1d(jax.device_get(state.skipped_in_row))
+    diverged = {int(seed) for seed in np.flatnonzero(in_row >= limit)}
+    what = (
+        "updates in a row had a non-finite loss, gradient or parameter and were skipped; the parameters are those "
+        "of the last good update. Lower the learning rate, or look at the batch that starts it"
+    )
+    if len(diverged) == in_row.size:
+        raise NonFiniteError(f"{in_row.max()} {what}")
+    for seed in sorted(diverged - reported):
+        logger.warning("seed %d has diverged, the others go on: its last %d %s", seed, in_row[seed], what)
+    return reported | diverged

@@ -16,7 +16,10 @@ from experiments import paper_tables
 from experiments.benchmarks.resume import result
 from pairgrpo_jax.commands import align, evaluate
 from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
-from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
+from pairgrpo_jax.lm import Policy
+from pairgrpo_jax.lm.alignment import encode_pairs
+from pairgrpo_jax.lm.data import first_turn, fold_of, load_preferences
+from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, reward, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
 SMALL = (
@@ -103,7 +106,7 @@ def test_leaves_what_it_says(finished):
     output, words = finished
     rows = read_metrics(output)
     assert len(rows) == 6 and len(rows[0]["grad_norm"]) == 2 and "score" in rows[-1]
-    names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "replies.md", "model", "done"}
+    names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "replies.md", "model", "adapter", "done"}
     assert names <= {path.name for path in output.iterdir()}
     page = (output / "replies.md").read_text()
     assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
@@ -291,14 +294,58 @@ def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path
         (tmp_path / f"{name}.safetensors").touch()
     (tmp_path / "my-b.safetensors").touch()
     siblings = {"a": "b", "b": "a", "my-a": "my-b"}
-    for reward, other in siblings.items():
-        assert judge(f"{reward}.safetensors") == str(tmp_path / f"{other}.safetensors")
-        assert judge(f"{reward}.safetensors", model="other") == str(tmp_path / f"{other}.safetensors")
+    for name, other in siblings.items():
+        assert judge(f"{name}.safetensors") == str(tmp_path / f"{other}.safetensors")
+        assert judge(f"{name}.safetensors", model="other") == str(tmp_path / f"{other}.safetensors")
     for alone in ("my_b", "alone-a", "panda"):
         with pytest.raises(ValueError, match="name a judge, or '' for none"):
             judge(f"{alone}.safetensors")
         assert judge(f"{alone}.safetensors", judge="") == ""
         assert judge(f"{alone}.safetensors", judge="harmless-b") == "harmless-b"
+
+
+@pytest.mark.parametrize("method", ["hard", "dpo"])
+def test_what_the_judge_was_fitted_on_is_left_out_and_its_accuracy_told(workplace, monkeypatch, capsys, method):
+    from rich.console import Console
+
+    monkeypatch.chdir(workplace)
+    head = RewardHead(jax.random.normal(jax.random.key(1), (32,)), jnp.zeros(()), DEFAULT)
+    save_head(head, "half.safetensors", model="model", half=1, seed=0)
+    config = align.tuned(method, method == "dpo").replace(prompts=2)
+    judging = align.Judging("rewards:vowels") if config.online else None
+    run = align.Run(model="model", data="pairs.jsonl", judge="half.safetensors", judging=judging, config=config)
+    made, console = {}, Console(width=200)
+    monkeypatch.setattr(align, "make_trainer", lambda config, model, data, *_, **__: made.update(data=data))
+    model = align.load(run, align.Placement())
+    held_out, _ = align.prepare(run, model, align.Placement(), console)
+    texts = [f"Question {i}?" for i in range(20)]
+    theirs = {text for text in texts if fold_of(text, 2, 0) == 1}
+    ours = [{prompt.messages[-1]["content"] for prompt in part.prompts} for part in (made["data"], held_out)]
+    assert 0 < len(theirs) < 20 and ours[0] | ours[1] == set(texts) - theirs and not ours[0] & ours[1]
+    if method == "dpo":
+        assert len(made["data"].pairs) == len(ours[0]) and len(held_out.pairs) == len(ours[1])
+    judges = align.make_judges(run, model, held_out.prompts, align.Placement())
+    row = align.judge_accuracy(run, judges, console)
+    said = capsys.readouterr().out
+    assert f"{len(theirs)} left out: half.safetensors was fitted on that half" in said
+    assert row["head_pairs"] == 20 - len(theirs) and f"the judge orders {row['head_accuracy']:.1%} [" in said
+    pairs = encode_pairs(
+        model, [x for x in load_preferences("pairs.jsonl").rows if first_turn(x) not in theirs], 64, 32
+    )
+    replies = lambda which: [[pair.replies[which]] for pair in pairs]  # noqa: E731
+    chosen, rejected = (rewards_of(model, head, [pair.prompt for pair in pairs], replies(i)) for i in (0, 1))
+    assert row["head_accuracy"] == np.mean(chosen > rejected)
+
+
+def rewards_of(model, head, prompts, replies):
+    """One reply at a time, without padding."""
+    policy = Policy(model, model.params)
+    one = lambda ids: (jnp.asarray([ids]), jnp.asarray([len(ids)]))  # noqa: E731
+    found = []
+    for prompt, (reply,) in zip(prompts, replies):
+        tokens = jnp.asarray([[reply]]), jnp.asarray([[len(reply)]])
+        found.append(float(reward(policy, head, *one(prompt), *tokens)[0, 0]))
+    return np.array(found)
 
 
 def test_tables_from_finished_runs(tmp_path, capsys):
@@ -315,12 +362,15 @@ def test_tables_from_finished_runs(tmp_path, capsys):
         row = {"grad_norm": [1.0, 2.0], "kl_ref": [0.1, 0.2 + i], "seconds": 60.0, "wins": [1, 1, 0, 0.5]}
         row |= {"implicit_margins": [1.0, -1.0]} if cell.label == "dpo" else {}
         row |= {"win_rate_length_controlled": 0.6, "kl_reference": 1.25}
+        row |= {"win_rate_length_controlled_low": 0.5, "win_rate_length_controlled_high": 0.7} if cell.seed else {}
+        row |= {"head_accuracy": 0.6, "head_accuracy_low": 0.5, "head_accuracy_high": 0.7}
         rows = [{"iteration": i, "steps": i, **row} for i in (1, 2)]
         (of.output / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (of.output / "done").touch()
     paper_tables.report(args, Console(width=500))
     text = (tmp_path / "tables.md").read_text()
     assert text.count("###") == 4 and "Only orderings compare" in text and "**62.5** [" in text and "85.7" in text
+    assert "harmless 60.0% [50.0, 70.0], ultrafeedback" in text and "| 60.0 | 1.2 |" in text
     assert (tmp_path / "tables.png").stat().st_size > 10_000
 
 

@@ -3,11 +3,16 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pairgrpo_jax.commands import evaluate
-from pairgrpo_jax.commands.evaluate import Evaluation, pair_accuracy
+from pairgrpo_jax.commands.evaluate import Evaluation, Judges, figures, pair_accuracy
+from pairgrpo_jax.lm import Policy, Sampling
+from pairgrpo_jax.lm.alignment import EncodedPrompt
+from pairgrpo_jax.lm.alignment.evaluation import Judged, Replies
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
+from tests.lm.conftest import tiny_model
 
 PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
@@ -36,3 +41,21 @@ def test_a_judge_made_on_another_model_is_told(tmp_path, run_here):
     warning = "head.safetensors was made on mine; is nowhere the same model?"
     assert warning in run_here(evaluate.main, *words).stderr
     evaluate.tell_other_model("mine", str(tmp_path / "head.safetensors"))
+
+
+def test_two_sides_share_their_draws_unless_they_are_to_be_independent():
+    tiny = tiny_model()
+    prompts = [EncodedPrompt(({"role": "user", "content": "Why?"},), [3 + i, 5, 7]) for i in range(3)]
+    limits = {"prompt_tokens": 8, "completion_tokens": 6, "sampling": Sampling(), "samples": 2}
+    judges, policy = Judges(Policy(tiny, tiny.params), None, prompts, **limits), Policy(tiny, tiny.params)
+    (one, _), (same, _), (other, _) = (judges.hear(policy, independent=own) for own in (False, False, True))
+    np.testing.assert_array_equal(one.tokens, same.tokens)
+    assert (one.tokens != other.tokens).any(axis=-1).mean() > 0.5
+    np.testing.assert_array_equal(other.tokens, judges.hear(policy, independent=True)[0].tokens)
+
+
+def test_equal_replies_are_counted_as_ties():
+    said = Replies(np.zeros((2, 2, 3)), np.full((2, 2), 3), np.zeros((2, 2)), np.ones((2, 2), bool), [])
+    a, b = (Judged(np.array(rewards), np.zeros((2, 2))) for rewards in ([[1.0, 2], [0, 1]], [[1.0, 1], [0, 2]]))
+    row = figures((said, a), (said, b))
+    assert row["ties"] == 0.5 and row["win_rate"] == 0.5 and row["wins"] == [0.75, 0.25]

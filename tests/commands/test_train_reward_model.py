@@ -10,8 +10,9 @@ from pairgrpo_jax.commands import reward_model as program
 from pairgrpo_jax.commands.reward_model import Run
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.data import fold_of
 from pairgrpo_jax.lm.rewards import reward_model
-from pairgrpo_jax.lm.rewards.reward_model import load_reward_model
+from pairgrpo_jax.lm.rewards.reward_model import about_head, load_reward_model
 from pairgrpo_jax.lm.rewards.reward_training import pad_pairs
 from pairgrpo_jax.training import RunFolderError
 
@@ -67,6 +68,9 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
     assert (tmp_path / "out" / "a-adapters.safetensors").exists() == (mode == "lora")
     if mode == "full":
         assert load_model(tmp_path / "out" / "a-trunk").config.hidden_size == 64
+    about = [about_head(tmp_path / "out" / f"{name}.safetensors") for name in "ab"]
+    seen = [sum(fold_of(f"tell {i}", 2, args.seed) == number for i in range(40)) for number in (0, 1)]
+    assert [(x["half"], x["seed"], x["pairs"]) for x in about] == [(0, args.seed, seen[0]), (1, args.seed, seen[1])]
     figures = rows["half a, tested on the other"]
     policy, head = load_reward_model(tmp_path / "out" / "a.safetensors", load_model(folder / "model"))
     pairs = program.read(args, policy.model, Console(quiet=True))

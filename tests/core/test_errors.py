@@ -1,14 +1,25 @@
 """Bad input: a ValueError whose message names the argument, before any compute."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import pairgrpo_jax as pg
+from pairgrpo_jax.core.step import largest_step
 
 X, LONG, ROW = jnp.zeros((2, 4)), jnp.zeros((2, 4, 3)), jnp.zeros(4)
 PAIRS = pg.pairs_from_rewards(jnp.arange(8.0).reshape(2, 4))
 FLOAT_PAIRS = PAIRS._replace(preferred=PAIRS.preferred.astype(jnp.float32))
+NAN = X.at[0, 1].set(jnp.nan)
+BAD_PAIRS = {  # one pair in [0, 4) x [0, 4), and what is wrong with it
+    "index K": (4, 0, 1.0),
+    "index -1": (0, -1, 1.0),
+    "one candidate": (2, 2, 1.0),
+    "negative": (0, 1, -1.0),
+    "nan": (0, 1, np.nan),
+    "inf": (0, 1, np.inf),
+}
 ONE_PAIRS = pg.Pairs(*(jnp.zeros((2, 1), dtype) for dtype in (jnp.int32, jnp.int32, jnp.float32)))
 
 
@@ -63,7 +74,7 @@ BAD = [
     ("pairs", hard, dict(logp=X[:1])),
     ("logp", hard, dict(logp=ROW)),
     ("p0", target, dict(p0=ROW)),
-    ("pairs", target, dict(p0=X[:1])),
+    ("pairs", target, dict(p0=X[:1] + 0.25)),
     ("pairs", pg.pair_rewards, dict(pairs=PAIRS._replace(weight=X), group_size=4)),
     ("mask", ppo, dict(mask=ROW)),
     ("entropy", ppo, dict(entropy=ROW)),
@@ -112,6 +123,33 @@ BAD = [
     ("clip", soft, dict(clip=(-0.1, 0.1))),
     ("clip", ppo, dict(clip=-0.1)),
     ("value_clip", ppo, dict(value_clip=-0.1)),
+    ("delta", hard, dict(delta=jnp.float32(-0.1))),
+    ("delta", hard, dict(delta=jnp.float32(jnp.nan))),
+    ("delta", target, dict(delta=float("inf"))),
+    ("delta", pg.transfers_fit, dict(p0=X + 0.25, pairs=PAIRS, delta=-1.0)),
+    ("p0", target, dict(p0=X + 0.3)),
+    ("p0", target, dict(p0=NAN + 0.25)),
+    ("p0", target, dict(p0=X.at[:, :2].set(jnp.array([1.5, -0.5])))),
+    ("max_kl", target, dict(max_kl=-0.1)),
+    ("target", hard, dict(target=X + 0.3)),
+    ("target", hard, dict(target=X.at[:, 0].set(1.0))),
+    ("target", hard, dict(target=NAN + 0.25)),
+    ("alpha", hard, dict(alpha=-1.0)),
+    ("beta", hard, dict(beta=float("nan"))),
+    ("beta", grpo, dict(kl=X, beta=-0.1)),
+    ("multiplier", hard, dict(trust_region="lagrangian", multiplier=jnp.float32(-1))),
+    ("mask", grpo, dict(mask=-X - 1)),
+    ("mask", hard, dict(mask=NAN)),
+    ("mask", ppo, dict(mask=NAN)),
+    ("candidate_weight", grpo, dict(candidate_weight=-X - 1)),
+    ("advantages", grpo, dict(advantages=NAN)),
+    ("advantages", lambda x: pg.ppo_loss(X, X, x, X, X, X), dict(x=NAN)),
+    ("max_length", grpo, dict(aggregate="constant", max_length=0)),
+    ("value_weight", ppo, dict(value_weight=-0.5)),
+    ("weight", pg.orpo_loss, dict(chosen_logp=ROW, rejected_logp=ROW, weight=-0.1)),
+    ("discounts", pg.gae, dict(rewards=X, values=X, last_value=X[:, 0], discounts=X + 1.1)),
+    ("trace", pg.gae, dict(rewards=X, values=X, last_value=X[:, 0], discounts=X, trace=1.1)),
+    ("radius", largest_step, dict(divergence=jnp.sum, old_params=X, new_params=X, radius=float("nan"))),
     ("delta_0", pg.delta_schedule, dict(delta_0=-1.0, gamma=0.9)),
     ("gamma", pg.delta_schedule, dict(delta_0=1.0, gamma=1.1)),
     ("gamma", pg.delta_schedule, dict(delta_0=1.0, gamma=0.0)),
@@ -164,3 +202,53 @@ def test_label_smoothing_is_below_one_half():
     for value in (-0.1, 0.5):
         with pytest.raises(ValueError, match="label_smoothing"):
             pg.dpo_loss(ROW, ROW, ROW, ROW, label_smoothing=value)
+
+
+def with_pair(first, second, weight):
+    """Two groups with the pair (0, 1), in the second the one given too."""
+    extra = pg.Pairs(jnp.array([[0], [first]]), jnp.array([[1], [second]]), jnp.array([[0.0], [weight]]))
+    good = pg.Pairs(jnp.zeros((2, 1), int), jnp.ones((2, 1), int), jnp.ones((2, 1)))
+    return pg.Pairs(*(jnp.concatenate(both, axis=1) for both in zip(good, extra)))
+
+
+@pytest.mark.parametrize("pair", BAD_PAIRS.values(), ids=BAD_PAIRS)
+def test_a_pair_that_makes_no_sense_is_refused_or_counted_where_it_is_traced(pair):
+    logp = 0.1 * jnp.arange(8.0).reshape(2, 4)
+    calls = {
+        "soft": lambda pairs: pg.soft_pair_grpo_loss(logp, 0 * logp, pairs),
+        "hard": lambda pairs: pg.hard_pair_grpo_loss(logp, 0 * logp, pairs, 0.1),
+        "target": lambda pairs: pg.hard_pair_target(X + 0.25, pairs, 0.1),
+        "rewards": lambda pairs: pg.pair_rewards(pairs, 4),
+        "cosine": lambda pairs: pg.scheme_cosine(logp, pairs),
+        "fit": lambda pairs: pg.transfers_fit(X + 0.25, pairs, 0.1),
+    }
+    bad, without = with_pair(*pair), with_pair(0, 1, 0.0)
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"pairs: two different indices in \[0, 4\).*at \(1, 1\)"):
+            call(bad)
+        if name in ("soft", "hard"):
+            traced, expected = jax.jit(lambda x, call=call: call(x)[1])(bad), call(without)[1]
+            assert traced.pop("invalid_pairs") == 0.25 and expected.pop("invalid_pairs") == 0
+        else:
+            traced, expected = jax.jit(call)(bad), call(without)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), traced, expected)
+
+
+@pytest.mark.parametrize("slot", [(-1, 9), (0, 9), (9, 0)])
+def test_an_unused_slot_may_hold_any_indices(slot):
+    for call in (lambda x: pg.hard_pair_grpo_loss(X, X, x, 0.1), lambda x: pg.soft_pair_grpo_loss(X, X, x)):
+        for run in (call, jax.jit(call)):
+            unused, without = run(with_pair(*slot, 0.0)), run(with_pair(0, 1, 0.0))
+            jax.tree.map(np.testing.assert_array_equal, unused, without)
+            assert unused[1]["invalid_pairs"] == 0
+
+
+def test_what_does_not_count_may_be_nan():
+    mask = jnp.ones_like(X).at[0, 1].set(0)
+    for loss in (grpo(advantages=NAN, mask=mask), pg.ppo_loss(X, X, NAN, X, X, X, mask=mask)):
+        assert np.isfinite(loss[0])
+
+
+def test_a_nan_has_no_rank():
+    ranks = pg.midranks(jnp.array([[1.0, jnp.nan, 3.0]]))
+    assert np.isnan(ranks[0, 1]) and np.isfinite(ranks[0, ::2]).all()

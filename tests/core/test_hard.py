@@ -35,7 +35,7 @@ def test_hard_matches_the_reference(case, scheme, delta, trust, with_kl, **optio
         kl=None if kl is None else case.steps(kl), **options,
     )  # fmt: skip
     np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-11)
-    assert ("kl_active" in metrics) == ("alpha" in trust)
+    assert (f"{'kl' if with_kl else 'candidate_kl'}_active" in metrics) == ("alpha" in trust)
 
 
 @given(
@@ -111,9 +111,10 @@ def test_candidate_distributions(candidates, length_normalize):
 def test_length_normalize_reaches_the_loss():
     case = make(0, masked=False)
     pairs, summed = case.pairs("all"), lambda x: x.sum(-1) / 3
-    long = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.02, length_normalize=True)
-    short = pg.hard_pair_grpo_loss(summed(case.logp), summed(case.old_logp), pairs, 0.02)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), long, short)
+    long, metrics = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.02, length_normalize=True)
+    short, expected = pg.hard_pair_grpo_loss(summed(case.logp), summed(case.old_logp), pairs, 0.02)
+    assert metrics.pop("approx_kl") != expected.pop("approx_kl")  # of three steps, or of one
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), (long, metrics), (short, expected))
 
 
 def test_gradients():
@@ -187,7 +188,7 @@ def test_hinge_acts_on_the_mean_kl():
     for beta in (0.4 * far, 0.6 * far):
         loss, metrics = pg.hard_pair_grpo_loss(logp, old_logp, pairs, 0.1, beta=beta, alpha=3.0)
         np.testing.assert_allclose(loss - metrics["fit"], 3 * max(far / 2 - beta, 0), atol=1e-12)
-        assert metrics["kl_active"] == (far / 2 > beta)
+        assert metrics["candidate_kl_active"] == (far / 2 > beta)
 
 
 def test_a_kl_per_candidate_counts_for_all_its_steps():

@@ -20,6 +20,11 @@ def test_interpolation_is_between_parameters_that_are_not_zero():
     np.testing.assert_allclose(between["y"], 3.25)
 
 
+def test_nothing_of_a_step_of_fraction_0_is_kept():
+    kept = limit_step(distance, OLD, {"x": jnp.array([jnp.nan, 1e30]), "y": jnp.array(jnp.inf)}, 1.0)
+    assert kept["x"].tolist() == OLD["x"].tolist() and kept["y"] == OLD["y"]
+
+
 @pytest.mark.parametrize("share", [0.1, 0.37, 0.81])
 def test_the_largest_step_is_found_to_the_bisections_asked_for(share):
     radius = 33 * share**2

@@ -165,10 +165,24 @@ def test_a_group_without_a_pair_changes_nothing():
         assert not gradient[2:].any()
 
 
-def test_approx_kl_is_k3_of_the_old_policy():
-    case = make(0, masked=False)
-    _, metrics = pg.grpo_loss(case.logp, case.old_logp, case.rewards)
-    np.testing.assert_allclose(metrics["approx_kl"], np.mean(pg.kl_k3(case.old_logp, case.logp)), rtol=1e-12)
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_approx_kl_is_one_figure_for_every_loss(aggregate, level):
+    """k3 of each step, the mean over the steps of all groups, those without a pair too."""
+    case = make(0)
+    pairs = case.pairs("matched")
+    pairs = pairs._replace(weight=pairs.weight.at[0].set(0.0))
+    shared, rules = {"mask": case.mask}, {"level": level, "aggregate": aggregate, "max_length": 50}
+    losses = [
+        pg.grpo_loss(case.logp, case.old_logp, case.rewards, candidate_weight=case.rewards > 0, **shared, **rules),
+        pg.soft_pair_grpo_loss(case.logp, case.old_logp, pairs, kl=case.kl, **shared, **rules),
+        pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.1, aggregate=aggregate, **shared),
+        pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.1, kl=case.kl, **shared),
+        pg.ppo_loss(*(case[0], case[1]), *[jnp.zeros_like(case.logp)] * 4, mask=case.mask),
+    ]
+    log_ratio = np.asarray(case.logp - case.old_logp)[np.asarray(case.mask) > 0]
+    expected = np.mean(np.exp(log_ratio) - 1 - log_ratio)
+    np.testing.assert_allclose([metrics["approx_kl"] for _, metrics in losses], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])

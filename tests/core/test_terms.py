@@ -84,6 +84,20 @@ def test_terms(term, mean, value):
         assert metrics["one_active"] == (mean > term.threshold)
 
 
+def test_an_objective_without_a_weight_or_with_a_taken_name_is_refused():
+    total, hinged = jnp.asarray(1.0), pg.Term(jnp.asarray(1.0), jnp.asarray(1.0), 1.0, 0.5)
+    for objective, message in (
+        ({"kl": pg.mean_term(total), "fit": pg.mean_term(total)}, r"no term has a weight \(kl, fit\)"),
+        ({"loss": hinged}, "loss is what the update"),
+        ({"kl": hinged, "kl_active": pg.mean_term(total)}, "kl_active is what the update"),
+    ):
+        for call in (pg.evaluate, pg.core.terms.loss(lambda objective: objective)):
+            with pytest.raises(ValueError, match=message):
+                call(objective)
+    assert pg.evaluate({"kl_active": hinged})[1].keys() == {"kl_active", "kl_active_active"}
+    jax.jit(lambda weight: pg.evaluate({"fit": hinged._replace(weight=weight)}))(0.0)  # traced: it may be any number
+
+
 def test_mean_term():
     x, mask = jnp.asarray([[1.0, 2], [3, jnp.nan]]), jnp.asarray([[1, 1], [1, 0]])
     assert pg.mean_term(x, mask).mean == 2.0

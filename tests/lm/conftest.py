@@ -1,6 +1,8 @@
 """Tiny random models of every family, ours and the `transformers` oracle."""
 
+import gzip
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -234,6 +236,24 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs real preference data: set PAIRGRPO_DATA to its folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def real_texts(data_folder) -> list[str]:
+    """Every different text of the real data, whatever its field."""
+    found: dict[str, None] = {}
+
+    def collect(value):
+        if isinstance(value, str):
+            found[value] = None
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            collect(part)
+
+    for path in sorted(data_folder.glob("*/*.json*.gz")):
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+        for line in lines:
+            collect(json.loads(line) if line.strip() else "")
+    return list(found)
 
 
 def tiny_model(family: str = "llama", index: int = 0):

@@ -1,20 +1,29 @@
 """Alignment on a tiny model: every method learns, and nothing depends on how the work is cut up."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pairgrpo_jax.core import chosen_rejected_pairs, evaluate, group_advantages
 from pairgrpo_jax.lm import Policy, Sampling, score
 from pairgrpo_jax.lm.alignment import (
+    Adapters,
+    AlignConfig,
+    AlignOptimizer,
     Batch,
+    Critic,
     Data,
     EncodedPair,
     EncodedPrompt,
     Placement,
+    Reference,
+    Samples,
+    Texts,
     encode_prompts,
     make_optimizer,
     make_trainer,
@@ -22,29 +31,46 @@ from pairgrpo_jax.lm.alignment import (
     objective,
     pair_batch,
     policy_of,
-    tuned,
 )
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, judge_replies, write_replies
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
 from pairgrpo_jax.lm.rewards.reward_model import init_head
-from pairgrpo_jax.lm.rewards.sources import judge, reward_function
-from pairgrpo_jax.methods import Adaptive, Grpo, Ipo
+from pairgrpo_jax.lm.rewards.sources import Judgement, judge, reward_function
+from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Ppo, Verdict, method_class
 from pairgrpo_jax.training import Checkpoints
 
-ONLINE, OFFLINE = ("grpo", "soft", "hard", "ppo", "rank"), ("dpo", "ipo", "orpo", "simpo", "soft", "hard")
+HARD = HardPair(scheme="matched", beta=0.05, delta_0=0.2)
+BASE = AlignConfig(
+    HARD,
+    Samples(candidates=4),
+    Texts(prompts=4, prompt_tokens=8, completion_tokens=6),
+    AlignOptimizer(learning_rate=1e-2, warmup=0),
+    adapters=Adapters(lora_rank=4),
+)
+SETTINGS = {
+    "soft": {"scheme": "matched", "beta": 0.05},
+    "hard": {"scheme": "matched", "beta": 0.05, "delta_0": 0.2},
+    "dpo": {"beta": 0.05},
+    "ipo": {"beta": 0.05},
+    "orpo": {"weight": 0.05},
+}
+ONLINE = tuple(method.name for method in METHODS if method.online)
+OFFLINE = tuple(method.name for method in METHODS if method.offline)
 
 
-def config_of(name="hard", offline=False, **changes):
-    """The small run of a method; `changes` reach all its parts."""
-    config = tuned(name, offline)
-    shared = dict(prompts=4, prompt_tokens=8, completion_tokens=6, learning_rate=1e-2, lora_rank=4, warmup=0, epochs=2)
-    shared |= dict(candidates=4, scheme="matched", delta_0=0.2) | ({"beta": 0.05} if name != "simpo" else {})
-    return config.replace(**{k: v for k, v in shared.items() if config.has(k)}).replace(**changes)
+def small(name, offline=False, **changes):
+    """BASE with a method, and what the method needs."""
+    method = method_class(name)(**SETTINGS.get(name, {}))
+    samples = None if offline or not method.online else BASE.samples
+    critic = Critic() if method.critic else None
+    return BASE.replace(method=method, samples=samples, critic=critic).replace(**changes)
 
 
-BASE = config_of()
+def test_the_lists_hold_every_method():
+    assert set(ONLINE) == {"grpo", "soft", "hard", "ppo", "rank"}
+    assert set(OFFLINE) == {"dpo", "ipo", "orpo", "simpo", "soft", "hard"}
 
 
 def decode(rows):
@@ -102,23 +128,20 @@ def some_slow(algos, quick):
 @pytest.mark.parametrize("algo", some_slow(ONLINE, "hard"))
 def test_an_online_method_raises_the_reward(tiny, algo):
     everywhere = ("q", "k", "v", "o", "gate", "up", "down")
-    config = config_of(algo, completion_tokens=4, learning_rate=5e-2, prompts=8, lora_targets=everywhere)
+    config = small(algo, completion_tokens=4, learning_rate=5e-2, prompts=8, lora_targets=everywhere)
     _, rows = run(trainer_of(tiny, config), 10)
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
-    assert {"entropy", "kl_old", "kl_ref", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"} <= set(
-        rows[0]
-    )
+    names = {"entropy", "approx_kl", "kl_ref", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"}
+    assert names <= set(rows[0])
     assert max(row["sampler_gap"] for row in rows) < 1e-4
-    assert (
-        rows[0]["kl_old"].shape == (config.optimizer.updates_per_batch,)
-        and rows[0]["kl_old"][0] < 1e-6 < rows[0]["kl_old"][1]
-    )
+    assert rows[0]["approx_kl"].shape == (config.optimizer.updates_per_batch,)
+    assert rows[0]["approx_kl"][0] < 1e-6 < rows[0]["approx_kl"][1]
 
 
 @pytest.mark.parametrize("algo", some_slow(OFFLINE, "dpo"))
 def test_an_offline_method_learns_the_pairs(tiny, algo):
-    config = config_of(algo, True, prompts=12, learning_rate=3e-3)
+    config = small(algo, offline=True, prompts=12, learning_rate=3e-3)
     trainer = trainer_of(tiny, config)
     state, _ = run(trainer, 8)
     assert np.mean(margins(trainer, state) > 0) >= 0.9 and margins(trainer, state).mean() > 1
@@ -135,10 +158,10 @@ def test_a_judge_can_be_the_source(tiny):
     def shorter_ids(prompt, a, b):
         return int(share_of_low_ids([prompt], [[a, b]])[0][0] < share_of_low_ids([prompt], [[a, b]])[0][1])
 
-    _, rows = run(trainer_of(tiny, config_of("soft"), judge(shorter_ids)), 2)
+    _, rows = run(trainer_of(tiny, small("soft"), judge(shorter_ids)), 2)
     assert rows[0]["pairs"] == 8 and "reward" not in rows[0]
     with pytest.raises(ValueError, match="grpo needs rewards"):
-        run(trainer_of(tiny, config_of("grpo"), judge(shorter_ids)), 1)
+        run(trainer_of(tiny, small("grpo"), judge(shorter_ids)), 1)
 
 
 @pytest.fixture(scope="module")
@@ -163,23 +186,34 @@ def fixed(tiny):
     return out
 
 
+ADAPTIVE = Adaptive(jnp.int32(1), jnp.float32(1))
+
+
 def terms_of(config, fixed):
     """The method's terms on the fixed batch, whole and of its two halves."""
     batch, scores, rewards = fixed[config.group_size]
-    adaptive = Adaptive(jnp.int32(0), jnp.float32(1))
-    labels = None if config.online else chosen_rejected_pairs(len(batch.lengths))
-    batch = learning_signal(config, batch, rewards, labels, jax.random.key(0), adaptive)
+    verdict = (rewards, None) if config.online else (None, chosen_rejected_pairs(4))
+    batch = learning_signal(config, batch, *verdict, jax.random.key(0), ADAPTIVE)
 
     def terms(rows):
         part = jax.tree.map(lambda x: x[rows] if x.ndim else x, (batch, scores, 0.3 * batch.old_logp))
-        return objective(config, *part, adaptive)
+        return objective(config, *part, ADAPTIVE)
 
     return terms(slice(None)), [terms(slice(0, 2)), terms(slice(2, 4))]
 
 
-@pytest.mark.parametrize("algo", [*ONLINE, "dpo", "ipo", "orpo", "simpo"])
-def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, algo):
-    whole, halves = terms_of(config_of(algo, ref_beta=0.1), fixed)
+def both_ways(name):
+    """The method's configurations: online, offline, or both."""
+    return [small(name, offline) for offline in (False, True) if (name in OFFLINE if offline else name in ONLINE)]
+
+
+EVERY = [config for method in METHODS for config in both_ways(method.name)]
+
+
+@pytest.mark.parametrize("config", EVERY, ids=lambda c: c.method.name + "-offline" * (not c.online))
+def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, config):
+    beta = {"beta": 1e-4} if config.has("beta") else {}
+    whole, halves = terms_of(config.replace(ref_beta=0.1, **beta), fixed)
     sums = {
         name: term._replace(total=sum(h[name].total for h in halves), count=sum(h[name].count for h in halves))
         for name, term in whole.items()
@@ -188,6 +222,18 @@ def test_terms_of_micro_batches_add_up_to_those_of_the_batch(fixed, algo):
     np.testing.assert_allclose(loss, added, rtol=1e-6, atol=1e-6)
     for name in metrics:
         np.testing.assert_allclose(metrics[name], more[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.5}, {"top_k": 1}, {"top_p": 1e-3}], ids=lambda change: "-".join(change)
+)
+def test_options_of_sampling_change_the_samples(tiny, change):
+    lengths = []
+    for config in (BASE, BASE.replace(**change)):
+        _, rows = run(trainer_of(tiny, config), 1)
+        lengths.append(np.array([rows[0][name] for name in ("reward", "reward_std", "length")]))
+    assert np.abs(lengths[0] - lengths[1]).max() > 1e-6
+    assert not {"top_k", "top_p"} & set(change) or lengths[1][1] == 0  # one token is all that is left
 
 
 def test_an_accumulated_update_equals_one_batch(tiny):
@@ -201,62 +247,124 @@ def test_an_accumulated_update_equals_one_batch(tiny):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+# Fields that change the loss, under which other changes: "method.field" of a method, or "part.field" with a method.
+PENALTY, TOKENS = {"ref_beta": 0.2}, {"hinge": "tokens", "beta": 0.0}
 CHANGES = [
-    ("grpo", {"clip": 0.01}),
-    ("grpo", {"clip_high": 0.0}),
-    ("grpo", {"level": "sequence"}),
-    ("grpo", {"aggregate": "token_mean"}),
-    ("grpo", {"scale": "none"}),
-    ("grpo", {"ref_beta": 0.1}),
-    ("soft", {"beta": 1.0}),
-    ("soft", {"scheme": "all"}),
-    ("soft", {"margin": 2.0}),
-    ("soft", {"ref_beta": 0.2, "ref_kl": "k1"}),
-    ("hard", {"alpha": 5.0, "beta": 0.0}),
-    ("hard", {"delta_0": 0.1}),
-    ("hard", {"fit": "forward"}),
-    ("hard", {"trust_region": "lagrangian"}),
-    ("hard", {"hinge": "tokens", "beta": 0.0}),
-    ("hard", {"project_target": True}),
-    ("hard", {"length_normalize": True}),
-    ("ppo", {"trace": 0.5}),
-    ("ppo", {"value_weight": 2.0}),
-    ("ppo", {"ref_beta": 0.2}),
-    ("dpo", {"length_normalize": True}),
-    ("ipo", {"beta": 0.5}),
-    ("orpo", {"weight": 0.9}),
-    ("simpo", {"gamma": 0.2}),
-    ("simpo", {"beta": 1.0}),
-    ("dpo", {"label_smoothing": 0.2}),
-    ("grpo", {"baseline": "leave_one_out"}),
+    ("grpo", "clip", 0.01, {}),
+    ("grpo", "clip_high", 0.0, {}),
+    ("grpo", "level", "sequence", {}),
+    ("grpo", "aggregate", "token_mean", {}),
+    ("grpo", "aggregate", "constant", {}),
+    ("grpo", "baseline", "leave_one_out", {}),
+    ("grpo", "scale", "none", {}),
+    ("grpo", "scale", "batch", {}),
+    ("grpo", "ref_beta", 0.1, {}),
+    ("rank", "clip", 0.01, {}),
+    ("rank", "clip_high", 0.0, {}),
+    ("rank", "level", "sequence", {}),
+    ("rank", "aggregate", "token_mean", {}),
+    ("ppo", "clip", 0.01, {}),
+    ("ppo", "clip_high", 0.0, {}),
+    ("ppo", "trace", 0.5, {}),
+    ("ppo", "value_weight", 2.0, {}),
+    ("ppo", "ref_beta", 0.2, {}),
+    ("soft", "clip", 0.01, {}),
+    ("soft", "clip_high", 0.0, {}),
+    ("soft", "level", "sequence", {}),
+    ("soft", "aggregate", "token_mean", {}),
+    ("soft", "beta", 1.0, {}),
+    ("soft", "scheme", "all", {}),
+    ("soft", "margin", 2.0, {}),
+    ("soft", "ref_kl", "k1", PENALTY),
+    ("soft", "ref_kl", "k2", PENALTY),
+    ("hard", "scheme", "all", {}),
+    ("hard", "margin", 2.0, {}),
+    ("hard", "alpha", 5.0, {"beta": 0.0}),
+    ("hard", "beta", 0.0, {}),
+    ("hard", "delta_0", 0.1, {}),
+    ("hard", "delta_gamma", 0.5, {}),
+    ("hard", "fit", "forward", {}),
+    ("hard", "trust_region", "lagrangian", {}),
+    ("hard", "hinge", "tokens", {"beta": 0.0}),
+    ("hard", "project_target", True, {"beta": 0.01}),
+    ("hard", "length_normalize", True, {}),
+    ("hard", "aggregate", "token_mean", TOKENS),
+    ("dpo", "beta", 0.5, {}),
+    ("dpo", "label_smoothing", 0.2, {}),
+    ("dpo", "length_normalize", True, {}),
+    ("ipo", "beta", 0.5, {}),
+    ("ipo", "length_normalize", True, {}),
+    ("orpo", "weight", 0.9, {}),
+    ("simpo", "beta", 0.9, {}),
+    ("simpo", "gamma", 0.1, {}),
 ]
 
 
-@pytest.mark.parametrize(("algo", "change"), CHANGES, ids=[f"{a}-{'-'.join(c)}" for a, c in CHANGES])
-def test_a_field_changes_the_loss(fixed, algo, change):
-    base = config_of(algo)
-    losses = [float(evaluate(terms_of(config, fixed)[0])[0]) for config in (base, base.replace(**change))]
+@pytest.mark.parametrize(("name", "field", "value", "base"), CHANGES, ids=[f"{a}-{b}-{c}" for a, b, c, _ in CHANGES])
+def test_a_field_changes_the_loss(fixed, name, field, value, base):
+    config = small(name, **base)
+    losses = [float(evaluate(terms_of(c, fixed)[0])[0]) for c in (config, config.replace(**{field: value}))]
     assert abs(losses[0] - losses[1]) > 1e-7
+
+
+@pytest.mark.parametrize("names", [ONLINE, OFFLINE], ids=["online", "offline"])
+def test_every_two_methods_differ(fixed, names):
+    losses = [float(evaluate(terms_of(small(name, names is OFFLINE), fixed)[0])[0]) for name in names]
+    assert np.min(np.abs(np.diff(np.sort(losses)))) > 1e-5
+
+
+def test_every_setting_is_in_a_list():
+    """Of a method, in CHANGES; of the other parts, there or in one of the lists below, or in the test named."""
+    elsewhere = {
+        "prompts", "prompt_tokens", "completion_tokens", "candidates", "epochs", "minibatches",  # counts_and_lengths
+        "accumulate",  # an_accumulated_update
+        "temperature", "top_k", "top_p",  # scores_are_those, options_of_sampling
+        "rescore",  # bfloat16
+        "reference_scores",  # cached_and_shared
+        "sft_iterations",  # supervised_start
+    }  # fmt: skip
+    for method in METHODS:
+        fields = {field.name for field in dataclasses.fields(method)}
+        assert fields <= {field for name, field, *_ in CHANGES if name == method.name}, method.name
+    parts = (Samples, Texts, AlignOptimizer, Reference, Critic, Adapters)
+    others = {field.name for part in parts for field in dataclasses.fields(part)}
+    others |= {field.name for field in dataclasses.fields(AlignConfig)} - {"method", "samples", "texts", "optimizer"}
+    others -= {"reference", "critic", "adapters"}
+    listed = {field for _, field, *_ in CHANGES} | {name for x in OPTIMIZER + ADAPTERS for name in x} | elsewhere
+    assert others <= listed and elsewhere <= others
+
+
+@pytest.mark.parametrize("name", [method.name for method in METHODS])
+def test_no_name_belongs_to_two_parts(name):
+    """`replace` finds a field by its name alone."""
+    parts = (AlignConfig, method_class(name), Samples, Texts, AlignOptimizer, Reference, Critic, Adapters)
+    fields = [field.name for part in parts for field in dataclasses.fields(part)]
+    assert len(fields) == len(set(fields))
 
 
 def test_scores_are_those_of_the_distribution_before_the_cut():
     config = BASE.replace(temperature=0.5, top_k=3, top_p=0.9)
     assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores
-    assert config_of(offline=True).scored == Sampling()
+    assert BASE.replace(temperature=0.5).replace(samples=None).scored == Sampling()
+    for cut in ({"top_k": 3}, {"top_p": 0.9}, {"rescore": True}):
+        assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["grpo", "soft", "hard", "ppo"])
 def test_a_cut_distribution_can_be_trained_on(tiny, algo):
     """A sampled token that leaves the top k of the policy or the reference would have log-probability -inf."""
-    config = config_of(algo, top_k=2, top_p=0.9, epochs=3, learning_rate=5e-2, ref_beta=0.1)
+    config = small(algo, top_k=2, top_p=0.9, epochs=3, learning_rate=5e-2, ref_beta=0.1)
     trainer = trainer_of(tiny, config)
     state, rows = run(trainer, 3)
     assert all(np.isfinite(value).all() for row in rows for value in row.values())
     assert int(state.step) == 9 and sum(row["skipped"].sum() for row in rows) == 0
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}, {"warmup": 5}])
+OPTIMIZER = [{"learning_rate": 1e-3}, {"anneal": True}, {"max_grad_norm": 1e-3}, {"warmup": 5}]
+
+
+@pytest.mark.parametrize("change", OPTIMIZER)
 def test_a_field_changes_the_optimizer(change):
     def steps(config):
         optimizer, params, moved = make_optimizer(config, 3), jnp.ones(3), []
@@ -269,17 +377,45 @@ def test_a_field_changes_the_optimizer(change):
     assert np.abs(steps(BASE) - steps(BASE.replace(**change))).max() > 1e-6
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"lora_rank": 2}, {"lora_rank": 0}, {"lora_alpha": 1.0}, {"lora_dropout": 0.5}, {"lora_targets": ("up",)}],
-    ids=lambda change: "-".join(change),
-)
+ADAPTERS = [{"lora_rank": 2}, {"lora_rank": 0}, {"lora_alpha": 1.0}, {"lora_dropout": 0.5}, {"lora_targets": ("up",)}]
+
+
+def test_the_method_and_its_supervised_start_anneal_over_horizons_of_their_own():
+    config = BASE.replace(anneal=True, warmup=0, sft_iterations=40, epochs=2, minibatches=2)
+    for supervised, updates in ((True, 40), (False, 4 * 10)):
+        optimizer = make_optimizer(config, 50, supervised=supervised)
+        state, rates = optimizer.init(jnp.ones(3)), []
+        for _ in range(updates + 1):
+            update, state = optimizer.update(jnp.ones(3), state)
+            rates.append(-float(update[0]) / config.optimizer.learning_rate)
+        np.testing.assert_allclose(rates, 1 - np.arange(updates + 1) / updates, atol=1e-3)
+
+
+def test_a_batch_without_a_verdict_does_not_hold_up_the_annealing(tiny):
+    def source(prompts, completions):
+        failed = np.full(len(prompts), source.calls == 0)
+        source.calls += 1
+        return Judgement(np.array([[len(x) for x in group] for group in completions], float), None, failed)
+
+    source.calls = 0
+    config = BASE.replace(anneal=True, warmup=0, epochs=2)
+    state, _ = run(trainer_of(tiny, config, source), 3)
+    (count,) = (x.count for x in jax.tree.leaves(state.opt_state, is_leaf=is_schedule) if is_schedule(x))
+    assert int(state.step) == 4 and int(count) == 6
+
+
+def is_schedule(x):
+    return isinstance(x, optax.ScaleByScheduleState)
+
+
+@pytest.mark.parametrize("change", ADAPTERS, ids=lambda change: "-".join(change))
 def test_a_field_changes_the_adapters(tiny, change):
     def policy(config):
         trainable = init_trainable(config, tiny, jax.random.key(0))
         return policy_of(config, tiny, tiny.params, jax.tree.map(lambda x: x + 1, trainable))
 
-    one, other = (jax.tree.leaves_with_path(policy(config)[1:]) for config in (BASE, BASE.replace(**change)))
+    base = small("dpo")
+    one, other = (jax.tree.leaves_with_path(policy(config)[1:]) for config in (base, base.replace(**change)))
     assert len(one) != len(other) or any(
         p != q or x.shape != y.shape or (x != y).any() for (p, x), (q, y) in zip(one, other)
     )
@@ -294,15 +430,16 @@ def test_counts_and_lengths_are_those_asked_for(tiny):
 
 
 def test_cached_and_shared_references_agree(tiny):
-    config = config_of("dpo")
+    config = small("dpo")
     ends = [run(trainer_of(tiny, config.replace(reference_scores=how)), 4)[0].params for how in ("shared", "cached")]
     for x, y in zip(*map(jax.tree.leaves, ends)):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
-@pytest.mark.parametrize("algo", some_slow(["hard", "ppo"], "hard"))
+@pytest.mark.parametrize("algo", some_slow(["hard", "ppo", "dpo"], "hard"))
 def test_resumed_is_bit_for_bit_the_same(tiny, tmp_path, algo):
-    config = config_of(algo, sft_iterations=1, minibatches=2, lora_dropout=0.1)
+    config = small(algo, sft_iterations=1, minibatches=2)
+    config = config if config.method.ratio else config.replace(lora_dropout=0.1)
     config = config.replace(scheme="bradley_terry") if config.has("scheme") else config
     trainer = trainer_of(tiny, config)
     through, rows = run(trainer, 4)
@@ -390,11 +527,10 @@ def test_iterations_of_both_phases_are_stacked(tiny):
 
 
 def test_the_std_of_a_batch_leaves_failed_groups_out():
-    config = config_of("grpo", scale="batch")
+    config = small("grpo", scale="batch")
     rewards = jnp.array([[99.0, 101.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0], [98.0, 100.0, 101.0, 99.0]])
     batch = Batch(*[jnp.zeros(())] * 2, jnp.zeros((3, 4, 2)), jnp.ones((3, 4)), alive=jnp.array([1.0, 0.0, 1.0]))
-    adaptive = Adaptive(jnp.int32(0), jnp.float32(1))
-    found = learning_signal(config, batch, rewards, None, jax.random.key(0), adaptive).signal.advantages
+    found = learning_signal(config, batch, rewards, None, jax.random.key(0), ADAPTIVE).signal.advantages
     alive = jnp.array([0, 2])
     np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-4)  # eps
     np.testing.assert_array_equal(found[1], 0)
@@ -412,9 +548,9 @@ def test_implicit_rewards_run_each_model_as_it_is(tiny):
 
 
 @pytest.mark.parametrize("algo", OFFLINE)
-def test_pair_accuracy_starts_at_a_half_for_every_method(tiny, algo):
-    _, rows = run(trainer_of(tiny, config_of(algo, True)), 1)
-    assert rows[0]["pair_accuracy"][0] == 0.5
+def test_pair_accuracy_starts_at_a_half_where_it_is_of_the_ratio_to_the_reference(tiny, algo):
+    _, rows = run(trainer_of(tiny, small(algo, offline=True)), 1)
+    assert (rows[0]["pair_accuracy"][0] == 0.5) == (algo not in ("orpo", "simpo"))
 
 
 def test_failed_groups_are_counted_and_take_no_part(tiny):
@@ -468,27 +604,36 @@ def test_a_column_that_some_prompts_lack_is_named_before_anything_runs(tiny):
 
 
 BAD = [
-    ({"candidates": 3, "scheme": "matched"}, "candidates=3 must be even"),
-    ({"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
-    ({"method": Grpo(), "samples": None}, "grpo learns from its own samples"),
-    ({"method": Ipo()}, "ipo learns from a data set's pairs"),
-    ({"temperature": 0.0}, "temperature must be > 0"),
-    ({"prompt_tokens": 6}, "prompt_tokens=6: a prompt has 7"),
-    ({"completion_tokens": 127}, "exceed the model's context of 128"),
-    ({"reference_scores": "cached", "sft_iterations": 1}, "sft_iterations=0"),
-    ({"lora_targets": ("nose",)}, "targets"),
-    ({"lora_dropout": 1.5}, "lora_dropout must be in"),
-    ({"top_p": 1.5}, "top_p must be in"),
-    ({"top_k": 0}, "top_k must be >= 1"),
-    ({"delta_gamma": 0.0}, "delta_gamma must be in"),
-    ({"sft_iterations": 10}, "sft_iterations=10 leave none of iterations=10"),
+    ("hard", {"candidates": 3, "scheme": "matched"}, "candidates=3 must be even"),
+    ("hard", {"prompts": 3, "minibatches": 2}, "must divide prompts=3"),
+    ("hard", {"accumulate": 3}, "minibatches=1 x accumulate=3 must divide prompts=4"),
+    ("grpo", {"samples": None}, "samples=None: grpo learns from its own samples"),
+    ("hard", {"method": Dpo()}, "samples: dpo learns from a data set's pairs; use samples=None"),
+    ("hard", {"method": Ppo()}, "critic: ppo needs"),
+    ("hard", {"critic": Critic()}, "critic: hard has no"),
+    ("hard", {"temperature": 0.0}, "temperature must be > 0"),
+    ("hard", {"prompt_tokens": 6}, "prompt_tokens=6: a prompt has 7"),
+    ("hard", {"completion_tokens": 127}, "exceed the model's context of 128"),
+    ("dpo", {"reference_scores": "cached", "sft_iterations": 1}, "sft_iterations=0"),
+    ("hard", {"reference_scores": "cached"}, "reference_scores='cached' has no effect on samples"),
+    ("hard", {"project_target": "no"}, "project_target must be True or False"),
+    ("hard", {"reference_scores": "stored"}, "reference_scores='stored' is unknown"),
+    ("hard", {"ref_kl": "k4"}, "ref_kl='k4' is unknown"),
+    ("hard", {"lora_targets": ("nose",)}, "targets"),
+    ("hard", {"lora_dropout": 1.5}, "lora_dropout must be in [0, 1), got 1.5"),
+    ("hard", {"lora_dropout": 0.1}, "lora_dropout: hard learns from the ratio to pi_old"),
+    ("hard", {"top_p": 1.5}, "top_p must be in (0, 1], got 1.5"),
+    ("hard", {"top_k": 0}, "top_k must be >= 1, got 0"),
+    ("soft", {"clip_high": -1.0}, "clip_high must be >= 0"),
+    ("ipo", {"beta": 0.0}, "beta must be > 0"),
+    ("hard", {"sft_iterations": 10}, "sft_iterations=10 leave none of iterations=10"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:20] for _, message in BAD])
-def test_bad_settings_are_named(tiny, change, message):
-    with pytest.raises(ValueError, match=message):
-        trainer_of(tiny, BASE.replace(**change))
+@pytest.mark.parametrize(("name", "change", "message"), BAD, ids=[message[:20] for *_, message in BAD])
+def test_bad_settings_are_named(tiny, name, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trainer_of(tiny, small(name, **change))
 
 
 def test_a_source_that_does_not_fit_the_model_is_named(tiny):
@@ -500,10 +645,37 @@ def test_a_source_that_does_not_fit_the_model_is_named(tiny):
 
 @pytest.mark.slow
 def test_one_real_update_of_smollm2(smollm2):
-    config = tuned().replace(prompts=2, candidates=2, completion_tokens=8, epochs=2)
+    config = AlignConfig().replace(prompts=2, candidates=2, completion_tokens=8, epochs=2)
     data = Data(encode_prompts(smollm2, load_prompts("tiny").rows[:4], config.texts.prompt_tokens))
     longer = reward_function(lambda prompts, completions: [[float(len(x)) for x in group] for group in completions])
     trainer = make_trainer(config, smollm2, data, longer, iterations=1)
     state, rows = run(trainer, 1)
-    assert rows[0]["sampler_gap"] < 1e-3 and rows[0]["kl_old"][0] < 1e-5 < rows[0]["kl_old"][1]
+    assert rows[0]["sampler_gap"] < 1e-3 and rows[0]["approx_kl"][0] < 1e-5 < rows[0]["approx_kl"][1]
     assert np.isfinite(rows[0]["loss"]).all() and int(state.step) == 2 and rows[0]["tokens"] > 0
+
+
+def test_the_multiplier_answers_the_kl_after_the_last_update(tiny):
+    """With one update a batch the KL before it is 0, and the multiplier could only fall."""
+    config = small("hard", trust_region="lagrangian", beta=1e-6, epochs=1, learning_rate=5e-2)
+    state, rows = run(trainer_of(tiny, config), 2)
+    assert all(row["realised_kl"] > 1e-6 > row["approx_kl"][0] for row in rows)
+    assert state.multiplier > trainer_of(tiny, config).init(jax.random.key(0)).multiplier
+
+
+@pytest.mark.parametrize(
+    ("algo", "options"), [("dpo", {}), ("dpo", {"length_normalize": True}), ("orpo", {}), ("simpo", {})]
+)
+def test_pair_accuracy_is_that_of_the_loss(tiny, algo, options):
+    config = small(algo, **options)
+    trainer = trainer_of(tiny, config)
+    state, _ = run(trainer, 2)
+    batch = pair_batch(make_data().pairs[:4], 8, 6)
+    ours, ref = (score(policy, *batch.tokens) for policy in (trainer.policy(state), trainer.reference(state)))
+    adaptive = Adaptive(jnp.int32(0), jnp.float32(1))
+    signal = config.method.signal(Verdict(pairs=chosen_rejected_pairs(4)), jax.random.key(0), adaptive)
+    batch = batch._replace(ref_logp=ref.logp, signal=signal, alive=jnp.ones(4))
+    metrics = evaluate(objective(config, batch, ours, None, adaptive))[1]
+    ours, ref, lengths = (np.asarray(x, np.float64) for x in (ours.logp.sum(-1), ref.logp.sum(-1), batch.lengths))
+    reward = {"orpo": ours / lengths, "simpo": ours / lengths}.get(algo, ours - ref)
+    reward = reward / lengths if options else reward
+    assert metrics["pair_accuracy"] == np.mean(reward[:, 0] > reward[:, 1])

@@ -8,10 +8,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairgrpo_jax.lm import data
 from pairgrpo_jax.lm.data import (
     Columns,
+    Half,
     Preference,
     PromptRow,
     asked_by,
@@ -19,8 +22,10 @@ from pairgrpo_jax.lm.data import (
     load_preferences,
     load_prompts,
     split_by_first_turn,
+    unseen,
 )
 from pairgrpo_jax.lm.files.tokenizer import check_vocab
+from pairgrpo_jax.lm.rewards.reward_model import about_head, fitted_on
 
 USER = {"role": "user", "content": "Hi there"}
 WANT = Preference((USER,), "Good day", "Go away")
@@ -528,3 +533,29 @@ def test_a_tokenizer_of_another_model_is_refused(smollm2):
         check_vocab(smollm2.tokenizer, 100, ends, "config.json")
     with pytest.raises(ValueError, match=r"'eos_token_id' = .128001.: the tokenizer has none"):
         check_vocab(smollm2.tokenizer, 200_000, (128_001,), "config.json")
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=40), st.integers(0, 1), st.integers(0, 3))
+def test_what_a_judge_was_fitted_on_is_in_no_part_of_a_run(turns, number, seed):
+    rows = [PromptRow(({"role": "user", "content": turn},)) for turn in turns]
+    half, other = Half(number, seed), Half(1 - number, seed)
+    fitted = {data.first_turn(row) for row in rows if half.holds(row)}
+    assert all(half.holds(row) != other.holds(row) for row in rows)
+    if len(fitted) == len(set(turns)):
+        with pytest.raises(ValueError, match=r"all .* rows are of the half that the judge was fitted on"):
+            unseen(rows, half)
+        return
+    parts = [{data.first_turn(row) for row in part} for part in split_by_first_turn(unseen(rows, half))]
+    assert not parts[0] & parts[1] and not fitted & (parts[0] | parts[1])
+    assert fitted | parts[0] | parts[1] == set(turns) and unseen(rows, None) == rows
+
+
+def test_the_shipped_heads_say_which_half_they_were_fitted_on(data_folder):
+    """That many pairs of the half there are in their data, and as many did each of them see."""
+    rows = load_preferences(str(data_folder / "hh-rlhf-harmless-base"), split="all").rows
+    for number, half in enumerate("ab"):
+        found = fitted_on(f"harmless-{half}", "hh-rlhf-harmless-base")
+        assert found == Half(number, 0) and fitted_on(f"harmless-{half}", "tiny") is None
+        assert sum(found.holds(row) for row in rows) == about_head(f"harmless-{half}")["pairs"]
+    turns = {data.first_turn(row) for row in rows}
+    assert not turns & {data.first_turn(row) for row in load_preferences("tiny").rows}

@@ -1,21 +1,27 @@
-"""Methods as objects: bounds, facts, and that each minimises the loss it names."""
+"""Methods as objects: bounds, what they say of themselves, and that each minimises the loss it names."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import pairgrpo_jax as pg
+from pairgrpo_jax import core
+from pairgrpo_jax.control import Collection, ControlConfig
+from pairgrpo_jax.lm.alignment import AlignConfig, Critic, Samples
 from pairgrpo_jax.methods import (
     METHODS,
     NAMES,
     Adaptive,
+    Advantages,
     Dpo,
     Grpo,
     HardPair,
     Ipo,
+    Labels,
     Likelihoods,
     Orpo,
     Ppo,
@@ -27,122 +33,499 @@ from pairgrpo_jax.methods import (
     simpo_loss,
 )
 
-ADAPTIVE = Adaptive(jnp.int32(2), jnp.float32(1.5))
-RNG = np.random.default_rng(0)
-B, K, T = 5, 4, 3
-MASK = jnp.asarray(RNG.integers(0, 2, (B, K, T)).clip(0, 1), jnp.float32).at[..., 0].set(1)
+EACH = pytest.mark.parametrize("cls", METHODS, ids=NAMES)
+B, K, T = 5, 4, 6
+KEY, ADAPTIVE = jax.random.key(0), Adaptive(jnp.int32(3), jnp.float32(1.5))
+RNG = np.random.default_rng(1)
+LENGTHS = RNG.integers(1, T + 1, (B, K))
+MASK = jnp.asarray(np.arange(T) < LENGTHS[..., None], jnp.float32)
 LOGP, OLD, REF = (jnp.asarray(RNG.normal(-2, 0.3, (B, K, T)), jnp.float32) for _ in range(3))
 SCORES = jnp.asarray(RNG.normal(size=(B, K)), jnp.float32)
+STEPS = jnp.asarray(RNG.normal(size=(B, K, T)), jnp.float32)
 ALIVE = jnp.array([1.0, 0.0, 1.0, 1.0, 1.0])
-BAD = [
-    (Grpo, {"clip": -0.1}, "clip must be >= 0"),
-    (Grpo, {"clip_high": -1.0}, "clip_high must be >= 0"),
-    (Grpo, {"scale": "std"}, "scale='std' is unknown"),
-    (RankGrpo, {"level": "word"}, "level='word' is unknown"),
-    (Ppo, {"clip": "big"}, "clip must be a number"),
-    (SoftPair, {"beta": float("nan")}, "beta must be >= 0"),
-    (HardPair, {"delta_gamma": 0.0}, "delta_gamma must be in"),
-    (HardPair, {"trust_region": "lagrangian", "beta": 0.0}, "beta must be > 0"),
-    (Dpo, {"label_smoothing": 0.5}, "label_smoothing must be in"),
-    (Ipo, {"beta": 0.0}, "beta must be > 0"),
-    (Orpo, {"weight": -1.0}, "weight must be >= 0"),
-    (SimPo, {"gamma": -1.0}, "gamma must be >= 0"),
-]
+ALL = Likelihoods(LOGP, OLD, REF, MASK)
+PAIRS = core.chosen_rejected_pairs(B)
+NAN = float("nan")
+
+# What each field refuses.
+REFUSED = {
+    "clip": (-0.1, NAN, "wide"),
+    "clip_high": (-0.1, NAN, "wide"),
+    "level": ("word", None),
+    "aggregate": ("sum", None),
+    "baseline": ("median", None),
+    "scale": ("std", None),
+    "scheme": ("best", None),
+    "margin": (-0.1, NAN, None),
+    "delta_0": (-0.1, NAN, None),
+    "delta_gamma": (0.0, 1.01, -0.5, NAN),
+    "fit": ("both", None),
+    "trust_region": ("ball", None),
+    "hinge": ("groups", None),
+    "alpha": (-0.1, NAN, None),
+    "beta": (-0.1, NAN, None),
+    "label_smoothing": (-0.1, 0.5, NAN),
+    "weight": (-0.1, NAN, None),
+    "gamma": (-0.1, NAN, None),
+}
+SWITCHES = {"project_target", "length_normalize"}
+# What each field takes beside its default, ends of its bounds among them.
+TAKEN = {
+    "clip": (0.0, 2),
+    "clip_high": (0.0, 0.5),
+    "level": ("sequence",),
+    "aggregate": ("token_mean", "constant"),
+    "baseline": ("leave_one_out",),
+    "scale": ("batch", "none"),
+    "scheme": ("best_worst", "matched", "bradley_terry", "margin_weighted"),
+    "margin": (0.3,),
+    "delta_0": (0.0, 0.5),
+    "delta_gamma": (1.0, 0.5),
+    "fit": ("forward",),
+    "trust_region": ("lagrangian",),
+    "hinge": ("tokens",),
+    "alpha": (0.0, 5.0),
+    "beta": (0.7, np.float32(0.25)),
+    "label_smoothing": (0.49,),
+    "weight": (0.0, 3.0),
+    "gamma": (0.0, 3.0),
+    "project_target": (True,),
+    "length_normalize": (True,),
+}
+ABOVE_0 = (Ipo, SimPo)  # beta is more than 0
 
 
-@pytest.mark.parametrize(("cls", "fields", "message"), BAD, ids=[message for *_, message in BAD])
-def test_a_bad_value_is_named_when_the_method_is_made(cls, fields, message):
-    with pytest.raises(ValueError, match=message):
-        cls(**fields)
+@EACH
+def test_every_field_refuses_what_is_out_of_its_bounds(cls):
+    for field in dataclasses.fields(cls):
+        assert field.name in REFUSED.keys() | SWITCHES
+        bad = REFUSED.get(field.name, ()) + ((0.0,) if field.name == "beta" and cls in ABOVE_0 else ())
+        for value in bad:
+            with pytest.raises(ValueError, match=rf"^{field.name}\b"):
+                cls(**{field.name: value})
+            with pytest.raises(ValueError, match=rf"^{field.name}\b"):
+                cls().replace(**{field.name: value})
 
 
-@pytest.mark.parametrize("cls", METHODS, ids=NAMES)
-def test_methods_are_values(cls):
-    method = cls()
-    assert method == cls() and hash(method) == hash(cls()) and method_class(cls.name) is cls
-    assert method.online or method.offline
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        method.name = "other"  # type: ignore[misc]
+@EACH
+def test_every_field_takes_the_ends_of_its_bounds_and_makes_another_value(cls):
+    for field in dataclasses.fields(cls):
+        ends = TAKEN[field.name] + ((0.0,) if field.name == "beta" and cls not in ABOVE_0 else ())
+        for value in ends:
+            made, again = cls().replace(**{field.name: value}), cls(**{field.name: value})
+            assert getattr(made, field.name) == value and made == again and hash(made) == hash(again)
+            assert made != cls() and made.replace(**{field.name: field.default}) == cls()
 
 
-def test_an_unknown_method_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match="method 'grop' is unknown; did you mean grpo"):
-        method_class("grop")
+def test_a_learned_multiplier_needs_a_radius():
+    assert HardPair(beta=0.0).beta == 0
+    with pytest.raises(ValueError, match="beta must be > 0 with trust_region"):
+        HardPair(beta=0.0, trust_region="lagrangian")
 
 
-def signal_of(method, alive=None):
-    scores = SCORES if not method.critic else jnp.broadcast_to(SCORES[..., None], MASK.shape) * MASK
-    return method.signal(Verdict(scores, None, alive, MASK), jax.random.key(0), ADAPTIVE)
+@EACH
+def test_a_method_is_frozen(cls):
+    for name in ("name", dataclasses.fields(cls)[0].name):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(cls(), name, "other")
+    with pytest.raises(TypeError, match="nose"):
+        cls().replace(nose=1)
+
+
+def test_methods_of_two_classes_are_never_equal():
+    assert len({cls() for cls in METHODS}) == len(METHODS) == len(set(NAMES))
+
+
+@EACH
+def test_a_method_is_a_static_argument_and_its_fields_may_be_traced(cls):
+    """One compilation for equal methods; an array passes unchecked, so that settings can be mapped over."""
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(method, logp):
+        traces.append(method)
+        return value_of(method, logp)
+
+    assert loss(cls(), LOGP) == loss(cls(), LOGP) and len(traces) == 1
+    name = next(f.name for f in dataclasses.fields(cls) if f.name in ("beta", "clip", "weight"))
+    several = jnp.array([0.05, 0.15])
+    mapped = jax.vmap(lambda x: value_of(cls().replace(**{name: x}), LOGP))(several)
+    single = [value_of(cls().replace(**{name: float(x)}), LOGP) for x in several]
+    np.testing.assert_allclose(mapped, single, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(mapped).all()
+
+
+@EACH
+def test_a_class_is_found_by_its_name(cls):
+    assert method_class(cls.name) is cls is cls.named(cls.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("grop", "grpo"), ("Hard", "hard"), ("simp0", "simpo"), ("dop", "dpo"), ("ppo2", "ppo"), ("softy", "soft")],
+)
+def test_an_unknown_name_suggests_the_nearest(name, near):
+    with pytest.raises(ValueError, match=rf"method '{name}' is unknown; did you mean {near}\?"):
+        method_class(name)
+
+
+def test_a_name_near_to_none_suggests_none():
+    with pytest.raises(ValueError, match=r"method 'sarsa' is unknown \(grpo, ") as error:
+        method_class("sarsa")
+    assert all(name in str(error.value) for name in NAMES) and "mean" not in str(error.value)
+
+
+# What a method says of itself.
+
+
+def verdict_of(cls, alive=None):
+    """What a trainer knows: a critic's advantages, rewards, or a data set's pairs."""
+    scores = STEPS * MASK if cls.critic else SCORES
+    return Verdict(scores if cls.online else None, None if cls.online else PAIRS, alive, MASK)
+
+
+def value_of(method, logp, alive=None, likelihoods=ALL):
+    signal = method.signal(verdict_of(type(method), alive), KEY, ADAPTIVE)
+    return core.evaluate(method.objective(likelihoods._replace(logp=logp), signal, ADAPTIVE))[0]
+
+
+def works(function, *errors):
+    """Whether it gives a result; only the errors named count as a refusal."""
+    try:
+        function()
+    except errors:
+        return False
+    return True
+
+
+@EACH
+def test_only_methods_that_learn_online_are_taken_where_samples_are(cls):
+    critic = Critic() if cls.critic else None
+    if cls.online:
+        assert ControlConfig(cls()).method == AlignConfig(cls(), Samples(), critic=critic).method == cls()
+        return
+    with pytest.raises(ValueError, match=rf"method {cls.name} learns from a data set's pairs"):
+        ControlConfig(cls())
+    with pytest.raises(ValueError, match=rf"^samples: {cls.name} learns from a data set's pairs"):
+        AlignConfig(cls(), Samples(), critic=critic)
+
+
+@EACH
+def test_only_methods_that_learn_offline_are_taken_without_samples(cls):
+    critic = Critic() if cls.critic else None
+    if cls.offline:
+        assert AlignConfig(cls(), None, critic=critic).group_size == 2
+        return
+    with pytest.raises(ValueError, match=rf"^samples=None: {cls.name} learns from its own samples"):
+        AlignConfig(cls(), None, critic=critic)
+
+
+@EACH
+def test_a_critic_is_there_for_those_that_need_one(cls):
+    samples = Samples() if cls.online else None
+    for critic in (None, Critic()):
+        fits = (critic is not None) == cls.critic
+        assert works(lambda c=critic: AlignConfig(cls(), samples, critic=c), ValueError) == fits
+    if cls.online:
+        forked = Collection("reward_to_go", fork=True)
+        assert works(lambda: ControlConfig(cls(), forked), ValueError) != cls.critic
+
+
+@EACH
+def test_the_objective_reads_the_old_policy_and_the_reference_if_it_says_so(cls):
+    for name, said in (("old_logp", cls.ratio), ("ref_logp", cls in (Dpo, Ipo))):
+        without = functools.partial(value_of, cls(), LOGP, likelihoods=ALL._replace(**{name: None}))
+        assert said or np.isfinite(without()), name
+        changed = value_of(cls(), LOGP, likelihoods=ALL._replace(**{name: getattr(ALL, name) * 0.9}))
+        assert (abs(float(changed - value_of(cls(), LOGP))) > 1e-6) == said, name
+
+
+@EACH
+def test_pairs_without_scores_do_for_those_that_learn_from_comparisons(cls):
+    def value():
+        signal = cls().signal(Verdict(None, PAIRS, None, MASK), KEY, ADAPTIVE)
+        return core.evaluate(cls().objective(ALL, signal, ADAPTIVE))[0]
+
+    assert works(value, TypeError, ValueError, AttributeError) == cls.comparisons
+    assert not cls.comparisons or np.isfinite(value())
+
+
+@EACH
+def test_what_learns_offline_learns_from_comparisons_and_makes_labels(cls):
+    assert (cls.online or cls.offline) and (not cls.offline or cls.comparisons)
+    made = cls().signal(verdict_of(cls), KEY, ADAPTIVE)
+    assert isinstance(made, Labels if cls.comparisons else Advantages)
+
+
+@EACH
+@pytest.mark.parametrize("alive", [None, ALIVE], ids=["alive", "one dead"])
+def test_the_leaves_of_a_signal_begin_with_the_groups(cls, alive):
+    """So that it can be cut into minibatches."""
+    for scheme in TAKEN["scheme"] if cls().has("scheme") else (None,):
+        method = cls() if scheme is None else cls(scheme=scheme)
+        leaves = jax.tree.leaves(method.signal(verdict_of(cls, alive), KEY, ADAPTIVE))
+        assert leaves and all(leaf.shape[0] == B for leaf in leaves)
+    if cls.online:
+        leaves = jax.tree.leaves(cls().signal(Verdict(SCORES), KEY, ADAPTIVE))  # as control has it
+        assert leaves and all(leaf.shape[0] == B for leaf in leaves)
+
+
+@EACH
+def test_terms_of_a_signal_that_was_cut_add_up(cls):
+    signal = cls().signal(verdict_of(cls), KEY, ADAPTIVE)
+    whole = cls().objective(ALL, signal, ADAPTIVE)
+    rows = (slice(0, 3), slice(3, B))
+    parts = [cls().objective(*jax.tree.map(lambda x, r=r: x[r], (ALL, signal)), ADAPTIVE) for r in rows]
+    for name, term in whole.items():
+        np.testing.assert_allclose(sum(part[name].total for part in parts), term.total, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(sum(part[name].count for part in parts), term.count)
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.online], ids=lambda cls: cls.name)
-@pytest.mark.parametrize("alive", [None, ALIVE], ids=["all alive", "one not"])
-def test_a_signal_can_be_cut_and_dead_groups_take_no_part(cls, alive):
-    method = cls()
-    signal = signal_of(method, alive)
-    assert all(leaf.shape[0] == B for leaf in jax.tree.leaves(signal))
+def test_dead_groups_take_no_part(cls):
+    gradient = np.asarray(jax.grad(functools.partial(value_of, cls(), alive=ALIVE))(LOGP))
+    np.testing.assert_array_equal(gradient[1], 0)
+    assert np.isfinite(gradient).all() and (np.abs(gradient).max(axis=(1, 2)) > 0)[np.asarray(ALIVE) > 0].all()
+
+
+@EACH
+def test_the_improved_term_is_the_surrogate(cls):
+    signal = cls().signal(verdict_of(cls), KEY, ADAPTIVE)
+    terms = cls().objective(ALL, signal, ADAPTIVE)
+    assert terms["surrogate"].weight == 1 and not {"policy", "fit", cls.name} & set(terms)
+    assert all(jnp.ndim(term.total) == 0 for term in terms.values())
+
+
+@EACH
+def test_batches_are_counted_and_the_multiplier_is_hards(cls):
+    after = cls().renewed(ADAPTIVE, jnp.float32(0.5))
+    assert after.batches == 4 and after.multiplier == 1.5
+    assert cls().report(ADAPTIVE).keys() == ({"delta"} if cls is HardPair else set())
+
+
+def test_hards_multiplier_follows_the_kl_and_delta_the_batches():
+    dual = HardPair(trust_region="lagrangian", beta=0.1, delta_0=0.1, delta_gamma=0.5)
+    for kl in (0.02, 0.5):
+        expected = core.update_multiplier(ADAPTIVE.multiplier, jnp.float32(kl), 0.1)
+        found = dual.renewed(ADAPTIVE, jnp.float32(kl))
+        assert found.batches == 4 and found.multiplier == expected != 1.5
+        assert (expected > 1.5) == (kl > 0.1)
+    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made
+    np.testing.assert_allclose(dual.report(ADAPTIVE)["delta"], 0.1 * 0.5**3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [HardPair, SoftPair])
+def test_an_odd_group_cannot_be_matched(cls):
+    cls(scheme="matched").check_group(4)
+    cls().check_group(3)
+    with pytest.raises(ValueError, match="candidates=3 must be even"):
+        cls(scheme="matched").check_group(3)
+
+
+# Each objective is the loss of core that it names.
+
+
+def same(method, loss, alive=None, renamed=()):
+    """Value, gradient and metrics of a method's objective are those of `loss(logp) -> (loss, metrics)`."""
+    signal = method.signal(verdict_of(type(method), alive), KEY, ADAPTIVE)
+
+    def ours(logp):
+        return core.evaluate(method.objective(ALL._replace(logp=logp), signal, ADAPTIVE))
+
+    (found, more), gradient = jax.value_and_grad(ours, has_aux=True)(LOGP)
+    (expected, others), other_gradient = jax.value_and_grad(loss, has_aux=True)(LOGP)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(gradient, other_gradient, rtol=1e-4, atol=1e-7)
+    assert np.abs(gradient).max() > 1e-4
+    others = {dict(renamed).get(name, name): x for name, x in others.items()}
+    assert set(others) == set(more)
+    for name, x in others.items():
+        np.testing.assert_allclose(more[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+POLICY = (("policy", "surrogate"), ("kl", "kl_penalty"))
+RULES = list(itertools.product(("token", "sequence"), ("sequence_mean", "token_mean", "constant")))
+COUNTED = jnp.broadcast_to(ALIVE[:, None], (B, K))
+
+
+@pytest.mark.parametrize(("level", "aggregate"), RULES)
+def test_grpo_and_rank_grpo_are_grpo_loss_on_their_advantages(level, aggregate):
+    def loss(advantages, clip, **options):
+        rules = {"level": level, "aggregate": aggregate}
+        return lambda logp: core.grpo_loss(logp, OLD, advantages, mask=MASK, clip=clip, **rules, **options)
+
+    grpo = Grpo(clip=0.1, clip_high=0.3, level=level, aggregate=aggregate)
+    rank = RankGrpo(clip=0.05, level=level, aggregate=aggregate)
+    standard, ranks = core.group_advantages(SCORES), core.rank_advantages(SCORES)
+    same(grpo, loss(standard, (0.1, 0.3)), None, POLICY)
+    same(rank, loss(ranks, 0.05), None, POLICY)
+    same(grpo, loss(standard, (0.1, 0.3), candidate_weight=COUNTED), ALIVE, POLICY)
+    same(rank, loss(ranks, 0.05, candidate_weight=COUNTED), ALIVE, POLICY)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_grpo_standardises_as_it_says(baseline, scale):
+    method = Grpo(baseline=baseline, scale=scale)
+    advantages = core.group_advantages(SCORES, baseline=baseline, scale=scale)
+    np.testing.assert_allclose(method.signal(Verdict(SCORES), KEY, ADAPTIVE).advantages, advantages, rtol=1e-6)
+    found = method.signal(Verdict(SCORES, alive=ALIVE), KEY, ADAPTIVE).advantages
+    kept = np.flatnonzero(ALIVE)
+    expected = core.group_advantages(SCORES[kept], baseline=baseline, scale=scale)
+    np.testing.assert_allclose(found[kept], expected, rtol=1e-4)  # eps
+    np.testing.assert_array_equal(found[1], 0)
+
+
+@pytest.mark.parametrize("alive", [None, ALIVE], ids=["alive", "one dead"])
+def test_ppo_is_ppo_loss_without_the_critic(alive):
+    """On advantages of mean 0 and std 1 over the steps that count."""
+    counted = np.asarray(MASK if alive is None else MASK * ALIVE[:, None, None], bool)
+    steps = np.asarray(STEPS * MASK, np.float64)
+    advantages = jnp.asarray((steps - steps[counted].mean()) / steps[counted].std(), jnp.float32)
+    mask, none = jnp.asarray(counted, jnp.float32), jnp.zeros((B, K, T))
 
     def loss(logp):
-        return pg.evaluate(method.objective(Likelihoods(logp, OLD, REF, MASK), signal, ADAPTIVE))[0]
+        value, metrics = core.ppo_loss(logp, OLD, advantages, none, none, none, mask=mask, clip=(0.1, 0.3))
+        everywhere = core.ppo_loss(logp, OLD, *[none] * 4, mask=MASK)[1]["approx_kl"]  # dead groups too
+        return value, {name: x for name, x in metrics.items() if name != "value"} | {"approx_kl": everywhere}
 
-    gradient = jax.grad(loss)(LOGP)
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    same(Ppo(clip=0.1, clip_high=0.3), loss, alive, POLICY)
+
+
+@pytest.mark.parametrize(("level", "aggregate"), RULES)
+@pytest.mark.parametrize("alive", [None, ALIVE], ids=["alive", "one dead"])
+def test_soft_is_soft_pair_grpo_loss(level, aggregate, alive):
+    pairs = core.pairs_from_rewards(SCORES, scheme="matched", margin=0.2)
     if alive is not None:
-        np.testing.assert_array_equal(gradient[1], 0)
+        pairs = pairs._replace(weight=pairs.weight * alive[:, None])
+    rules = {"beta": 0.4, "level": level, "aggregate": aggregate}
+
+    def loss(logp):
+        kl = core.kl_k2(logp, OLD)
+        return core.soft_pair_grpo_loss(logp, OLD, pairs, mask=MASK, clip=(0.1, 0.3), kl=kl, **rules)
+
+    same(SoftPair(scheme="matched", margin=0.2, clip=0.1, clip_high=0.3, **rules), loss, alive, POLICY)
 
 
-def test_objectives_are_the_losses_they_name():
-    likelihoods, kl = Likelihoods(LOGP, OLD, REF, MASK), pg.kl_k2(LOGP, OLD)
-    pairs = pg.pairs_from_rewards(SCORES, scheme="all")
-    advantages = pg.group_advantages(SCORES, scale="none", baseline="leave_one_out")
-    hard = HardPair(delta_0=0.1, delta_gamma=0.5, hinge="tokens", trust_region="lagrangian")
-    chosen, rejected = (jnp.sum(LOGP * MASK, -1)[:, i] for i in (0, 1))
-    ref = [jnp.sum(REF * MASK, -1)[:, i] for i in (0, 1)]
-    labels = pg.chosen_rejected_pairs(B)
-    expected = {
-        Grpo(scale="none", baseline="leave_one_out", clip_high=0.3): pg.grpo_loss(
-            LOGP, OLD, advantages, mask=MASK, clip=(0.2, 0.3)
-        ),
-        SoftPair(beta=0.5): pg.soft_pair_grpo_loss(LOGP, OLD, pairs, mask=MASK, kl=kl, beta=0.5),
-        hard: pg.hard_pair_grpo_loss(
-            LOGP, OLD, pairs, 0.1 * 0.5**2, mask=MASK, kl=kl, trust_region="lagrangian", multiplier=1.5
-        ),
-        Dpo(label_smoothing=0.1): pg.dpo_loss(chosen, rejected, *ref, label_smoothing=0.1),
-        Ipo(beta=0.2): pg.ipo_loss(chosen, rejected, *ref, beta=0.2),
-    }
-    for method, (value, _) in expected.items():
-        verdict = Verdict(SCORES, None if method.online else labels, None, MASK)
-        signal = method.signal(verdict, jax.random.key(0), ADAPTIVE)
-        found, _ = pg.evaluate(method.objective(likelihoods, signal, ADAPTIVE))
-        np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=method.name)
+HARD = list(itertools.product(("reverse", "forward"), ("hinge", "lagrangian"), ("candidates", "tokens"), (False, True)))
 
 
-def test_simpo_equals_its_formula_in_float64():
-    """Value and gradient of -log sigmoid(beta (mean logp_w - mean logp_l) - gamma), derived by hand."""
-    beta, gamma = 2.5, 0.8
-    method, likelihoods = SimPo(beta=beta, gamma=gamma), Likelihoods(LOGP, None, None, MASK)
-    logp, mask = np.asarray(LOGP, np.float64), np.asarray(MASK, np.float64)
-    means = (logp * mask).sum(-1) / mask.sum(-1)
-    z = beta * (means[:, 0] - means[:, 1]) - gamma
-    slope = -beta / (1 + np.exp(z)) / B  # d loss / d margin
+@pytest.mark.parametrize(("fit", "region", "hinge", "switch"), HARD)
+def test_hard_is_hard_pair_grpo_loss_with_the_target_that_it_would_make(fit, region, hinge, switch):
+    own = {"fit": fit, "trust_region": region, "project_target": switch, "length_normalize": switch}
+    own |= {"beta": 0.002, "alpha": 0.7, "aggregate": "token_mean"}
+    pairs = core.pairs_from_rewards(SCORES, scheme="best_worst")
+
+    def loss(logp):
+        kl = core.kl_k2(logp, OLD) if "tokens" in hinge or region == "lagrangian" else None
+        delta, multiplier = 0.2 * 0.5**3, ADAPTIVE.multiplier
+        return core.hard_pair_grpo_loss(logp, OLD, pairs, delta, mask=MASK, kl=kl, multiplier=multiplier, **own)
+
+    method = HardPair(scheme="best_worst", delta_0=0.2, delta_gamma=0.5, hinge=hinge, **own)
+    same(method, loss, None, (("fit", "surrogate"),))
+
+
+def test_a_given_kl_is_taken_in_place_of_the_estimate():
+    exact = jnp.abs(STEPS)
+    for method, name in ((SoftPair(beta=1.0), "kl_penalty"), (HardPair(hinge="tokens"), "kl")):
+        terms = method.objective(ALL._replace(kl=exact), method.signal(Verdict(SCORES), KEY, ADAPTIVE), ADAPTIVE)
+        np.testing.assert_allclose(terms[name].mean, np.mean((exact * MASK).sum(-1) / LENGTHS), rtol=1e-5)
+
+
+def totals(logp, mean):
+    """Of the chosen and the rejected sequence."""
+    total = jnp.sum(logp * MASK, axis=-1)
+    total = total / LENGTHS if mean else total
+    return total[:, 0], total[:, 1]
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+def test_dpo_and_ipo_are_their_losses(mean):
+    def dpo(logp):
+        return core.dpo_loss(*totals(logp, mean), *totals(REF, mean), beta=0.4, label_smoothing=0.1)
+
+    def ipo(logp):
+        return core.ipo_loss(*totals(logp, mean), *totals(REF, mean), beta=0.4)
+
+    same(Dpo(length_normalize=mean, beta=0.4, label_smoothing=0.1), dpo, None, (("dpo", "surrogate"),))
+    same(Ipo(length_normalize=mean, beta=0.4), ipo, None, (("ipo", "surrogate"),))
+
+
+def test_orpo_and_simpo_are_their_losses():
+    same(Orpo(weight=0.3), lambda x: core.orpo_loss(*totals(x, True), weight=0.3), None, (("nll", "surrogate"),))
+    loss = functools.partial(simpo_loss, beta=2.5, gamma=0.8)
+    same(SimPo(beta=2.5, gamma=0.8), lambda x: loss(*totals(x, True)), None, (("simpo", "surrogate"),))
+
+
+# SimPO, from its paper.
+
+
+def simpo_in_float64(logp, beta, gamma):
+    """Eq. 6 with the logistic function as it stands; its gradient by central differences, which know no formula."""
+
+    def value(x):
+        means = [[x[b, k, : LENGTHS[b, k]].mean() for k in (0, 1)] for b in range(B)]
+        return np.mean([-np.log(1 / (1 + np.exp(-(beta * won - beta * lost - gamma)))) for won, lost in means])
+
     gradient = np.zeros_like(logp)
-    gradient[:, 0] = (slope[:, None] * mask[:, 0]) / mask[:, 0].sum(-1, keepdims=True)
-    gradient[:, 1] = (-slope[:, None] * mask[:, 1]) / mask[:, 1].sum(-1, keepdims=True)
+    for index in np.ndindex(*logp.shape):
+        step = np.zeros_like(logp)
+        step[index] = 1e-5
+        gradient[index] = (value(logp + step) - value(logp - step)) / 2e-5
+    return value(logp), gradient
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(2.0, 1.0), (2.5, 0.0), (10.0, 4.0), (0.3, 0.1)])
+def test_simpo_is_equation_6(beta, gamma):
+    logp = np.asarray(LOGP, np.float64)
+    expected, slope = simpo_in_float64(logp, beta, gamma)
+    method = SimPo(beta=beta, gamma=gamma)
 
     def loss(x):
-        return pg.evaluate(method.objective(likelihoods._replace(logp=x), None, ADAPTIVE))
+        return core.evaluate(method.objective(Likelihoods(x, mask=MASK), Labels(PAIRS), ADAPTIVE))
 
-    (value, metrics), found = jax.value_and_grad(loss, has_aux=True)(LOGP)
-    np.testing.assert_allclose(value, np.mean(np.log1p(np.exp(-z))), rtol=1e-5)
-    np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(metrics["accuracy"], np.mean(means[:, 0] > means[:, 1]))
-    with pytest.raises(ValueError, match="beta must be > 0"):
-        simpo_loss(jnp.zeros(2), jnp.zeros(2), beta=0.0)
+    (found, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(LOGP)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, 2:], 0)
+    np.testing.assert_array_equal(np.asarray(gradient)[np.asarray(MASK) == 0], 0)
+    means = (logp * np.asarray(MASK)).sum(-1) / LENGTHS
+    right = np.mean(means[:, 0] > means[:, 1])
+    assert 0 < right < 1
+    np.testing.assert_allclose(metrics["accuracy"], right)  # whatever the target margin is
+    np.testing.assert_allclose(metrics["chosen_reward"], beta * means[:, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["rejected_reward"], beta * means[:, 1].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["surrogate"], found)
+    assert set(metrics) == {"surrogate", "accuracy", "chosen_reward", "rejected_reward"}
 
 
-def test_delta_and_multiplier_are_renewed():
-    hard = HardPair(delta_0=0.1, delta_gamma=0.5, trust_region="lagrangian", beta=0.1)
-    after = hard.renewed(ADAPTIVE, jnp.float32(1.0))
-    assert after.batches == 3 and after.multiplier > ADAPTIVE.multiplier
-    assert hard.renewed(ADAPTIVE).multiplier == ADAPTIVE.multiplier  # no update was made
-    np.testing.assert_allclose(hard.report(after)["delta"], 0.1 * 0.5**3, rtol=1e-6)
+@pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.offline], ids=lambda cls: cls.name)
+def test_the_implicit_reward_is_what_the_loss_ranks_by(cls):
+    """The chosen reply is likelier in sum and less likely per token, so that sums and means disagree."""
+    logp = jnp.asarray([[[-1.0, 0.0, 0.0, 0.0], [-0.6, -0.3, -0.4, -0.2]]])
+    mask = jnp.asarray([[[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]])
+    likelihoods = Likelihoods(logp, logp, jnp.zeros_like(logp), mask)
+    sums, means = np.array([[-1.0, -1.5]]), np.array([[-1.0, -0.375]])
+    expected = {"orpo": np.log(np.exp(means) / (1 - np.exp(means))), "simpo": means}.get(cls.name, sums)
+    np.testing.assert_allclose(cls().implicit_reward(likelihoods), expected, rtol=1e-6)
+    if "length_normalize" in {field.name for field in dataclasses.fields(cls)} and not cls.ratio:
+        np.testing.assert_allclose(cls(length_normalize=True).implicit_reward(likelihoods), means, rtol=1e-6)
+    if not cls.ratio:
+        signal = cls().signal(Verdict(pairs=core.chosen_rejected_pairs(1)), jax.random.key(0), ADAPTIVE)
+        metrics = core.evaluate(cls().objective(likelihoods, signal, ADAPTIVE))[1]
+        assert metrics["accuracy"] == (expected[0, 0] > expected[0, 1])
+
+
+def test_simpo_loss_stays_finite_and_names_what_is_wrong():
+    far = jnp.array([-500.0, 500.0])
+    value, slope = jax.value_and_grad(lambda x: simpo_loss(x, -x, beta=2.0, gamma=1.0)[0])(far)
+    np.testing.assert_allclose(value, (2000 + 1) / 2, rtol=1e-6)  # linear where a pair is far on the wrong side
+    np.testing.assert_allclose(slope, [-2.0, 0.0])
+    assert simpo_loss(jnp.zeros(3), jnp.zeros(3))[1]["accuracy"] == 0.5  # a tie is half right
+    for fields, message in (({"beta": 0.0}, "beta must be > 0"), ({"gamma": -1.0}, "gamma must be >= 0")):
+        with pytest.raises(ValueError, match=message):
+            simpo_loss(far, far, **fields)
+    with pytest.raises(ValueError, match="same shape"):
+        simpo_loss(far, jnp.zeros(3))
+    with pytest.raises(ValueError, match="chosen_logp must be"):
+        simpo_loss(jnp.zeros((2, 2)), jnp.zeros((2, 2)))

@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
         checkpoints.save(step, make_state(step))
     harm(files(tmp_path, 2)[0])
     step, state = Checkpoints(tmp_path).restore(make_state(0))
-    assert step == 1 and "checkpoint 2" in caplog.text
+    assert step == 1 and "going back from checkpoint 2 to checkpoint 1" in caplog.text
     assert_identical(state, make_state(1))
     harm(files(tmp_path, 1)[0])
     with pytest.raises(CheckpointError, match=r"no readable checkpoint.*checkpoint 2.*checkpoint 1"):
@@ -79,11 +79,121 @@ def test_an_uncommitted_checkpoint_is_not_seen(tmp_path):
     assert Checkpoints(tmp_path).restore(make_state(0))[0] == 1
 
 
-def test_a_state_of_another_shape_is_refused(tmp_path):
-    Checkpoints(tmp_path).save(1, make_state(1))
-    other = make_state(0).replace(params={"w": jnp.zeros((4, 4))})
-    with pytest.raises(CheckpointError, match="checkpoint 1"):
-        Checkpoints(tmp_path).restore(other)
+SCHEDULED = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(1, 0, 9)))
+OTHERS = {
+    "shape": (
+        lambda s: s.replace(params={**s.params, "w": jnp.zeros((4, 4))}),
+        r"params\.w is float32\[40,30\] in .*4,4",
+    ),
+    "dtype": (
+        lambda s: s.replace(step=jnp.float32(0)),
+        r"step is int32\[\] in checkpoint 2 .* and float32\[\] in the target",
+    ),
+    "more": (lambda s: s.replace(extra={"cursor": jnp.ones(2)}), r"extra\.cursor is missing in .* float32\[2\] in the"),
+    "less": (lambda s: s.replace(env_state=None), r"env_state\.bits is uint32\[2\] in .* missing in the target"),
+    "optimizer": (lambda s: s.replace(opt_state=SCHEDULED.init(s.params)), r"opt_state\.1\.0\.count is missing in"),
+    "kind of key": (lambda s: s.replace(key=jax.random.key(0, impl="rbg")), r"key is uint32\[2\] in .* uint32\[4\] in"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_state_of_another_shape_is_refused_in_one_sentence(tmp_path, change, message, caplog, capfd):
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, make_state(step))
+    checkpoints = Checkpoints(tmp_path)
+    capfd.readouterr(), caplog.clear()
+    with pytest.raises(CheckpointError, match=message) as error:
+        checkpoints.restore(change(make_state(0)))
+    assert str(error.value).count(" in checkpoint ") == 1 and not caplog.text and not "".join(capfd.readouterr())
+    assert checkpoints.restore(make_state(0))[0] == 2
+
+
+def test_the_best_survives_reopening_and_kills(tmp_path):
+    for step, score in enumerate([9.0, 1.0, None, 2.0, None, jnp.nan, 0.0, jnp.inf, None]):
+        Checkpoints(tmp_path, keep=2).save(5 * step, make_state(step), score)  # no close: as if killed
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.steps() == [0, 35, 40] and checkpoints.best() == 0
+    assert_identical(checkpoints.restore(make_state(0), "best")[1], make_state(0))
+    assert [checkpoints.restore(make_state(0), step)[0] for step in ("best", 35, None)] == [0, 35, 40]
+    checkpoints.save(45, make_state(9), 9.0)
+    assert checkpoints.steps() == [40, 45] and checkpoints.best() == 45  # of equal ones the newest
+    with pytest.raises(CheckpointError, match=r"no readable checkpoint 35 in .*holds \[40, 45\], the best is 45"):
+        checkpoints.restore(make_state(0), 35)
+    for options in ({"step": "best"}, {}):
+        with pytest.raises(CheckpointError, match=r"no readable checkpoint.*it holds \[\], the best is None"):
+            Checkpoints(tmp_path / "empty").restore(make_state(0), **options)
+    with pytest.raises(ValueError, match="keep must be >= 1"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_has_no_substitute(tmp_path):
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, make_state(step), score=step)
+    flip(files(tmp_path, 2)[0])
+    for step in (2, "best"):
+        with pytest.raises(CheckpointError, match=r"no readable checkpoint .*\(checkpoint 2: .* is damaged\)"):
+            Checkpoints(tmp_path).restore(make_state(0), step)
+
+
+def test_what_was_saved_last_is_newest_after_going_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(4, make_state(4))
+    checkpoints.save(2, make_state(2))
+    assert checkpoints.steps() == [2]
+
+
+def test_sums_that_a_kill_prevented_are_made_up_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step))
+    sums = tmp_path / "2" / "sha256.json"
+    expected = sums.read_text()
+    sums.rename(tmp_path / "2" / "sha256.json.partial")
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path).restore(make_state(0))[0] == 2
+    assert sums.read_text() == expected
+    flip(files(tmp_path, 2)[0])
+    assert Checkpoints(tmp_path).restore(make_state(0))[0] == 1
+    assert not list(tmp_path.glob("3*/sha256*"))
+
+
+@pytest.mark.parametrize("name", ["state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"])
+def test_content_that_cannot_be_read_is_damage_without_sums_too(tmp_path, name, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), score=step)
+    (tmp_path / "2" / "sha256.json").unlink()
+    truncate(tmp_path / "2" / name)
+    checkpoints = Checkpoints(tmp_path)
+    expected = 2 if name == "_CHECKPOINT_METADATA" else 1  # only the score was there
+    assert checkpoints.restore(make_state(0))[0] == expected
+    assert expected == 2 or "going back from checkpoint 2 to checkpoint 1" in caplog.text
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step))
+    barred, read = files(tmp_path, 2)[0], type(tmp_path).read_bytes
+
+    def refuse(path):
+        if path == barred:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(type(tmp_path), "read_bytes", refuse)  # root may read all
+    for use in (lambda: checkpoints.restore(make_state(0)), lambda: checkpoints.save(2, make_state(2))):
+        with pytest.raises(PermissionError, match="Permission denied"):
+            use()
+    assert not caplog.text and checkpoints.steps() == [1, 2]
+
+
+def test_a_donated_state_is_not_saved(tmp_path):
+    state = make_state(1)
+    jax.jit(lambda x: x, donate_argnums=0)(state.params)
+    with pytest.raises(ValueError, match=r"donated.*donate=False"):
+        Checkpoints(tmp_path).save(1, state)
+    assert Checkpoints(tmp_path).steps() == []
 
 
 def test_a_damaged_checkpoint_is_replaced_by_the_next_save(tmp_path):

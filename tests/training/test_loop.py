@@ -1,5 +1,6 @@
 """The host's loop, with a counter as the program."""
 
+import dataclasses
 import os
 import signal
 
@@ -19,6 +20,7 @@ from pairgrpo_jax.training import (
     train,
 )
 
+EVERY = {"save_every": 6, "steps_per_iteration": 10}
 SCHEDULE = Schedule(iterations=12, chunk=2, evaluate_every=4, save_every=6, steps_per_iteration=10)
 
 
@@ -37,17 +39,17 @@ def evaluate(state, iteration):
     return {"score": -abs(iteration - 8.0)}  # best at 8
 
 
-def run(folder, start=0, state=None, step=program, **options):
+def run(folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=evaluate, **options):
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=1), MetricLog(folder, after=start)
     try:
         return train(
             step,
             state or make_state(),
-            SCHEDULE,
+            schedule,
             start=start,
             checkpoints=checkpoints,
             log=log,
-            evaluate=evaluate,
+            evaluate=judge,
             console=Console(quiet=True),
             **options,
         )
@@ -85,6 +87,69 @@ def test_a_signal_saves_and_stops_after_the_chunk(tmp_path):
     _, done, stopped = run(tmp_path, step=step)
     assert (done, stopped) == (4, signal.SIGTERM)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "evaluated", "calls"),
+    [
+        (Schedule(10, 4, 4, **EVERY), [4, 8, 10], [4, 4, 2]),
+        (Schedule(10, 4, 5, **EVERY), [5, 10], [4, 1, 4, 1]),
+        (Schedule(10, 3, 99, **EVERY, evaluations=6), [2, 4, 5, 7, 9, 10], [1] * 10),
+        (Schedule(10, 2, 99, **EVERY, evaluations=6), [2, 4, 5, 7, 9, 10], [2, 2, 1, 2, 2, 1]),
+        (Schedule(99, 50, 99, **EVERY, evaluations=2), [50, 99], [50, 49]),
+        (Schedule(3, 2, 99, **EVERY, evaluations=6), [1, 2, 3], [1, 1, 1]),
+        (Schedule(10, 1, 99, **EVERY, evaluations=1), [10], [1] * 10),
+        (SCHEDULE, [4, 8, 12], [2] * 6),
+    ],
+)
+def test_iterations_and_evaluations_are_as_many_as_asked_for(tmp_path, schedule, evaluated, calls):
+    lengths, saved = [], []
+
+    def step(state, count):
+        lengths.append(count)
+        return program(state, count)
+
+    state, done, _ = run(tmp_path, step=step, schedule=schedule)
+    assert lengths == calls and done == state.params["w"] == schedule.iterations == sum(calls)
+    rows = read_metrics(tmp_path)
+    assert [row["iteration"] for row in rows if "score" in row] == evaluated and len(rows) == done
+    for start in range(1, done):  # resumed anywhere: a second length at most, and from a checkpoint the same calls
+        rest = list(schedule.chunks(start))
+        assert sum(rest) == done - start and len({*rest} - {schedule.chunk}) <= 1
+        for i in range(len(calls)):
+            saved += [sum(calls[:i]) != start or rest == calls[i:]]
+    assert all(saved)
+
+
+def test_checkpoints_fall_due_inside_of_a_chunk(tmp_path):
+    saved = []
+    schedule = Schedule(20, 4, 20, save_every=6, steps_per_iteration=1)
+
+    def step(state, count):
+        saved.append(Checkpoints(tmp_path / "checkpoints").steps())
+        return program(state, count)
+
+    run(tmp_path, step=step, schedule=schedule)
+    assert saved == [[], [], [8], [12], [12]]
+
+
+@pytest.mark.parametrize("field", ["chunk", "evaluate_every", "save_every", "seeds", "evaluations"])
+def test_a_schedule_without_sense_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be >"):
+        dataclasses.replace(SCHEDULE, **{field: 0})
+
+
+def test_one_diverged_seed_does_not_end_the_run(tmp_path, caplog):
+    def step(state, count):
+        state, metrics = program(state.replace(params={"w": state.params["w"][0]}), count)
+        alone = state.params["w"] > 3
+        state = state.replace(params={"w": jnp.stack([state.params["w"]] * 2)})
+        return state.replace(skipped_in_row=jnp.array([0, 99]) * alone), metrics
+
+    state = make_state().replace(params={"w": jnp.zeros(2)}, skipped_in_row=jnp.zeros(2, jnp.int32))
+    _, done, _ = run(tmp_path, step=step, state=state, judge=lambda state, iteration: {"score": [1.0, jnp.nan]})
+    assert done == 12 and caplog.text.count("seed 1 has diverged") == 1
+    assert Checkpoints(tmp_path / "checkpoints").best() is None  # the mean over seeds is no number
 
 
 def test_non_finite_updates_end_the_run_and_spare_the_last_good_checkpoint(tmp_path):

@@ -1,5 +1,8 @@
 """The run folder and its metrics."""
 
+import json
+
+import jax
 import pytest
 
 from pairgrpo_jax.training import MetricLog, RunFolderError, open_folder, read_metrics
@@ -40,6 +43,14 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
+def test_a_folder_may_be_a_string_and_is_made(tmp_path):
+    log = MetricLog(f"{tmp_path}/runs/x")
+    log.write({"iteration": 1, "steps": 10})
+    log.close()
+    assert read_metrics(f"{tmp_path}/runs/x") == [{"iteration": 1, "steps": 10}]
+    open_folder(f"{tmp_path}/runs/y", CONFIG, resume=False).close()
+
+
 def test_two_processes_do_not_write_one_run(tmp_path):
     with open_folder(tmp_path / "run", CONFIG, resume=False):
         with pytest.raises(RunFolderError, match="another process"):
@@ -52,3 +63,30 @@ def test_a_log_makes_its_folder_and_takes_a_name(tmp_path):
     log.write({"iteration": 1, "steps": 2, "loss": 0.5})
     log.close()
     assert read_metrics(str(tmp_path / "runs" / "x")) == [{"iteration": 1, "steps": 2, "loss": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("jax_enable_x64", True), ("jax_threefry_partitionable", False), ("jax_default_matmul_precision", "highest")],
+)
+def test_a_run_under_other_numeric_flags_is_told(tmp_path, caplog, flag, value):
+    open_folder(tmp_path / "run", CONFIG, resume=False).close()
+    before = getattr(jax.config, flag)
+    open_folder(tmp_path / "run", CONFIG, resume=True).close()
+    assert not caplog.text
+    jax.config.update(flag, value)
+    try:
+        open_folder(tmp_path / "run", CONFIG, resume=True).close()
+    finally:
+        jax.config.update(flag, before)
+    assert f"{flag} ({before} -> {value}) differ" in caplog.text and "not bit for bit" in caplog.text
+
+
+def test_another_kind_of_random_keys_is_refused_by_its_name(tmp_path):
+    open_folder(tmp_path / "run", CONFIG, resume=False).close()
+    with jax.default_prng_impl("rbg"), pytest.raises(RunFolderError, match="JAX_DEFAULT_PRNG_IMPL=threefry2x32"):
+        open_folder(tmp_path / "run", CONFIG, resume=True)
+    versions = tmp_path / "run" / "versions.json"  # of a run of before the flags were kept
+    kept = {name: value for name, value in json.loads(versions.read_text()).items() if not name.startswith("jax_")}
+    versions.write_text(json.dumps(kept))
+    open_folder(tmp_path / "run", CONFIG, resume=True).close()

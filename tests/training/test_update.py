@@ -207,7 +207,82 @@ def test_compiles_once_and_donates(batches):
     assert first.params["w"].is_deleted()
     for batch in batches * 2:
         state, _ = update(state, batch)
-    assert update._cache_size() == 1
+    assert update.__wrapped__._cache_size() == 1
+
+
+@pytest.mark.parametrize("setup", ["one batch", "pmap", "mesh"])
+def test_a_donated_state_is_named_with_the_way_out(setup, batches):
+    update, state, batch = set_up(setup, token_mean, OPTIMIZER, make_state(), batches[0])
+    update(state, batch)
+    for use in (lambda: update(state, batch), lambda: check_finite(state)):
+        with pytest.raises(ValueError, match=r"state: its memory was donated.*donate=False"):
+            use()
+
+
+@pytest.mark.parametrize("limit", [None, ("approx_kl", 0.01)])
+def test_a_step_to_a_parameter_that_is_not_finite_is_skipped(limit, batches):
+    """The gradient is finite; the optimizer divides by it, and the bias has none."""
+    optimizer = optax.stateless(lambda grads, params: jax.tree.map(lambda g: 1e-3 / g, grads))
+    loss = lambda params, batch: token_mean({**params, "b": 0.1}, batch)  # noqa: E731
+    state = TrainState.create({**make_state().params, "barred": -jnp.inf * jnp.ones(2)}, optimizer, jax.random.key(0))
+    update = make_update_step(loss, optimizer, limit=limit, donate=False)
+    after, metrics = update(state, batches[0])
+    assert_close(after.params, state.params, 0)
+    assert jnp.isfinite(metrics["grad_norm"]) and metrics["skipped"] == after.skipped == after.skipped_in_row == 1
+
+
+def test_parameters_that_are_not_finite_from_the_start_do_not_stop_the_others(batches):
+    params = {**make_state().params, "barred": jnp.array([-jnp.inf, 0.0])}
+    state = TrainState.create(params, OPTIMIZER, jax.random.key(0))
+    after, metrics = make_update_step(token_mean, OPTIMIZER, donate=False)(state, batches[0])
+    assert metrics["skipped"] == 0 and np.abs(after.params["w"] - params["w"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("setup", ["one batch", "accumulate", "pmap", "mesh, accumulate"])
+def test_a_batch_without_a_signal_makes_no_step_and_is_counted(setup, batches):
+    """Adam's momentum would go on moving the policy. One group in one micro-batch of one device is signal enough."""
+    state, _ = make_update_step(hinged, OPTIMIZER)(make_state(), batches[0])
+    pairs = batches[1]["pairs"]
+    none = pairs._replace(weight=0 * pairs.weight)
+    one = pairs._replace(weight=none.weight.at[3].set(1.0))
+    for given, moved in ((none, False), (one, True)):
+        before = jax.device_get(state.replace(key=None))
+        update, placed, batch = set_up(setup, hinged, OPTIMIZER, state, batches[1] | {"pairs": given}, donate=False)
+        after, metrics = update(placed, batch)
+        if setup == "pmap":
+            after, metrics = flax.jax_utils.unreplicate((after, metrics))
+        assert metrics["no_signal"] == (not moved) and metrics["skipped"] == after.skipped == 0 and after.step == 2
+        assert (np.abs(after.params["w"] - before.params["w"]).max() > 1e-4) == moved
+        if not moved:
+            assert_close((after.params, after.opt_state), (before.params, before.opt_state), 0)
+
+
+def test_a_batch_without_a_signal_is_not_a_good_update_either(batches):
+    update = make_update_step(hinged, OPTIMIZER, donate=False)
+    pairs = batches[0]["pairs"]
+    bad, none = (batches[0] | {"pairs": pairs._replace(weight=pairs.weight * x)} for x in (1.0, 0.0))
+    bad["old_logp"] = bad["old_logp"] * jnp.nan
+    state, _ = update(make_state(), bad)
+    state, _ = update(state, none)
+    assert state.skipped == state.skipped_in_row == 1
+    state, metrics = update(state, none | {"old_logp": bad["old_logp"]})
+    assert metrics["no_signal"] == 1 and metrics["skipped"] == 0 and state.skipped == 1
+
+
+def test_one_diverged_seed_of_several_is_frozen_and_warned_of_once(caplog):
+    """Vmapped seeds, of which one has batches of nan; the error comes when all have."""
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(jax.vmap(make_update_step(lambda p, x: (jnp.sum(jnp.square(p)) * x, {}), optimizer, parallel=None)))
+    state = jax.vmap(lambda key: TrainState.create(jnp.ones(2), optimizer, key))(jax.random.split(jax.random.key(0), 3))
+    reported = frozenset()
+    for _ in range(5):
+        state, _ = step(state, jnp.array([1.0, jnp.nan, 1.0]))
+        reported = check_finite(state, limit=2, reported=reported)
+    assert reported == {1} and caplog.text.count("seed 1 has diverged") == 1 and "the others go on" in caplog.text
+    np.testing.assert_allclose(state.params[:, 0], [0.8**5, 1, 0.8**5], rtol=1e-6)
+    state, _ = step(step(state, jnp.full(3, jnp.nan))[0], jnp.full(3, jnp.nan))
+    with pytest.raises(NonFiniteError, match="7 updates in a row"):
+        check_finite(state, limit=2, reported=reported)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +304,26 @@ def test_a_batch_that_does_not_divide_is_refused(batches):
         make_update_step(token_mean, OPTIMIZER, accumulate=3)(make_state(), batches[0])
 
 
-@pytest.mark.parametrize("result", [lambda x: (x, {"loss": x}), lambda x: x])
-def test_a_loss_that_would_be_misread_is_refused(result):
-    update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER)
-    with pytest.raises(ValueError, match=r"loss_fn must return|loss is what the update itself reports"):
+def weighted(x, name="main", **more):
+    return {name: Term(x, jnp.ones(()), 1.0), **more}
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda x: x, "loss_fn must return"),
+        (lambda x: (x, {"loss": x}), "loss is what the update"),
+        (lambda x: (x, {"no_signal": x}), "no_signal is what the update"),
+        (lambda x: weighted(x, "grad_norm"), "grad_norm is what the update"),
+        (lambda x: weighted(x, kl=Term(x, x, 1.0, 0.1), kl_active=mean_term(x)), "kl_active is what the update"),
+        (lambda x: {"kl": mean_term(x), "fit": Term(x, x, np.float32(0))}, r"no term has a weight \(kl, fit\)"),
+        (lambda x: {}, "no term has a weight"),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_would_be_misread_is_refused(result, message, accumulate):
+    update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER, accumulate=accumulate)
+    with pytest.raises(ValueError, match=message):
         update(make_state(), {"x": jnp.zeros(2)})
 
 
@@ -240,7 +331,7 @@ def test_a_loss_that_would_be_misread_is_refused(result):
 def test_a_metric_that_overflows_does_not_reach_the_gradient(accumulate):
     def objective(params, batch):
         total, one = jnp.sum(params["w"]), jnp.ones(())
-        return {"fit": Term(total, one, 1.0), "metric": Term(jnp.exp(1000 * jnp.square(total)), one)}
+        return {"main": Term(total, one, 1.0), "metric": Term(jnp.exp(1000 * jnp.square(total)), one)}
 
     update = make_update_step(objective, optax.sgd(0.1), accumulate=accumulate)
     state, metrics = update(make_state(optax.sgd(0.1)), {"x": jnp.zeros(2)})
@@ -266,6 +357,16 @@ SETUPS = {
     "mesh": {"mesh": True},
     "mesh, accumulate": {"mesh": True, "accumulate": 2},
 }
+
+
+def set_up(setup, loss, optimizer, state, batch, **options):
+    """The update of a setup, with the state and the batch where it wants them."""
+    options |= SETUPS[setup]
+    if "mesh" in options:
+        options["mesh"] = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    if options.get("parallel") == "pmap":
+        state, batch = flax.jax_utils.replicate(state), shard(batch)
+    return make_update_step(loss, optimizer, **options), state, batch
 
 
 @pytest.mark.parametrize("options", SETUPS.values(), ids=SETUPS)
@@ -360,7 +461,12 @@ def test_limited_steps_learn_and_never_leave_the_trust_region():
 
 
 @pytest.mark.parametrize(
-    ("limit", "message"), [(("approx_kl", 0.0), "radius must be > 0"), (("kl_old", 0.1), "no term 'kl_old'")]
+    ("limit", "message"),
+    [
+        (("approx_kl", 0.0), "radius must be > 0"),
+        (("kl_old", 0.1), "no term 'kl_old'"),
+        (("candidate_kl", 0.1), 'limit "approx_kl"'),
+    ],
 )
 def test_a_bad_limit_is_named(limit, message, batches):
     with pytest.raises(ValueError, match=message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, Within
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, Within, require_idle
 from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.methods import HardPair, Method
@@ -136,7 +136,14 @@ class AlignConfig(Settings):
             raise ValueError(f"samples=None: {name} learns from its own samples")
         if self.method.critic != (self.critic is not None):
             raise ValueError(f"critic: {name} {'needs' if self.method.critic else 'has no'} critic")
+        if self.method.ratio and self.adapters.lora_dropout:
+            raise ValueError(
+                f"lora_dropout: {name} learns from the ratio to pi_old, which random masks move before any update; "
+                "use 0, or a method without a ratio such as dpo"
+            )
         self.method.check_group(self.group_size)
+        if self.online:
+            require_idle(self, "reference_scores", "on samples, which are scored as they come")
         if self.reference_scores == "cached" and self.sft_iterations:
             raise ValueError('reference_scores="cached" needs a reference known at the start: sft_iterations=0')
 

@@ -17,6 +17,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.lm.models.scoring import Policy, score
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, score_and_reward
+from pairgrpo_jax.methods import Dpo, Likelihoods, Method
 
 
 class Replies(NamedTuple):
@@ -148,20 +149,25 @@ def implicit_margins(
     *,
     prompt_tokens: int,
     completion_tokens: int,
+    method: Method | None = None,
     batch: int = 16,
     rows: NamedSharding | None = None,
 ) -> np.ndarray:
-    """`[N]`: by how much (nats) the policy's log-ratio to the reference favours the chosen reply over the rejected."""
-    models = policy.model.skeleton, reference.model.skeleton
+    """`[N]`: by how much the policy favours the chosen reply over the rejected, by the method's implicit reward.
+
+    By default that is the log-ratio to the reference, in nats.
+    """
+    models, how = (policy.model.skeleton, reference.model.skeleton), method or Dpo()
 
     def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
-        return [_margins(models, (policy[1:], reference[1:]), jax.device_put(part, rows))]
+        return [_margins(models, how, (policy[1:], reference[1:]), jax.device_put(part, rows))]
 
     return in_batches(run, len(pairs), _batch(batch, len(pairs), rows))[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _margins(models: tuple[Model, Model], variables: tuple, part: Batch) -> jax.Array:
-    ours, ref = (score(Policy(m, *v), *part.tokens).logp.sum(-1) for m, v in zip(models, variables))
-    return (ours - ref)[:, 0] - (ours - ref)[:, 1]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _margins(models: tuple[Model, Model], method: Method, variables: tuple, part: Batch) -> jax.Array:
+    ours, ref = (score(Policy(m, *v), *part.tokens).logp for m, v in zip(models, variables))
+    reward = method.implicit_reward(Likelihoods(ours, ref_logp=ref, mask=part.mask))
+    return reward[:, 0] - reward[:, 1]

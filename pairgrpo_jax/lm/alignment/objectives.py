@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax import core
+from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.core.surrogate import aggregate_steps
 from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
-from pairgrpo_jax.lm.data import ranked_right
 from pairgrpo_jax.lm.models.scoring import Scores
 from pairgrpo_jax.methods import Adaptive, Likelihoods
 
@@ -33,7 +33,6 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
     """
     likelihoods = Likelihoods(scores.logp, batch.old_logp, batch.ref_logp, batch.mask)
     terms = config.method.objective(likelihoods, batch.signal, adaptive)
-    terms.pop("accuracy", None)  # `pair_accuracy` of `diagnostics` is the same figure for all methods
     if config.critic is not None:
         counted = batch.mask * batch.alive[:, None, None]
         weight = config.critic.value_weight
@@ -45,6 +44,12 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
         terms["ref_penalty"] = aggregate_steps(
             penalty, batch.mask, rule, candidate_weight=alive, weight=config.reference.ref_beta
         )
+    if batch.pairs is not None and batch.ref_logp is not None:
+        frozen = likelihoods._replace(logp=jax.lax.stop_gradient(scores.logp))
+        reward = config.method.implicit_reward(frozen)
+        won, lost = (jnp.take_along_axis(reward, index, axis=1) for index in batch.pairs[:2])
+        terms.pop("accuracy", None)  # the same
+        terms["pair_accuracy"] = core.mean_term(ranked_right(won - lost), (batch.pairs.weight > 0).astype(won.dtype))
     return terms | diagnostics(batch, scores)
 
 
@@ -59,24 +64,16 @@ def sft_objective(batch: Batch, scores: Scores) -> core.Objective:
 
 
 def diagnostics(batch: Batch, scores: Scores) -> core.Objective:
-    """Entropy (nats per token); KL per completion (nats): `kl_old` is KL(pi_old || pi), `kl_ref` KL(pi || pi_ref).
+    """Entropy, nats per token; `kl_ref`, KL(pi || pi_ref), nats per completion; `logp_change` since pi_old.
 
-    Both are k3 estimates under samples of pi_old; offline, over the data set's replies, they are only distances.
-    `pair_accuracy`: how often the log-ratio to the reference puts a pair the way it is labelled; ties count half.
+    The KL is a k3 estimate under samples of pi_old; offline, over the data set's replies, it is only a distance.
     """
     mask = batch.mask
     terms = {"entropy": core.mean_term(scores.entropy, mask)}
     logp = jax.lax.stop_gradient(scores.logp)
-    alive = jnp.broadcast_to(batch.alive[:, None], batch.lengths.shape)
-    for name, other in (("old", batch.old_logp), ("ref", batch.ref_logp)):
-        if other is not None:
-            kl = core.kl_k3(other, logp) if name == "old" else core.kl_k3(logp, other)
-            terms[f"kl_{name}"] = core.mean_term(jnp.sum(kl * mask, axis=-1), alive)
+    if batch.ref_logp is not None:
+        alive = jnp.broadcast_to(batch.alive[:, None], batch.lengths.shape)
+        terms["kl_ref"] = core.mean_term(jnp.sum(core.kl_k3(logp, batch.ref_logp) * mask, axis=-1), alive)
     if batch.old_logp is not None:
         terms["logp_change"] = core.mean_term(jnp.abs(logp - batch.old_logp), mask)
-    if batch.pairs is not None and batch.ref_logp is not None:
-        ratio = jnp.sum((logp - batch.ref_logp) * mask, axis=-1)
-        won, lost = (jnp.take_along_axis(ratio, index, axis=1) for index in batch.pairs[:2])
-        right = ranked_right(won - lost)
-        terms["pair_accuracy"] = core.mean_term(right, (batch.pairs.weight > 0).astype(right.dtype))
     return terms

@@ -10,7 +10,7 @@ from pairgrpo_jax.core import Pairs
 from pairgrpo_jax.core.pairs import groups_with_pairs
 from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
-from pairgrpo_jax.methods import Adaptive, Verdict
+from pairgrpo_jax.methods import METHODS, Adaptive, Verdict
 
 
 def learning_signal(
@@ -37,7 +37,8 @@ def learning_signal(
     method, scores = config.method, rewards
     if pairs is None or not method.comparisons:
         if rewards is None:
-            raise ValueError(f"{method.name} needs rewards, and the judge gives pairs: use soft or hard, or rewards")
+            fit = " or ".join(m.name for m in METHODS if m.comparisons and m.online)
+            raise ValueError(f"{method.name} needs rewards, and the judge gives pairs: use {fit}, or rewards")
         pairs = None
     if config.critic is not None:
         batch, scores = _value_targets(batch, rewards, config.critic.trace, config.reference.ref_beta)

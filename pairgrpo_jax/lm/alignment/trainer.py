@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from pairgrpo_jax import core
+from pairgrpo_jax.core.surrogate import policy_kl
 from pairgrpo_jax.lm.alignment import objectives
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
@@ -27,7 +28,7 @@ from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of
 from pairgrpo_jax.methods import Adaptive
-from pairgrpo_jax.training import TrainState, make_update_step
+from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -91,13 +92,16 @@ def make_trainer(
     return _Run(config, placement.model(model), data, source, iterations, seed, placement, decode).trainer()
 
 
-def make_optimizer(config: AlignConfig, iterations: int) -> optax.GradientTransformation:
+def make_optimizer(config: AlignConfig, iterations: int, *, supervised: bool = False) -> optax.GradientTransformation:
     """Adam with a clipped global norm; the rate rises at first, and decays linearly over the run by option.
 
-    Supervised fine-tuning has an Adam of its own, with the same rise, that ends before the decay does.
+    Args:
+      config: what to do.
+      iterations: length of the run, supervised fine-tuning included.
+      supervised: of the fine-tuning, whose Adam, rise and decay are its own, and end with it; else of the method.
     """
     how = config.optimizer
-    updates = (iterations - config.sft_iterations) * how.updates_per_batch
+    updates = config.sft_iterations if supervised else (iterations - config.sft_iterations) * how.updates_per_batch
 
     def rate(count):
         left = 1 - count / updates if how.anneal else 1.0
@@ -173,9 +177,11 @@ class _Run:
         self.columns = columns_of(source).shared(prompt.columns for prompt in data.prompts)
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
+        self.supervised = make_optimizer(config, iterations, supervised=True)
         self.update = jax.jit(self._update, donate_argnums=0)
         self.old_scores = jax.jit(self._old_scores)
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
+        self.realised_kl = jax.jit(self._realised_kl)
         self.judge_tokens = jax.jit(self._judge_tokens)
         self.signal = jax.jit(functools.partial(learning_signal, config))
 
@@ -219,15 +225,17 @@ class _Run:
         if np.any(np.asarray(batch.alive)):
             state, measured = self.fit(state, batch, *update_keys)
             metrics = metrics | measured
-        return self.renewed(state, key, metrics), metrics
+            if self.config.method.dual:
+                metrics["realised_kl"] = self.realised_kl(state.params, self.frozen, batch)
+        return self.renewed(state, key, metrics.get("realised_kl")), metrics
 
-    def renewed(self, state: TrainState, key: jax.Array, metrics) -> TrainState:
+    def renewed(self, state: TrainState, key: jax.Array, kl) -> TrainState:
         """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
-        kl = metrics["kl"][-1] if "kl" in metrics else None
         after = self.config.method.renewed(adaptive_of(state), kl)
         extra = state.extra | {"position": state.extra["position"] + 1}
-        state = state.replace(key=key, delta_step=after.batches, multiplier=after.multiplier, extra=extra)
-        return self.placement.state(state)
+        opt_state = annealed_to(after.batches * self.config.optimizer.updates_per_batch, state.opt_state)
+        state = state.replace(delta_step=after.batches, multiplier=after.multiplier, opt_state=opt_state)
+        return self.placement.state(state.replace(key=key, extra=extra))
 
     def fit(self, state: TrainState, batch: Batch, shuffle_key, dropout_key) -> tuple[TrainState, dict[str, Any]]:
         """All updates of a batch; metrics `[updates]`, and how far sampler and trainer are apart."""
@@ -246,7 +254,7 @@ class _Run:
         measured = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         change = measured.pop("logp_change", None)
         samples = self.config.samples
-        if change is not None and samples and not samples.rescores and not self.config.adapters.lora_dropout:
+        if change is not None and samples and not samples.rescores:
             measured["sampler_gap"] = change[0]
         return state, measured
 
@@ -266,7 +274,8 @@ class _Run:
     def _update(self, state: TrainState, frozen: Any, batch: Batch):
         loss = make_loss(self.config, self.model, frozen, adaptive_of(state))
         accumulate = self.config.optimizer.accumulate
-        return make_update_step(loss, self.optimizer, accumulate=accumulate, parallel=None)(state, batch)
+        optimizer = self.supervised if batch.signal is None else self.optimizer
+        return make_update_step(loss, optimizer, accumulate=accumulate, parallel=None)(state, batch)
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
         return score(policy, *batch.tokens, sampling=self.config.scored).logp
@@ -277,6 +286,11 @@ class _Run:
         hidden = completion_hidden(policy, *batch.tokens)
         scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.scored)
         return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None
+
+    def _realised_kl(self, trainable, frozen, batch: Batch) -> jax.Array:
+        """KL between pi_old and the policy that the updates ended at, nats per token."""
+        logp, _ = self._old_scores(trainable, frozen, batch)
+        return policy_kl((logp - batch.old_logp) * batch.mask, batch.mask)["approx_kl"].mean
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
         scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)

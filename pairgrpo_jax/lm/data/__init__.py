@@ -1,5 +1,6 @@
 """Rows of prompts and preferences: read, cleaned, split and encoded."""
 
+from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.lm.data.columns import Columns, asked_by
 from pairgrpo_jax.lm.data.encode import (
     EncodedPair,
@@ -14,6 +15,7 @@ from pairgrpo_jax.lm.data.encode import (
     prompt_ids,
 )
 from pairgrpo_jax.lm.data.messages import Message, Prompt, parse_transcript
+from pairgrpo_jax.lm.data.readers import SHIPPED
 from pairgrpo_jax.lm.data.rows import (
     Loaded,
     Preference,
@@ -24,18 +26,21 @@ from pairgrpo_jax.lm.data.rows import (
     load_prompts,
 )
 from pairgrpo_jax.lm.data.split import (
+    Half,
     batch_indices,
     first_turn,
     fold_of,
     preference_accuracy,
-    ranked_right,
     split_by_first_turn,
     spread,
+    unseen,
 )
 
 __all__ = [
+    "SHIPPED",
     "Columns",
     "EncodedPair",
+    "Half",
     "Loaded",
     "Message",
     "Preference",
@@ -63,4 +68,5 @@ __all__ = [
     "ranked_right",
     "split_by_first_turn",
     "spread",
+    "unseen",
 ]

@@ -10,8 +10,10 @@ import numpy as np
 
 from pairgrpo_jax.lm.data.messages import Message, Prompt
 from pairgrpo_jax.lm.data.rows import Preference
+from pairgrpo_jax.lm.files.endings import first_control, template_tail
 from pairgrpo_jax.lm.files.tokenizer import (
     TemplateRefusal,
+    check_ids,
     encode_chat,
     hide_control_tokens,
     reply_ids,
@@ -46,7 +48,7 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
     A model without a chat template gets a "\\n\\nHuman: ...\\n\\nAssistant:" transcript.
 
     Raises:
-      ValueError: if the model has no tokenizer.
+      ValueError: if the model has no tokenizer, or no row for one of the ids.
     """
     try:
         return prompt_ids(model, prompt, limit)
@@ -69,6 +71,7 @@ def prompt_ids(model: Model, prompt: Prompt, limit: int) -> list[int]:
     for start in [0, *(i for i in starts if i > 0)]:
         ids = _encode(model, (*system, *turns[start:]))
         if len(ids) <= limit:
+            check_ids(model.tokenizer, ids, model.config.vocab_size)
             return ids
     raise TooLong("its last turn alone is longer; raise it")
 
@@ -128,18 +131,22 @@ def encode_reply(model: Model, text: str, limit: int) -> list[int]:
     prompt and reply as they are, those of the reply alone, with a warning.
 
     Raises:
-      ValueError: if the model has no tokenizer or no end-of-sequence id.
+      ValueError: if the model has no tokenizer, no end-of-sequence id, or no row for one of the ids.
     """
     tokenizer = _tokenizer(model)
     end, hidden = end_of_turn(model), model.chat.control_tokens == "text"
     if tokenizer.chat_template and text.strip():
         try:
-            return reply_ids(tokenizer, text, model.config.eos_ids, end, model.chat)[:limit]
+            ids = reply_ids(tokenizer, text, model.config.eos_ids, end, model.chat)
+            check_ids(tokenizer, ids, model.config.vocab_size)
+            return ids[:limit]
         except TemplateRefusal as difference:
             warnings.warn(f"replies are not what the chat template renders: {difference}", stacklevel=2)
     text = hide_control_tokens(tokenizer, text) if hidden else text
     text = text if tokenizer.chat_template else f" {text}"
-    return [*text_ids(tokenizer, text, hidden=hidden), end][:limit]
+    ids = text_ids(tokenizer, text, hidden=hidden)
+    check_ids(tokenizer, ids, model.config.vocab_size)
+    return [*ids, end][:limit]
 
 
 def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
@@ -177,21 +184,18 @@ def pad_texts(texts: Sequence[Sequence[int]], width: int | None = None) -> tuple
 
 
 def end_of_turn(model: Model) -> int:
-    """Returns the id that ends a reply: the one that the chat template writes, out of the model's end ids.
+    """Returns the id that ends a reply: what the chat template writes after one, else the first of the end ids.
 
     Raises:
       ValueError: if the model has no tokenizer or no end-of-sequence id.
     """
-    tokenizer, ends = _tokenizer(model), list(model.config.eos_ids)
-    if not ends:
-        raise ValueError("the model's config has no eos_token_id, so a reply cannot end")
-    if tokenizer.chat_template and len(ends) > 1:
-        question = {"role": "user", "content": "a"}
-        asked = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        said = tokenizer.apply_chat_template([question, {"role": "assistant", "content": "b"}], tokenize=False)
-        ids = tokenizer(said[len(asked) :], add_special_tokens=False)["input_ids"]
-        return next((i for i in ids if i in ends), ends[0])
-    return ends[0]
+    tokenizer, config = _tokenizer(model), model.config
+    if config.reply_end is not None:
+        return config.reply_end
+    written = first_control(tokenizer, template_tail(tokenizer)) if tokenizer.chat_template else None
+    if written is None and not config.eos_ids:
+        raise ValueError("the model's config has no eos_token_id, so a reply cannot end: --end-of-turn TOKEN names one")
+    return config.eos_ids[0] if written is None else written
 
 
 def _tokenizer(model: Model) -> Any:

@@ -8,8 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pairgrpo_jax.lm.files.text_files import check_mark
+
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-_SHIPPED = ("tiny", "tiny-helpful", "tiny-harmless")
+SHIPPED = ("tiny", "tiny-helpful", "tiny-harmless")
 
 Row = tuple[str, dict[str, Any]]  # where it is, for messages; its columns
 
@@ -21,7 +23,7 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
       ValueError: for a source that does not exist, cannot be reached, or is malformed, naming file and line.
     """
     path = Path(source)
-    if source in _SHIPPED:
+    if source in SHIPPED:
         return _shipped(source)
     if path.is_dir():
         return (row for file in _files(path, split) for row in _read_file(file))
@@ -34,7 +36,7 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
         or not all(name.split("/"))
         or name.startswith((".", "~"))
     ):
-        known = ", ".join(_SHIPPED)
+        known = ", ".join(SHIPPED)
         raise ValueError(f"{source}: no such file or folder, not a hub id (owner/name), and not one of {known}")
     return _hub(source, split)
 
@@ -85,6 +87,8 @@ def _read_json(path: Path) -> Iterator[Row]:
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
+        with opened(path, "rb") as file:
+            check_mark(path, file.read(3))
         with opened(path, "rt", encoding="utf-8") as file:
             if ".jsonl" not in path.name:
                 text = file.read()

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.lm.data.messages import Prompt
 from pairgrpo_jax.lm.data.rows import Preference, PromptRow
 
@@ -31,6 +32,32 @@ def split_by_first_turn(rows: Sequence, *, folds: int = 5, fold: int = 0, seed: 
         raise ValueError(f"folds={folds} must be >= 2 and fold={fold} in [0, {folds})")
     inside = [fold_of(first_turn(row), folds, seed) == fold for row in rows]
     return [r for r, x in zip(rows, inside) if not x], [r for r, x in zip(rows, inside) if x]
+
+
+class Half(NamedTuple):
+    """One half of all first turns, whatever the data: those with this `number`, 0 or 1, under `seed`.
+
+    What was fitted on it has seen no row outside, in its own data or any other.
+    """
+
+    number: int
+    seed: int = 0
+
+    def holds(self, row: Any) -> bool:
+        """Whether a preference or a prompt is of this half."""
+        return fold_of(first_turn(row), 2, self.seed) == self.number
+
+
+def unseen(rows: Sequence, half: Half | None) -> list:
+    """The rows outside of a half; all of them for None.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    kept = [row for row in rows if half is None or not half.holds(row)]
+    if rows and not kept:
+        raise ValueError(f"data: all {len(rows)} rows are of the half that the judge was fitted on; use others of both")
+    return kept
 
 
 def spread(rows: Sequence, count: int) -> list:
@@ -59,11 +86,6 @@ def batch_indices(count: int, batch: int, position: int, seed: int) -> np.ndarra
     epochs = places // count
     orders = {e: np.random.default_rng([seed, e]).permutation(count) for e in np.unique(epochs).tolist()}
     return np.array([orders[e][i] for e, i in zip(epochs.tolist(), places % count)])
-
-
-def ranked_right(margins: Any) -> Any:
-    """Returns 1 where a pair is ranked as labelled (a positive margin), 0.5 at a tie, 0 elsewhere; any shape."""
-    return (margins > 0) + (margins == 0) / 2
 
 
 def preference_accuracy(margins: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Models loaded from files and saved to them: a folder, a GGUF file, a hub repository."""
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Iterable
@@ -9,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.lm.files import gguf_model, safetensors_files, weights
+from pairgrpo_jax.lm.files import endings, gguf_model, peft, safetensors_files, weights
 from pairgrpo_jax.lm.files import tokenizer as tokenizers
+from pairgrpo_jax.lm.files.exported import exported_fields
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
+from pairgrpo_jax.lm.files.text_files import read_json
+from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
@@ -62,9 +66,11 @@ def load_model(
     remat: bool = False,
     shardings: Callable[[Any], Any] | None = None,
     ignore_fields: Iterable[str] = (),
+    end_of_turn: str | None = None,
 ) -> Model:
     """Loads a model from a local folder, a `.gguf` file, a hub repository, or `smollm2`.
 
+    A folder of PEFT's adapters gives the model that they go on, with them added in, and their tokenizer if it has one.
     Weights are safetensors or GGUF; pickled weights and remote code are never touched.
 
     Args:
@@ -75,33 +81,58 @@ def load_model(
       shardings: maps the abstract parameter tree to a tree of shardings (`sharding.shardings`);
         each device's part is then read on its own.
       ignore_fields: config fields to accept without implementing them.
+      end_of_turn: the token (or its id) that ends a reply, instead of what the chat template writes.
 
     Raises:
       ValueError: naming the file and the field or tensors, for anything malformed, missing,
         extra, misshapen or not supported.
     """
     path = resolve(path_or_id)
+    if peft.is_adapter(path):
+        options = {"dtype": dtype, "compute_dtype": compute_dtype, "remat": remat, "shardings": shardings}
+        return _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
     gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
     if path.suffix == ".gguf" or (gguf_files and not (path / "config.json").exists()):
         where = str(path if path.is_file() else gguf_files[0])
         file = GGUFFile(Path(where))
-        fields = gguf_model.read_config(file)
+        fields = gguf_model.read_config(file, ignore_fields)
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)
         reader = gguf_model.open_tensors(file, fields, layer_names(config, names))
         tokenizer = tokenizers.from_gguf(file.fields, where)
     else:
         where = str(path / "config.json")
-        fields = safetensors_files.read_json(path / "config.json")
+        fields = read_json(path / "config.json")
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)
         reader = safetensors_files.SafetensorsReader(path)
         tokenizer = tokenizers.from_folder(path)
+    generation = endings.read_generation(path) if path.is_dir() else {}
+    config = endings.with_ends(config, fields, generation, tokenizer, end_of_turn, where)
     if tokenizer is not None:
         tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
     abstract = abstract_params(config, dtype)
     params = weights.load(reader, names, abstract, shardings and shardings(abstract))
-    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat)
+    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation)
+
+
+def _load_adapted(folder: Path, options: dict[str, Any]) -> Model:
+    """The base of a folder of adapters with them added in."""
+    where = str(folder / peft.CONFIG)
+    base, tokenizer = peft.base_of(folder), tokenizers.from_folder(folder)
+    try:
+        model = load_model(base, **options)
+    except ValueError as e:
+        raise ValueError(f"{where}: field 'base_model_name_or_path' = {base!r}: {e}") from e
+    what, adapters = peft.load_peft(folder, model.config, ignore_fields=options["ignore_fields"])
+    params = lora.merge(what, model.params, adapters)
+    if tokenizer is None:
+        return dataclasses.replace(model, params=params)
+    config = endings.with_ends(
+        model.config, model.hf_config, model.generation, tokenizer, options["end_of_turn"], where
+    )
+    tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
+    return dataclasses.replace(model, params=params, tokenizer=tokenizer, config=config)
 
 
 def layer_names(config: ModelConfig, names: dict) -> list[str]:
@@ -110,7 +141,7 @@ def layer_names(config: ModelConfig, names: dict) -> list[str]:
 
 
 def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes config, safetensors and tokenizer so that `transformers` loads the same model.
+    """Writes config, safetensors and tokenizer so that `transformers` loads the same model and ends texts alike.
 
     Args:
       model: gives config and tokenizer.
@@ -130,9 +161,8 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
     tensors = weights.stored_tensors(names, params)
     safetensors_files.write(folder, tensors, max_shard_bytes)
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    fields = {k: v for k, v in model.hf_config.items() if k not in ("torch_dtype", "dtype", "auto_map")}
-    fields |= {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    (folder / "config.json").write_text(json.dumps(exported_fields(model, dtype), indent=2))
+    _write_generation(model, folder / endings.FILE)
     if model.tokenizer is not None:
         if (backend := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:
             backend.no_truncation()  # a call's truncation and padding would be saved, and hold for every reader
@@ -140,15 +170,11 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
         model.tokenizer.save_pretrained(folder)
 
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "smollm3": "SmolLM3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
+def _write_generation(model: Model, path: Path) -> None:
+    """Writes the generation config that was read, with our end ids; without one, only if `config.json` has others."""
+    ends: Any = list(model.config.eos_ids)
+    ends = ends if len(ends) > 1 else next(iter(ends), None)
+    if not model.generation and ends == model.hf_config.get("eos_token_id"):
+        path.unlink(missing_ok=True)  # of a model saved here before
+    else:
+        path.write_text(json.dumps(model.generation | {"eos_token_id": ends}, indent=2))

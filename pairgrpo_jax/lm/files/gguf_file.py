@@ -100,6 +100,8 @@ class GGUFFile:
             raise ValueError(f"{path}: bad magic, not a GGUF file")
         cursor.skip(4, "magic")
         version = cursor.scalar("<I", "version")
+        if version in (2 << 24, 3 << 24):
+            raise ValueError(f"{path}: a big-endian GGUF file; convert it: gguf-convert-endian {path} little")
         if version not in (2, 3):
             raise ValueError(f"{path}: version {version} is not supported (2 and 3 are)")
         tensor_count, field_count = (cursor.scalar("<Q", x) for x in ("tensors", "fields"))

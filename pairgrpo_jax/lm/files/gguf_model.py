@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import gguf
@@ -41,10 +42,24 @@ _CHECKED = {
     "rope.scaling.attn_factor",
     "rope.scaling.finetuned",
 }
+# Accepted with these values, which mean what the models here do.
+_OFF = {
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "attention.causal": True,
+    "attention.max_alibi_bias": 0,
+    "attention.clamp_kqv": 0,
+    "use_parallel_residual": False,
+    "pooling_type": 0,
+}
 
 
-def read_config(file: GGUFFile) -> dict[str, Any]:
+def read_config(file: GGUFFile, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Translates the metadata of a GGUF file to the fields of a `config.json`.
+
+    Args:
+      file: the open file.
+      ignore: fields to accept without implementing them, with or without the architecture before them.
 
     Raises:
       ValueError: naming file and field, for an architecture or a field not supported.
@@ -56,10 +71,12 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
             f"supported: {', '.join(_FAMILIES)}"
         )
     own = {k.removeprefix(f"{arch}."): v for k, v in file.fields.items() if k.startswith(f"{arch}.")}
-    unknown = sorted(own.keys() - _FIELDS.keys() - _CHECKED)
+    ignored = {name.removeprefix(f"{arch}.") for name in ignore}
+    off = {name for name, value in own.items() if name in _OFF and value == _OFF[name]}
+    unknown = [f"{arch}.{name}" for name in sorted(own.keys() - _FIELDS.keys() - _CHECKED - ignored - off)]
     if unknown:
-        names = ", ".join(f"{arch}.{name}" for name in unknown)
-        raise ValueError(f"{file.where}: fields this library does not implement: {names}")
+        remedy = f"to load without them: --ignore-fields {' '.join(unknown)} (in Python ignore_fields)"
+        raise ValueError(f"{file.where}: fields this library does not implement: {', '.join(unknown)}; {remedy}")
     config = {"model_type": _FAMILIES[arch]} | {_FIELDS[k]: own[k] for k in _FIELDS if k in own}
     missing = [k for k in list(_FIELDS)[:5] if k not in own]
     if missing:
@@ -79,10 +96,15 @@ def read_config(file: GGUFFile) -> dict[str, Any]:
         config["rope_scaling"] = _rope_factors(file)
     if arch.startswith("gemma"):
         config["query_pre_attn_scalar"] = _gemma_scale(arch, config)
-    for name in ("bos", "eos"):
-        config[f"{name}_token_id"] = file.fields.get(f"tokenizer.ggml.{name}_token_id")
-    config["pad_token_id"] = file.fields.get("tokenizer.ggml.padding_token_id")
-    return config
+    return config | _token_ids(file)
+
+
+def _token_ids(file: GGUFFile) -> dict[str, Any]:
+    """Texts end with eos, turns with eot, tool calls with eom: any of them ends a reply."""
+    ids = {name: file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "padding", "eos", "eot", "eom")}
+    ends = list(dict.fromkeys(ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None))
+    eos = ends if len(ends) > 1 else next(iter(ends), None)
+    return {"bos_token_id": ids["bos"], "pad_token_id": ids["padding"], "eos_token_id": eos}
 
 
 def _check_head_dim(file: GGUFFile, arch: str, own: dict, config: dict) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pairgrpo_jax.lm.files.text_files import read_json
+
 _INDEX = "model.safetensors.index.json"
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 
@@ -75,21 +77,6 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
             raise ValueError(f"{index}: field 'weight_map': {name}: not a file name: {file!r}")
         files[folder / file] = (files.get(folder / file) or set()) | {name}
     return files
-
-
-def read_json(path: Path) -> dict:
-    """Reads a JSON object.
-
-    Raises:
-      ValueError: naming the file, if it is missing or not a JSON object.
-    """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: cannot read as JSON: {e}") from e
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return fields
 
 
 def write(folder: Path, tensors: dict, max_bytes: int) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pairgrpo_jax.lm.files import sentencepiece
+from pairgrpo_jax.lm.files.sentencepiece import CONTROL, NORMAL, USER_DEFINED
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.model import Model
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _PLAIN = Chat()
-_CONTROL, _USER_DEFINED = 3, 4
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,32 +51,42 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
       where: the file, for error messages.
 
     Returns:
-      The tokenizer, or None where the file has none of a kind known here (byte-level BPE of
-      GPT-2, SmolLM, Llama 3 and Qwen2 are).
+      The tokenizer, or None where the file has none of a kind known here (SentencePiece, and
+      byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen2, are).
 
     Raises:
       ValueError: if the fields are malformed.
     """
     kind = fields.get("tokenizer.ggml.pre", "")
     splitter = _pre_tokenizer(kind) if isinstance(kind, str) else None
-    if fields.get("tokenizer.ggml.model") != "gpt2" or splitter is None:
+    model = fields.get("tokenizer.ggml.model")
+    if model != "llama" and (model != "gpt2" or splitter is None):
         return None
-    tokens, merges = (_strings(fields, f"tokenizer.ggml.{x}", where) for x in ("tokens", "merges"))
-    types = fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    tokens = _strings(fields, "tokenizer.ggml.tokens", where)
+    types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise ValueError(f"{where}: field 'tokenizer.ggml.token_type': expected {len(tokens)}")
+    if model == "llama":
+        tokenizer = sentencepiece.build(tokens, types, fields, where)
+    else:
+        tokenizer = _byte_level(tokens, kind, splitter, fields, where)
+    kinds = [(AddedToken(t, special=n == CONTROL, normalized=False), n) for t, n in zip(tokens, types)]
+    tokenizer.add_tokens([token for token, n in kinds if n in (CONTROL, USER_DEFINED)])
+    return _wrap(tokenizer, tokens, fields, where)
+
+
+def _byte_level(tokens: list[str], kind: str, splitter: Any, fields: dict[str, Any], where: str) -> Tokenizer:
+    merges = _strings(fields, "tokenizer.ggml.merges", where)
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
     known = all(len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs)
     if len(vocab) != len(tokens) or not known:
         raise ValueError(f"{where}: field 'tokenizer.ggml.merges' does not fit the tokens")
-    if not isinstance(types, list) or len(types) != len(tokens):
-        raise ValueError(f"{where}: field 'tokenizer.ggml.token_type': expected {len(tokens)}")
     tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=kind in ("llama-bpe", "llama3")))
     tokenizer.pre_tokenizer = splitter
     tokenizer.normalizer = normalizers.NFC() if kind == "qwen2" else None
     tokenizer.decoder = decoders.ByteLevel()
-    kinds = [(AddedToken(t, special=n == _CONTROL, normalized=False), n) for t, n in zip(tokens, types)]
-    tokenizer.add_tokens([token for token, n in kinds if n in (_CONTROL, _USER_DEFINED)])
-    return _wrap(tokenizer, tokens, fields, where)
+    return tokenizer
 
 
 def _wrap(tokenizer: Tokenizer, tokens: list[str], fields: dict[str, Any], where: str):
@@ -90,11 +101,13 @@ def _wrap(tokenizer: Tokenizer, tokens: list[str], fields: dict[str, Any], where
             raise ValueError(f"{where}: field '{field}' = {index!r}: not one of the tokens")
         special[f"{ours}_token"] = tokens[index]
     template = fields.get("tokenizer.chat_template")
+    adds_bos = fields.get("tokenizer.ggml.model") == "llama"  # where the file does not say, as in llama.cpp
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False,
-        add_bos_token=fields.get("tokenizer.ggml.add_bos_token") is True,
+        add_bos_token=fields.get("tokenizer.ggml.add_bos_token", adds_bos) is True,
+        add_eos_token=fields.get("tokenizer.ggml.add_eos_token") is True,
         **special,
     )
 
@@ -120,14 +133,31 @@ def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
         raise ValueError(f"{folder}: cannot read the tokenizer: {e}") from e
 
 
-def check_vocab(tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
-    """Raises ValueError if the tokenizer is another model's: an id without a row, or none that ends a text."""
-    known = set(tokenizer.get_vocab().values())
-    highest = max(known, default=-1)
+def check_vocab(tokenizer: Any, vocab_size: int, eos_ids: Sequence[int], where: str) -> None:
+    """Raises ValueError if the tokenizer is another model's: an id without a row, or none that ends a text.
+
+    Tokens that were added to a vocabulary may have no row, as Gemma 3's `<image_soft_token>`; see `check_ids`.
+    """
+    vocab, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    highest = max((i for token, i in vocab.items() if token not in added), default=-1)
     if highest >= vocab_size:
         raise ValueError(f"{where}: the tokenizer's ids go up to {highest}, field 'vocab_size' = {vocab_size}")
-    if eos_ids and not known.intersection(eos_ids):
+    if eos_ids and not set(vocab.values()).intersection(eos_ids):
         raise ValueError(f"{where}: field 'eos_token_id' = {list(eos_ids)}: the tokenizer has none of these ids")
+    beyond = sorted(token for token, i in added.items() if i >= vocab_size)
+    if beyond:
+        _log.info("%s: the model has no row for %s; texts with them are refused", where, ", ".join(beyond[:10]))
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocab_size: int) -> None:
+    """Raises ValueError that names a token of a text for which the model has no row."""
+    beyond = next((i for i in ids if i >= vocab_size), None)
+    if beyond is not None:
+        token = tokenizer.convert_ids_to_tokens(beyond)
+        raise ValueError(
+            f"the text contains {token!r}, whose id {beyond} has no row in the model (vocab_size = {vocab_size}); "
+            "take it out of the text"
+        )
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -263,7 +293,7 @@ def reply_ids(
       tokenizer: with a template.
       text: the reply.
       ends: ids that end a reply.
-      end: the one to add where the template writes none.
+      end: the one that ends this reply, whichever of them the template writes.
       chat: what the template is given.
 
     Raises:
@@ -285,4 +315,4 @@ def reply_ids(
     if not closing:
         return [*text_ids(tokenizer, said[:after], hidden=hidden), end]
     places = [n for n, i in enumerate(ids) if i in ends]
-    return ids[: places[-closing] + 1]
+    return [*ids[: places[-closing]], end]

@@ -4,27 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# Fields that change nothing here: names and dates, defaults for other tasks, weight
-# initialisation, and dropout (these models run as they do at evaluation).
-_NEUTRAL = frozenset(
-    """architectures model_type transformers_version dtype torch_dtype use_cache return_dict
-    output_hidden_states output_attentions chunk_size_feed_forward id2label label2id problem_type
-    initializer_range _name_or_path name_or_path attention_dropout resid_pdrop embd_pdrop attn_pdrop
-    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    task_specific_params n_ctx gradient_checkpointing torchscript _attn_implementation
-    attn_implementation cache_implementation is_llama_config transformers.js_config
-    reorder_and_upcast_attn pretraining_tp""".split()
-)
-# Fields that must hold one of these values wherever they appear.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "is_encoder_decoder": (False,),
-    "rope_interleaved": (False,),
-    "add_cross_attention": (False,),
-    "use_bidirectional_attention": (False, None),
-    "quantization_config": (None,),
-    "auto_map": (None,),
-    "tie_encoder_decoder": (False,),
-}
+from pairgrpo_jax.lm.models.neutral import is_neutral
+
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 _LIMIT = 1 << 24  # no real model has a dimension beyond 16 million
 
@@ -63,7 +44,8 @@ class ModelConfig:
     `windows` holds one entry a layer: 0 for full attention, else the number of positions
     seen, the token itself included. `local_rope` is used by the layers that have a window
     (Gemma 3); `rope=None` means learned positions (GPT-2); the layers listed in `nope_layers`
-    have no position at all (SmolLM3, https://arxiv.org/abs/2501.18795).
+    have no position at all (SmolLM3, https://arxiv.org/abs/2501.18795). Any of `eos_ids` ends a
+    text; `reply_end` is the one written after a reply in training, where it is known.
     """
 
     family: str
@@ -96,6 +78,7 @@ class ModelConfig:
     logit_softcap: float = 0.0
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    reply_end: int | None = None
     pad_id: int | None = None
 
 
@@ -140,16 +123,14 @@ class FieldReader:
         return self.typed(name, bool, default)
 
     def finish(self) -> None:
-        """Raises ValueError for a field with no meaning here, or with an unsupported value."""
-        for name, allowed in _FIXED.items():
-            if name in self.fields and name not in self.ignore:
-                self.choice(name, allowed, allowed[0])
-        known = self.read | _NEUTRAL | self.ignore
-        unknown = sorted(k for k, v in self.fields.items() if k not in known and v is not None)
+        """Raises ValueError for fields that nobody asked for, unless they change nothing."""
+        known = self.read | self.ignore
+        unknown = sorted(k for k, v in self.fields.items() if k not in known and not is_neutral(k, v))
         if unknown:
+            listed = ", ".join(f"{k} = {str(self.fields[k])[:60]}" for k in unknown)
             raise ValueError(
-                f"{self.where}: fields this library does not implement: {', '.join(unknown)} "
-                "(pass ignore_fields to load without them)"
+                f"{self.where}: fields this library does not implement: {listed}; to load without them: "
+                f"--ignore-fields {' '.join(unknown)} (in Python ignore_fields)"
             )
 
 

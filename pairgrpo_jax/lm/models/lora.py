@@ -34,13 +34,13 @@ def check(lora: LoraConfig, config: ModelConfig) -> None:
     """Raises ValueError for a rank or dropout out of range, or a target that the model does not have."""
     if lora.rank < 1 or not 0 <= lora.dropout < 1:
         raise ValueError(f"rank={lora.rank} must be positive, dropout={lora.dropout} in [0, 1)")
-    known = sorted({path[-1] for path in _kernels(config)})
+    known = sorted({path[-1] for path in kernels(config)})
     missing = sorted(set(lora.targets) - set(known))
     if missing or not lora.targets:
         raise ValueError(f"targets: {config.family} has no linear layers {missing}; choose from {', '.join(known)}")
 
 
-def _kernels(config: ModelConfig) -> dict[tuple, tuple[int, ...]]:
+def kernels(config: ModelConfig) -> dict[tuple, tuple[int, ...]]:
     """Shapes of the kernels of all linear layers, by path."""
     flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(abstract_params(config))
     return {path[:-1]: leaf.shape for path, leaf in flat.items() if path[-1] == "kernel"}
@@ -63,7 +63,7 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float3
     """
     check(lora, config)
     adapters = {}
-    for i, (path, shape) in enumerate(sorted(_kernels(config).items())):
+    for i, (path, shape) in enumerate(sorted(kernels(config).items())):
         if path[-1] not in lora.targets:
             continue
         *stack, d, out = shape

@@ -1,5 +1,6 @@
 """A model: its description, parameters and tokenizer."""
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
@@ -27,6 +28,7 @@ class Model:
       params: the loaded parameters, a pytree; every function takes parameters explicitly.
       tokenizer: a `transformers` tokenizer, or None.
       hf_config: the fields of `config.json`, kept for saving.
+      generation: the fields of `generation_config.json`, kept for saving.
       dtype: of the activations.
       remat: whether the backward pass recomputes layers to save memory.
       chat: how conversations become text.
@@ -38,6 +40,7 @@ class Model:
     hf_config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     chat: Chat = dataclasses.field(default_factory=Chat)
 
     @property
@@ -128,7 +131,7 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
     FieldReader(fields, where).typed(
         "n_layer" if name == "gpt2" else "num_hidden_layers", int, 1, lambda v: 0 < v <= 4096
     )
-    rest = {k: v for k, v in fields.items() if k not in ("model_type", "auto_map")}
+    rest = copy.deepcopy({k: v for k, v in fields.items() if k not in ("model_type", "auto_map")})  # it is written to
     try:
         read = AutoConfig.for_model(name, **rest)
         full = read.to_dict()
@@ -143,9 +146,10 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
 
 
 def _is_native(auto_map: Any, name: str) -> bool:
-    """Returns whether `auto_map` names only code that became `transformers`' own (Phi-3), which is what is ported."""
-    if auto_map is None:
+    """Returns whether `auto_map` names no code of a model but what became `transformers`' own (Phi-3), as is ported."""
+    if not auto_map:
         return True
-    classes = (f"{name}Config", f"{name}ForCausalLM")
-    entries = auto_map.values() if isinstance(auto_map, dict) else [None]
-    return all(isinstance(x, str) and x.rpartition(".")[2] in classes for x in entries)
+    if not isinstance(auto_map, dict):
+        return False
+    models = [x for key, x in auto_map.items() if key.startswith("AutoModel")]
+    return all(isinstance(x, str) and x.rpartition(".")[2] == f"{name}ForCausalLM" for x in models)

@@ -100,15 +100,16 @@ class Memory:
 
     def get(self, key: str) -> float | None:
         """The verdict on a question, if it has been given."""
-        row = self._open().execute("SELECT verdict FROM verdicts WHERE question = ?", (key,)).fetchone()
+        row = self.open().execute("SELECT verdict FROM verdicts WHERE question = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
     def put(self, key: str, verdict: float) -> None:
         """Keeps a verdict."""
-        with self._open() as base:
+        with self.open() as base:
             base.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, verdict))
 
-    def _open(self) -> sqlite3.Connection:
+    def open(self) -> sqlite3.Connection:
+        """The data base; ValueError that names a file which is none."""
         if self._base is None:
             try:
                 base = sqlite3.connect(self.path, check_same_thread=False)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pairgrpo_jax.lm.data import SHIPPED as SHIPPED_DATA
+from pairgrpo_jax.lm.data import Half
 from pairgrpo_jax.lm.files.adapters import load_adapters
 from pairgrpo_jax.lm.files.checkpoint import load_model
 from pairgrpo_jax.lm.models import lora
@@ -175,13 +177,27 @@ def about_head(name_or_path: Path | str) -> dict[str, Any]:
     return _load_head(name_or_path)[1]
 
 
-def load_reward_model(name_or_path: Path | str, model: Model) -> tuple[Policy, RewardHead]:
-    """Loads a head with the trunk it was trained on, as `experiments.train_reward_model` leaves them side by side.
+def fitted_on(name_or_path: Path | str, data: str) -> Half | None:
+    """The half of all first turns that a head was fitted on, and whose rows of `data` it cannot judge as held out.
+
+    None where it has seen none of them (a shipped head has seen no shipped data), or where the file does not say.
+    """
+    about = about_head(name_or_path)
+    if "half" not in about or (str(name_or_path) in SHIPPED and data in SHIPPED_DATA):
+        return None
+    return Half(about["half"], about["seed"])
+
+
+def load_reward_model(
+    name_or_path: Path | str, model: Model, *, ignore_fields: Iterable[str] = ()
+) -> tuple[Policy, RewardHead]:
+    """Loads a head with the trunk it was trained on, as `pairgrpo reward-model` leaves them side by side.
 
     Args:
       name_or_path: a shipped head, or a file NAME.safetensors of any mode.
       model: the base; the trunk itself (frozen), or what the adapters of NAME-adapters.safetensors go on (lora). A
         whole trunk comes from the folder NAME-trunk (full).
+      ignore_fields: of the trunk's config, see `load_model`.
 
     Raises:
       ValueError: as `load_head`, for files that are missing, and for a head or adapters that do not fit the model.
@@ -195,7 +211,7 @@ def load_reward_model(name_or_path: Path | str, model: Model) -> tuple[Policy, R
         adapters = load_adapters(file, config, model.config)
         policy = policy._replace(lora=lora.variables(config, adapters))
     elif mode == "full":
-        trunk = load_model(path.with_name(f"{path.stem}-trunk"))
+        trunk = load_model(path.with_name(f"{path.stem}-trunk"), ignore_fields=ignore_fields)
         policy = Policy(trunk, trunk.params)
     check_head(head, policy.model.config)
     return policy, head

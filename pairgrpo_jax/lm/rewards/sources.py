@@ -271,10 +271,11 @@ class _Judge:
             _give_up(self.function, str(asker.failure), None, self.policy)
         failed = np.array([one is None for one in decided])
         blank = no_comparisons(self.compare, size)
-        parts: Any = [np.stack(part) for part in zip(*(blank if one is None else one for one in decided))]
-        pairs = Pairs(*parts)
+        parts = zip(*(blank if one is None else one for one in decided))
+        preferred, rejected, weight = (np.stack(part) for part in parts)
+        pairs = Pairs(_int32(preferred), _int32(rejected), jnp.asarray(weight, jnp.float32))
         asker.tally.seconds = time.monotonic() - start
-        return Judgement(None, jax.tree.map(_narrow, pairs), failed, asker.tally.metrics(self.prices))
+        return Judgement(None, pairs, failed, asker.tally.metrics(self.prices))
 
     async def _group(
         self, asker: Asker, group: int, prompt: Prompt, texts: list[str], columns: dict
@@ -301,8 +302,8 @@ class _Judge:
         return Question(functools.partial(self.function, prompt, a, b, **columns), key)
 
 
-def _narrow(x: np.ndarray) -> jax.Array:
-    return jnp.asarray(x, jnp.float32 if np.issubdtype(x.dtype, np.floating) else jnp.int32)
+def _int32(index: np.ndarray) -> jax.Array:
+    return jnp.asarray(index, jnp.int32)
 
 
 def head_source(
