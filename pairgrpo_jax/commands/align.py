@@ -57,6 +57,8 @@ from pairgrpo_jax.lm.data import (
 )
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.files.peft import save_peft
+from pairgrpo_jax.lm.files.tokenizer import with_chat
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, fitted_on, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, head_source, readable
@@ -153,6 +155,7 @@ class Run(Settings):
     """Recompute layers in the backward pass, for memory."""
     mesh: Literal["none", "data", "fsdp"] = "none"
     """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
+    chat: Chat = field(default_factory=Chat)
     judging: Judging | None = field(default_factory=Judging)
     config: AlignConfig = field(default_factory=tuned)
 
@@ -216,7 +219,8 @@ def main(words: Sequence[str]) -> int:
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     placement = make_placement(run)
-    model = load(run, placement)
+    model, chat = with_chat(load(run, placement), run.chat)
+    run = run.replace(chat=chat)
     held_out = prepare(run, model, placement, console)
     trainer = held_out.trainer
     judges = make_judges(run, held_out, placement)

@@ -19,7 +19,8 @@ import jax
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
-from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat
+from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
+from pairgrpo_jax.lm.models.chat import Chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Args:
       stop: texts that end a reply.
       seed: of the samples.
       verbose: log compilations.
+      format: how conversations become text.
     """
 
     model: str = "smollm2"
@@ -65,6 +67,7 @@ class Args:
     stop: tuple[str, ...] = ()
     seed: int = 0
     verbose: bool = False
+    format: Chat = dataclasses.field(default_factory=Chat)
 
     def sampling(self) -> dict:
         """Returns the options of `generate`."""
@@ -74,8 +77,9 @@ class Args:
 
 def encode_messages(model: Model, messages: list[dict[str, str]], chat: bool) -> list[int]:
     """Returns the token ids of a conversation, or of its last text without a template."""
-    ids = encode_chat(model.tokenizer, messages) if chat else encode(model.tokenizer, messages[-1]["content"])
-    check_ids(model.tokenizer, ids, model.config.vocab_size)
+    tokenizer = model.tokenizer
+    ids = encode_chat(tokenizer, messages, model.chat) if chat else encode(tokenizer, messages[-1]["content"])
+    check_ids(tokenizer, ids, model.config.vocab_size)
     return ids
 
 
@@ -174,6 +178,7 @@ def main(words: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
     prompts = None if args.prompts is None else read_prompts(args.prompts)
     model = load_model(args.model, ignore_fields=args.ignore_fields, end_of_turn=args.end_of_turn)
+    model, _ = with_chat(model, args.format)
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
     if prompts is not None:

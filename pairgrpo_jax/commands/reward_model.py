@@ -43,7 +43,9 @@ from pairgrpo_jax.lm.data import (
     preference_accuracy,
     ranked_right,
 )
+from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards import reward_training as training
@@ -93,6 +95,7 @@ class Run(Settings):
     """Folder for everything the run leaves."""
     resume: bool = False
     """Go on with the run in `output`: pairs that were pooled are not pooled again."""
+    chat: Chat = field(default_factory=Chat)
 
     def __post_init__(self):
         super().__post_init__()
@@ -127,6 +130,8 @@ def main(words: Sequence[str]) -> int:
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
     model = load_model(run.model, ignore_fields=run.ignore_fields, end_of_turn=run.end_of_turn)
+    model, chat = with_chat(model, run.chat)
+    run = dataclasses.replace(run, chat=chat)
     if run.mode == "lora":
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)

@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.lm.data import EncodedPair, Message, Preference, PromptRow, encode_pair, encode_prompt, pad_texts
+from pairgrpo_jax.lm.data import (
+    EncodedPair,
+    Message,
+    Preference,
+    PromptRow,
+    encode_each,
+    encode_preferences,
+    pad_texts,
+    prompt_ids,
+)
 from pairgrpo_jax.lm.data.columns import NOTHING
 from pairgrpo_jax.lm.models.model import Model
 
@@ -81,11 +90,8 @@ def encode_prompts(model: Model, prompts: Sequence, limit: int) -> list[EncodedP
     """
     _require_some("prompts", prompts)
     rows = [row if isinstance(row, PromptRow) else PromptRow(tuple(row)) for row in prompts]
-    encoded = [(row, encode_prompt(model, row.prompt, limit)) for row in rows]
-    kept = [EncodedPrompt(row.prompt, ids, row.columns) for row, ids in encoded if ids]
-    if not kept:
-        raise ValueError(f"prompt_tokens={limit}: none of {len(prompts)} prompts fits; raise it, or use other data")
-    return kept
+    encoded = encode_each(lambda row, limit: prompt_ids(model, row.prompt, limit), rows, limit, "prompts")
+    return [EncodedPrompt(row.prompt, ids, row.columns) for row, ids in zip(rows, encoded) if ids]
 
 
 class PromptStream:
@@ -117,7 +123,7 @@ def encode_pairs(model: Model, rows: Sequence[Preference], limit: int, reply_lim
       ValueError: if none is left.
     """
     _require_some("pairs", rows)
-    encoded = (encode_pair(model, row, limit, reply_limit) for row in rows)
+    encoded = encode_preferences(model, rows, limit, reply_limit)
     kept = [pair for pair in encoded if pair and all(pair) and pair.chosen != pair.rejected]
     if not kept:
         raise ValueError(

@@ -4,12 +4,15 @@ from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.lm.data.columns import Columns, asked_by
 from pairgrpo_jax.lm.data.encode import (
     EncodedPair,
+    encode_each,
     encode_pair,
+    encode_preferences,
     encode_prompt,
     encode_reply,
     end_of_turn,
     joined,
     pad_texts,
+    prompt_ids,
 )
 from pairgrpo_jax.lm.data.messages import Message, Prompt, parse_transcript
 from pairgrpo_jax.lm.data.readers import SHIPPED
@@ -46,7 +49,9 @@ __all__ = [
     "asked_by",
     "batch_indices",
     "describe",
+    "encode_each",
     "encode_pair",
+    "encode_preferences",
     "encode_prompt",
     "encode_reply",
     "end_of_turn",
@@ -59,6 +64,7 @@ __all__ = [
     "pad_texts",
     "parse_transcript",
     "preference_accuracy",
+    "prompt_ids",
     "ranked_right",
     "split_by_first_turn",
     "spread",

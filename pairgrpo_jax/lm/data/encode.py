@@ -1,7 +1,9 @@
 """Prompts and replies as tokens."""
 
 import logging
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +11,15 @@ import numpy as np
 from pairgrpo_jax.lm.data.messages import Message, Prompt
 from pairgrpo_jax.lm.data.rows import Preference
 from pairgrpo_jax.lm.files.endings import first_control, template_tail
-from pairgrpo_jax.lm.files.tokenizer import TemplateRefusal, check_ids, encode_chat, with_bos
+from pairgrpo_jax.lm.files.tokenizer import (
+    TemplateRefusal,
+    check_ids,
+    encode_chat,
+    hide_control_tokens,
+    reply_ids,
+    text_ids,
+    with_bos,
+)
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
 
@@ -40,19 +50,52 @@ def encode_prompt(model: Model, prompt: Prompt, limit: int) -> list[int] | None:
     Raises:
       ValueError: if the model has no tokenizer, or no row for one of the ids.
     """
+    try:
+        return prompt_ids(model, prompt, limit)
+    except TooLong:
+        return None
+    except TemplateRefusal as refusal:
+        _log.warning("a prompt is left out: %s", refusal)
+        return None
+
+
+class TooLong(ValueError):
+    """The last turn alone has more tokens than a prompt may have."""
+
+
+def prompt_ids(model: Model, prompt: Prompt, limit: int) -> list[int]:
+    """`encode_prompt`, with the reason where there are no ids: raises `TooLong`, or `TemplateRefusal`."""
     system = tuple(m for m in prompt[:1] if m["role"] == "system")
     turns = prompt[len(system) :]
     starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
     for start in [0, *(i for i in starts if i > 0)]:
-        try:
-            ids = _encode(model, (*system, *turns[start:]))
-        except TemplateRefusal as refusal:
-            _log.warning("a prompt is left out: %s", refusal)
-            return None
+        ids = _encode(model, (*system, *turns[start:]))
         if len(ids) <= limit:
             check_ids(model.tokenizer, ids, model.config.vocab_size)
             return ids
-    return None
+    raise TooLong("its last turn alone is longer; raise it")
+
+
+def encode_each(encode: Callable[[Any, int], Any], rows: Sequence, limit: int, what: str) -> list[Any]:
+    """`encode(row, limit)` of each row, None where it is too long or refused; refusals are counted and told once.
+
+    Raises:
+      ValueError: with the reasons, if none is left.
+    """
+    encoded, reasons = [], Counter()
+    for row in rows:
+        try:
+            encoded.append(encode(row, limit))
+        except (TooLong, TemplateRefusal) as reason:
+            encoded.append(None)
+            reasons[type(reason), str(reason)] += 1
+    if not any(encoded):
+        where = f"prompt_tokens={limit}: " if any(kind is TooLong for kind, _ in reasons) else ""
+        raise ValueError(f"{where}none of {len(rows)} {what} fits: {'; '.join(words for _, words in reasons)}")
+    for (kind, words), count in reasons.items():
+        if kind is TemplateRefusal:
+            _log.warning("%d of %d %s are left out: %s", count, len(rows), what, words)
+    return encoded
 
 
 def joined(messages: Prompt) -> Prompt:
@@ -69,34 +112,61 @@ def _encode(model: Model, messages: Prompt) -> list[int]:
     tokenizer = _tokenizer(model)
     if tokenizer.chat_template:
         try:
-            return encode_chat(tokenizer, list(messages))
+            return encode_chat(tokenizer, messages, model.chat)
         except TemplateRefusal:
-            return encode_chat(tokenizer, list(joined(messages)))
+            return encode_chat(tokenizer, joined(messages), model.chat)
+    hidden = model.chat.control_tokens == "text"
+    if hidden:
+        messages = tuple(m | {"content": hide_control_tokens(tokenizer, m["content"])} for m in messages)
     turns = [
         f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
     ]
-    ids = tokenizer("".join(turns) + "\n\nAssistant:", add_special_tokens=False)["input_ids"]
-    return with_bos(tokenizer, ids)
+    return with_bos(tokenizer, text_ids(tokenizer, "".join(turns) + "\n\nAssistant:", hidden=hidden))
 
 
 def encode_reply(model: Model, text: str, limit: int) -> list[int]:
     """Returns the ids of a reply and its end-of-turn id, or the first `limit` ids, without it, of a longer one.
 
+    With a chat template they are what it renders after the prompt, thinking blocks included; where it does not leave
+    prompt and reply as they are, those of the reply alone, with a warning.
+
     Raises:
       ValueError: if the model has no tokenizer, no end-of-sequence id, or no row for one of the ids.
     """
     tokenizer = _tokenizer(model)
+    end, hidden = end_of_turn(model), model.chat.control_tokens == "text"
+    if tokenizer.chat_template and text.strip():
+        try:
+            ids = reply_ids(tokenizer, text, model.config.eos_ids, end, model.chat)
+            check_ids(tokenizer, ids, model.config.vocab_size)
+            return ids[:limit]
+        except TemplateRefusal as difference:
+            warnings.warn(f"replies are not what the chat template renders: {difference}", stacklevel=2)
+    text = hide_control_tokens(tokenizer, text) if hidden else text
     text = text if tokenizer.chat_template else f" {text}"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = text_ids(tokenizer, text, hidden=hidden)
     check_ids(tokenizer, ids, model.config.vocab_size)
-    return [*ids, end_of_turn(model)][:limit]
+    return [*ids, end][:limit]
 
 
 def encode_pair(model: Model, row: Preference, prompt_tokens: int, reply_tokens: int) -> EncodedPair | None:
     """Returns the tokens of a preference, or None where `encode_prompt` gives None; see there and `encode_reply`."""
     prompt = encode_prompt(model, row.prompt, prompt_tokens)
-    if prompt is None:
-        return None
+    return None if prompt is None else _pair(model, row, prompt, reply_tokens)
+
+
+def encode_preferences(
+    model: Model, rows: Sequence[Preference], prompt_tokens: int, reply_tokens: int
+) -> list[EncodedPair | None]:
+    """`encode_pair` of each row; what the template refuses is told once, and ValueError if none fits."""
+
+    def encode(row: Preference, limit: int) -> EncodedPair:
+        return _pair(model, row, prompt_ids(model, row.prompt, limit), reply_tokens)
+
+    return encode_each(encode, rows, prompt_tokens, "preferences")
+
+
+def _pair(model: Model, row: Preference, prompt: list[int], reply_tokens: int) -> EncodedPair:
     return EncodedPair(prompt, *(encode_reply(model, text, reply_tokens) for text in (row.chosen, row.rejected)))
 
 

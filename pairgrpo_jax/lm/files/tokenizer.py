@@ -1,7 +1,10 @@
 """Tokenizers and chat templates: from a folder, or rebuilt exactly from GGUF fields."""
 
+import dataclasses
 import logging
+import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from pairgrpo_jax.lm.files import sentencepiece
 from pairgrpo_jax.lm.files.sentencepiece import CONTROL, NORMAL, USER_DEFINED
+from pairgrpo_jax.lm.models.chat import Chat
+from pairgrpo_jax.lm.models.model import Model
 
 _log = logging.getLogger("pairgrpo_jax.lm")
+_PLAIN = Chat()
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -154,36 +160,159 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], vocab_size
         )
 
 
+def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What a tokenizer itself puts before and after a text; flags such as `add_bos_token` need not agree with it."""
+    whole: Any = tokenizer("a")["input_ids"]
+    bare: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Returns the ids of a text that goes on: BOS in front, once, where the tokenizer adds one; no added EOS."""
-    ids: Any = tokenizer(text)["input_ids"]
-    adds_eos = getattr(tokenizer, "add_eos_token", False) and ids[-1:] == [tokenizer.eos_token_id]
-    return with_bos(tokenizer, ids[:-1] if adds_eos else ids)
+    """Returns the ids of a text that goes on: with what the tokenizer puts before it, once, and nothing after it."""
+    return with_bos(tokenizer, text_ids(tokenizer, text))
 
 
 def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Returns ids with BOS in front, exactly once, where the tokenizer adds one; else as they are."""
-    bos: Any = tokenizer.bos_token_id
-    if bos is None or not getattr(tokenizer, "add_bos_token", False):
-        return ids
-    return ids[1:] if ids[:2] == [bos, bos] else ids if ids[:1] == [bos] else [bos, *ids]
+    """Returns ids behind what the tokenizer puts before a text (BOS), exactly once; as they are where it adds none."""
+    before = added_ids(tokenizer)[0]
+    return ids if ids[: len(before)] == before else [*before, *ids]
+
+
+_HIDDEN = re.compile("\ue000([0-9]+)\ue001")
+
+
+def hide_control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Returns a text whose names of control tokens are marks, which `text_ids` with `hidden` makes plain text of."""
+    for index, token in _control_tokens(tokenizer):
+        text = text.replace(token, f"\ue000{index}\ue001")
+    return text
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
+    known = [(i, token.content) for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return sorted(known, key=lambda x: -len(x[1]))
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, hidden: bool = False) -> list[int]:
+    """Returns the ids of a text, nothing before or after it; by option with the marks of `hide_control_tokens`."""
+    ids: Any = []
+    for i, part in enumerate(_HIDDEN.split(text) if hidden else [text]):
+        part = tokenizer.added_tokens_decoder[int(part)].content if i % 2 else part
+        ids += tokenizer(part, add_special_tokens=False, split_special_tokens=bool(i % 2))["input_ids"]
+    return ids
 
 
 class TemplateRefusal(ValueError):
     """A chat template does not take these messages: roles that do not alternate, or a system turn."""
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], chat: Chat = _PLAIN, *, ask: bool
+) -> str:
+    """Returns the text of `{role, content}` messages, with `ask` up to where the next reply begins.
+
+    Raises:
+      ValueError: if the tokenizer has no chat template.
+      TemplateRefusal: with the template's words, if it refuses the messages or leaves the system message out.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template; complete plain text instead")
+    messages = list(fold_system(messages) if chat.system_turn == "fold" else messages)
+    if chat.control_tokens == "text":
+        messages = [m | {"content": hide_control_tokens(tokenizer, m["content"])} for m in messages]
+    system = messages[0]["content"].strip() if messages and messages[0]["role"] == "system" else ""
+    remedy = "; --system-turn fold puts the system message before the first user turn" if system else ""
+    try:
+        text: Any = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_on_day(tokenizer.get_chat_template(), chat.day),
+            tokenize=False,
+            add_generation_prompt=ask,
+            **chat.options,
+        )
+    except Exception as e:  # jinja2 raises what the template raises
+        raise TemplateRefusal(f"the chat template refuses these messages: {e}{remedy}") from e
+    if system not in text:
+        raise TemplateRefusal(f"the chat template leaves the system message out{remedy}")
+    return text
+
+
+def _on_day(template: str, day: date | None) -> str:
+    """A template that prints `day` for today's date; `transformers` takes no function for one of its own."""
+    if day is None:
+        return template
+    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(day.strftime(call[2])), template)
+
+
+def with_chat(model: Model, chat: Chat) -> tuple[Model, Chat]:
+    """Returns the model that writes conversations so, and what to store: with the date, if its template prints one.
+
+    Raises:
+      ValueError: for an option that the template does not name.
+    """
+    template = str(getattr(model.tokenizer, "chat_template", None) or "")
+    for name in chat.options:
+        if not re.search(rf"\b{name}\b", template):
+            raise ValueError(f"template_option: the chat template does not name {name!r}, so it has no effect")
+    if "strftime_now" in template and not chat.template_date:
+        chat = chat.replace(template_date=date.today().isoformat())
+        _log.warning("the chat template prints a date: %s from now on (--template-date)", chat.template_date)
+    return dataclasses.replace(model, chat=chat), chat
+
+
+def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns messages whose system text stands before the text of the first user turn."""
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    rest = [m for m in messages if m["role"] != "system"]
+    first = next((i for i, m in enumerate(rest) if m["role"] == "user"), None)
+    if not system or first is None:
+        return list(messages)
+    folded = rest[first] | {"content": "\n\n".join([*system, rest[first]["content"]])}
+    return [*rest[:first], folded, *rest[first + 1 :]]
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], chat: Chat = _PLAIN
+) -> list[int]:
     """Returns the prompt that asks for the next reply to a list of `{role, content}` messages.
 
     Raises:
       ValueError: if the tokenizer has no chat template; TemplateRefusal if the template refuses the messages.
     """
-    if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template; complete plain text instead")
-    try:
-        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as e:  # jinja2 raises what the template raises
-        raise TemplateRefusal(f"the chat template refuses these messages: {e}") from e
-    ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return with_bos(tokenizer, ids)
+    text = render(tokenizer, messages, chat, ask=True)
+    return with_bos(tokenizer, text_ids(tokenizer, text, hidden=chat.control_tokens == "text"))
+
+
+def reply_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, ends: Sequence[int], end: int, chat: Chat = _PLAIN
+) -> list[int]:
+    """Returns a reply as the chat template renders it after a prompt, thinking blocks included, up to its end id.
+
+    Args:
+      tokenizer: with a template.
+      text: the reply.
+      ends: ids that end a reply.
+      end: the one that ends this reply, whichever of them the template writes.
+      chat: what the template is given.
+
+    Raises:
+      TemplateRefusal: if the template takes no reply, rewrites it, or writes the prompt otherwise once it is answered.
+    """
+    hidden, question = chat.control_tokens == "text", {"role": "user", "content": "a"}
+    plain = hide_control_tokens(tokenizer, text) if hidden else text
+    asked = render(tokenizer, [question], chat, ask=True)
+    said = render(tokenizer, [question, {"role": "assistant", "content": text}], chat, ask=False)
+    if not said.startswith(asked):
+        raise TemplateRefusal("the chat template writes a prompt otherwise once it is answered")
+    said = said[len(asked) :]
+    place = said.rfind(plain.strip()) if plain.strip() else -1
+    if place < 0:
+        raise TemplateRefusal("the chat template rewrites the text of some replies")
+    after = place + len(plain.strip())
+    ids, tail = (text_ids(tokenizer, x, hidden=hidden) for x in (said, said[after:]))
+    closing = sum(i in ends for i in tail)
+    if not closing:
+        return [*text_ids(tokenizer, said[:after], hidden=hidden), end]
+    places = [n for n, i in enumerate(ids) if i in ends]
+    return [*ids[: places[-closing]], end]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pairgrpo_jax.lm.models import cache as kv_cache
 from pairgrpo_jax.lm.models import gemma, gpt2, llama, olmo2, phi3, qwen, smollm3
 from pairgrpo_jax.lm.models.cache import Cache
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.config import FieldReader, ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run
 
@@ -30,6 +31,7 @@ class Model:
       generation: the fields of `generation_config.json`, kept for saving.
       dtype: of the activations.
       remat: whether the backward pass recomputes layers to save memory.
+      chat: how conversations become text.
     """
 
     config: ModelConfig
@@ -39,6 +41,7 @@ class Model:
     dtype: Any = jnp.float32
     remat: bool = False
     generation: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    chat: Chat = dataclasses.field(default_factory=Chat)
 
     @property
     def skeleton(self) -> "Model":

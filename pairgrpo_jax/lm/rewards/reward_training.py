@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from pairgrpo_jax.core.terms import Objective, mean_term
-from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_pair, pad_texts, ranked_right
+from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_preferences, pad_texts, ranked_right
 from pairgrpo_jax.lm.models import lora as lora_lib
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
@@ -47,10 +47,7 @@ def encode(model: Model, rows: Sequence[Preference], prompt_tokens: int, reply_t
     Raises:
       ValueError: if no prompt fits.
     """
-    pairs = [encode_pair(model, row, prompt_tokens, reply_tokens) for row in rows]
-    if not any(pairs):
-        raise ValueError(f"prompt_tokens={prompt_tokens}: none of {len(rows)} prompts fits; raise it")
-    return pairs
+    return encode_preferences(model, rows, prompt_tokens, reply_tokens)
 
 
 def pad_pairs(pairs: Sequence[EncodedPair], rows: int | None = None) -> PairTokens:
