@@ -16,6 +16,7 @@ from pairgrpo_jax.lm.data import (
     PromptRow,
     encode_each,
     encode_preferences,
+    encode_prompt,
     pad_texts,
     prompt_ids,
 )
