@@ -416,9 +416,10 @@ def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
     sums = align.preset("hard")
     assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
     assert sums.config.texts.prompts * sums.config.group_size == 64 and sums.config.optimizer.updates_per_batch == 1
-    for words in (["--data", "tiny"], ["--data=x.jsonl"], ["--reward", "mine:f"]):
+    named = {"harmless-a": ["--data", "tiny"], "harmless-b": ["--data=x.jsonl", "--reward=harmless-b"]}
+    for reward, words in (named | {"mine:f": ["--reward", "mine:f"]}).items():
         run = align.preset("hard", words)
-        assert run.data == "tiny" and run.reward == "harmless-a" and run.config == align.tuned("hard")
+        assert run.data == "tiny" and run.reward == reward and run.config == align.tuned("hard")
     assert align.preset("hard-offline").data == align.preset("dpo").data == "tiny"
 
 
