@@ -247,7 +247,7 @@ BAD = [
     (["--reward", "head.safetensors"], "is the reward itself"),
     (["--reward", "rewards:vowels=much"], "weights must be numbers"),
     (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
-    (["--reward", "judge:rewards:vowels", "--candidates", "3"], "candidates=3 must be even"),
+    (["--reward", "judge:rewards:vowels", "--comparisons", "disjoint", "--candidates", "3"], "even"),
 ]
 
 
@@ -417,9 +417,9 @@ def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
     assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
     assert sums.config.texts.prompts * sums.config.group_size == 64 and sums.config.optimizer.updates_per_batch == 1
     named = {"harmless-a": ["--data", "tiny"], "harmless-b": ["--data=x.jsonl", "--reward=harmless-b"]}
-    for reward, words in (named | {"mine:f": ["--reward", "mine:f"]}).items():
+    for name, words in (named | {"mine:f": ["--reward", "mine:f"]}).items():
         run = align.preset("hard", words)
-        assert run.data == "tiny" and run.reward == reward and run.config == align.tuned("hard")
+        assert run.data == "tiny" and run.reward == name and run.config == align.tuned("hard")
     assert align.preset("hard-offline").data == align.preset("dpo").data == "tiny"
 
 
