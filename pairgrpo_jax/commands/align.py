@@ -194,7 +194,8 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
     if not config.online:
         return Run(config=config, judging=None)
     if peek(words, "data", "") or peek(words, "reward", ""):
-        return Run(config=config, judging=judging_of(peek(words, "reward", Judging.reward)))
+        judging = judging_of(peek(words, "reward", Judging.reward))
+        return Run(config=config, judging=judging, judge=peek(words, "judge", Run.judge))
     judging = Judging("verify:own")
     return Run(data=SUMS, judging=judging, evaluations=6, evaluation_samples=4, config=tuned_for_sums(name))
 

@@ -247,7 +247,7 @@ BAD = [
     (["--reward", "head.safetensors"], "is the reward itself"),
     (["--reward", "rewards:vowels=much"], "weights must be numbers"),
     (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
-    (["--reward", "judge:rewards:vowels", "--candidates", "3"], "candidates=3 must be even"),
+    (["--reward", "judge:rewards:vowels", "--comparisons", "disjoint", "--candidates", "3"], "even"),
 ]
 
 
@@ -416,9 +416,10 @@ def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
     sums = align.preset("hard")
     assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
     assert sums.config.texts.prompts * sums.config.group_size == 64 and sums.config.optimizer.updates_per_batch == 1
-    for words in (["--data", "tiny"], ["--data=x.jsonl"], ["--reward", "mine:f"]):
+    named = {"harmless-a": ["--data", "tiny"], "harmless-b": ["--data=x.jsonl", "--reward=harmless-b"]}
+    for name, words in (named | {"mine:f": ["--reward", "mine:f"]}).items():
         run = align.preset("hard", words)
-        assert run.data == "tiny" and run.reward == "harmless-a" and run.config == align.tuned("hard")
+        assert run.data == "tiny" and run.reward == name and run.config == align.tuned("hard")
     assert align.preset("hard-offline").data == align.preset("dpo").data == "tiny"
 
 

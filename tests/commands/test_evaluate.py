@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.commands import evaluate
-from pairgrpo_jax.commands.evaluate import Evaluation, Judges, figures, pair_accuracy
+from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, pair_accuracy
 from pairgrpo_jax.lm import Policy, Sampling
 from pairgrpo_jax.lm.alignment import EncodedPrompt
 from pairgrpo_jax.lm.alignment.evaluation import Judged, Replies
@@ -48,14 +48,25 @@ def test_two_sides_share_their_draws_unless_they_are_to_be_independent():
     prompts = [EncodedPrompt(({"role": "user", "content": "Why?"},), [3 + i, 5, 7]) for i in range(3)]
     limits = {"prompt_tokens": 8, "completion_tokens": 6, "sampling": Sampling(), "samples": 2}
     judges, policy = Judges(Policy(tiny, tiny.params), None, prompts, **limits), Policy(tiny, tiny.params)
-    (one, _), (same, _), (other, _) = (judges.hear(policy, independent=own) for own in (False, False, True))
+    one, same, other = (judges.hear(policy, independent=own).said for own in (False, False, True))
     np.testing.assert_array_equal(one.tokens, same.tokens)
     assert (one.tokens != other.tokens).any(axis=-1).mean() > 0.5
-    np.testing.assert_array_equal(other.tokens, judges.hear(policy, independent=True)[0].tokens)
+    np.testing.assert_array_equal(other.tokens, judges.hear(policy, independent=True).said.tokens)
 
 
 def test_equal_replies_are_counted_as_ties():
     said = Replies(np.zeros((2, 2, 3)), np.full((2, 2), 3), np.zeros((2, 2)), np.ones((2, 2), bool), [])
     a, b = (Judged(np.array(rewards), np.zeros((2, 2))) for rewards in ([[1.0, 2], [0, 1]], [[1.0, 1], [0, 2]]))
-    row = figures((said, a), (said, b))
+    row = figures(Heard(said, a, {}), Heard(said, b, {}))
     assert row["ties"] == 0.5 and row["win_rate"] == 0.5 and row["wins"] == [0.75, 0.25]
+
+
+def test_rewards_of_binary_replies_have_intervals_and_pass_at_k():
+    said = Replies(np.zeros((3, 4, 3)), np.full((3, 4), 3), np.zeros((3, 4)), np.ones((3, 4), bool), [])
+    ours = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [np.nan] * 4])
+    heard = [Heard(said, Judged(None, np.ones((3, 4))), {"right": x}) for x in (ours, np.zeros((3, 4)))]
+    row = figures(*heard)
+    assert row["held_out/right"] == row["held_out/right/pass@1"] == 0.625 and row["held_out/right/rival"] == 0
+    assert [row[f"held_out/right/pass@{k}"] for k in (2, 4)] == [0.75, 1.0] and row["held_out/right/failed"] == 1
+    assert row["held_out/right/low"] <= 0.625 <= row["held_out/right/high"] and row["held_out/right/each"] == [0.25, 1]
+    assert "win_rate" not in row and row["kl_reference"] == -1

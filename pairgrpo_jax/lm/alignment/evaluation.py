@@ -39,10 +39,10 @@ class Replies(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What the reference and a reward head say of replies: log-probabilities and rewards, `[N,S]`; None without one."""
+    """What a reward head and the reference say of replies: rewards, None without one, and log-probabilities `[N,S]`."""
 
-    ref_logp: np.ndarray
     rewards: np.ndarray | None
+    ref_logp: np.ndarray
 
 
 def write_replies(
@@ -134,7 +134,7 @@ def judge_replies(
         return _logp_and_rewards(reference.model.skeleton, *reference[1:], head, part, sampling)
 
     logp, *rewards = in_batches(run, len(prompts), _batch(batch, len(prompts), rows))
-    return Judged(logp, rewards[0] if rewards else None)
+    return Judged(rewards[0] if rewards else None, logp)
 
 
 @functools.partial(jax.jit, static_argnums=0)
