@@ -209,7 +209,7 @@ def test_scaled_rope_is_that_of_the_config_not_of_transformers_gguf_loader(kind,
     fields = config_fields("llama") | {"rope_parameters": SCALINGS[kind] | {"rope_type": kind}}
     oracle = torch_model(fields)
     oracle.save_pretrained(tmp_path)
-    write(load_model(tmp_path), tmp_path / "model.gguf", functools.partial(scaled, kind=kind))
+    write(load_model(tmp_path), tmp_path / "model.gguf", more=functools.partial(scaled, kind=kind))
     model = load_model(tmp_path / "model.gguf")
     tokens = np.random.default_rng(0).integers(3, 97, (1, 96))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
