@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 import time
 
 import jax
@@ -133,6 +134,7 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
 @pytest.mark.slow
 def test_a_failure_in_the_middle_loses_nothing(workplace, finished, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)  # late counts its calls
     words = [*ARGUMENTS, "--reward", "rewards:late=0.25,rewards:vowels=0.75", "--save-every", "100", "--no-export"]
     done = run_here(align.main, "hard", *words, "--output", "late")
     assert done.returncode == 1 and "batch 3: late failed (1 tries): ZeroDivisionError" in done.stderr
@@ -220,6 +222,7 @@ def test_rows_whose_answer_cannot_be_read_are_counted(workplace, monkeypatch, ru
 @pytest.mark.slow
 def test_columns_of_the_data_reach_the_reward_after_a_stop_too(workplace, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)  # late counts its calls
     words = [*ARGUMENTS, "--data", "questions.jsonl", "--prompt-column", "question", "--system", "Be brief."]
     words += ["--reward", "rewards:right=1,rewards:late=0", "--no-export", "--output", "columns"]
     assert run_here(align.main, "hard", *words).returncode == 1  # rewards:late fails in batch 3
@@ -351,16 +354,21 @@ def test_what_the_judge_was_fitted_on_is_left_out_and_its_accuracy_told(workplac
     judging = align.Judging("rewards:vowels") if config.online else None
     run = align.Run(model="model", data="pairs.jsonl", judge="half.safetensors", judging=judging, config=config)
     made, console = {}, Console(width=200)
-    monkeypatch.setattr(align, "make_trainer", lambda config, model, data, *_, **__: made.update(data=data))
+
+    def make_nothing(config, model, data, *_, **__):
+        made.update(data=data)
+        return types.SimpleNamespace(model=model)
+
+    monkeypatch.setattr(align, "make_trainer", make_nothing)
     model = align.load(run, align.Placement())
-    held_out, _ = align.prepare(run, model, align.Placement(), console)
+    held_out = align.prepare(run, model, align.Placement(), console)
     texts = [f"Question {i}?" for i in range(20)]
     theirs = {text for text in texts if fold_of(text, 2, 0) == 1}
     ours = [{prompt.messages[-1]["content"] for prompt in part.prompts} for part in (made["data"], held_out)]
     assert 0 < len(theirs) < 20 and ours[0] | ours[1] == set(texts) - theirs and not ours[0] & ours[1]
     if method == "dpo":
         assert len(made["data"].pairs) == len(ours[0]) and len(held_out.pairs) == len(ours[1])
-    judges = align.make_judges(run, model, held_out.prompts, align.Placement())
+    judges = align.make_judges(run, held_out, align.Placement())
     row = align.judge_accuracy(run, judges, console)
     said = capsys.readouterr().out
     assert f"{len(theirs)} left out: half.safetensors was fitted on that half" in said
