@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # LlamaTokenizer replaces the normalizer that tokenizer.json names, and a text's first space is lost.
 # Guess: a fast tokenizer is its tokenizer.json: transformers and tokenizers give the same ids for the same file.
-# Truth (transformers 5.23.0, tokenizers 0.23.3): loaded as LlamaTokenizer, by itself or named in tokenizer_config.json, only vocabulary and
-#   merges are taken. A Prepend "▁" normalizer (as of Llama 2) becomes a Metaspace pre-tokenizer, which adds no "▁" before one that is
+# Truth (transformers 5.23.0, tokenizers 0.23.3): loaded as LlamaTokenizer, by itself or named in tokenizer_config.json, the file's
+#   normalizer is not used. A Prepend "▁" normalizer (as of Llama 2) becomes a Metaspace pre-tokenizer, which adds no "▁" before one that is
 #   there: " hi" is encoded as "hi" and decodes without its space. Named PreTrainedTokenizerFast, the same file is read as written.
-# Who: completions that start with a space, scored or trained on alone: ids differ from those of vLLM-like servers, tokenizers
-#   itself and earlier runs, and log-probabilities are taken of other text.
+# Who: completions that start with a space, scored or trained on alone: ids differ from those of every reader of
+#   tokenizer.json itself (tokenizers, Rust servers, JAX loaders), and log-probabilities are taken of other text.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python3 -m venv "$tmp/v"

@@ -2,7 +2,7 @@
 # A config.json with rope_parameters and the old rope_scaling: the old one replaces the new one whole.
 # Guess: rope_parameters, the current name, is read and rope_scaling only fills in what is missing; or two that differ are an error.
 # Truth (transformers 5.23.0, Phi-3 and Llama): rope_scaling wins without a word about it. factor, attention_factor and rope_theta that
-#   only rope_parameters has are lost (rope_theta falls back to the top-level one or 10000). Given as an argument of from_pretrained,
+#   only rope_parameters has are lost (rope_theta falls back to 10000 here). Given as an argument of from_pretrained,
 #   rope_parameters does win over the file's rope_scaling.
 # Who: a config.json written to suit transformers 4 and 5 both: long-context attention runs with another scale and base than written,
 #   and a reader that takes rope_parameters disagrees with transformers on the same file.

@@ -3,7 +3,7 @@
 # Guess: keyword arguments of apply_chat_template are the template's variables, so strftime_now=lambda f: "26 Jul 2024" fixes the date.
 # Truth (transformers 5.23.0): a callable among them becomes the string "<function>", which hides the built-in strftime_now. A template that
 #   calls it fails with "'str' object is not callable"; one that asks `is defined` calls the string; one that prints it, prints "<function>".
-# Who: reproducible prompts for templates that put in today's date (Llama 3.1 and later): pass a string variable that the template
+# Who: reproducible prompts for templates that put in today's date (Llama 3.2's): pass a string variable that the template
 #   reads (date_string there), or freeze the clock.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
