@@ -25,7 +25,7 @@ from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accu
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
@@ -163,8 +163,6 @@ class Run(Settings):
         super().__post_init__()
         if self.evaluations > self.iterations:
             raise ValueError(f"evaluations={self.evaluations} must be at most iterations={self.iterations}")
-        if self.config.online and not self.config.sft_iterations:
-            require_idle(self, "evaluation_pairs", "on samples without sft_iterations")
         if self.config.online != (self.judging is not None):
             raise ValueError("judging: samples are judged, and a data set's pairs are not")
         if self.reward and judge_of(self) == self.reward:
