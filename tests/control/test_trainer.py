@@ -106,12 +106,12 @@ def test_the_next_trunk_is_a_uniformly_random_branch(env):
 def test_scores_of_the_three_modes():
     reward = jnp.array([[1.0], [2.0], [4.0]])
     values = jnp.array([[10.0], [20.0], [30.0], [40.0]])
-    config = C.replace(horizon=3, gamma=0.5, trace=0.25)
+    config = C.replace(horizon=3, gamma=0.5)
     assert score(config.replace(advantage="segment"), reward, None).tolist() == [1 + 0.5 * 2 + 0.25 * 4]
     assert score(config.replace(advantage="reward_to_go"), reward, None)[:, 0].tolist() == [3, 4, 4]
     errors = np.array([1 / 2 + 10 - 10, 2 / 2 + 15 - 20, 4 / 2 + 20 - 30])  # rewards times 1 - gamma
     expected = [errors[0] + errors[1] / 8 + errors[2] / 64, errors[1] + errors[2] / 8, errors[2]]
-    np.testing.assert_allclose(score(config, reward, values)[:, 0], expected)
+    np.testing.assert_allclose(score(config.replace(trace=0.25), reward, values)[:, 0], expected)
 
 
 def test_groups_hold_the_branches_of_one_trunk():
