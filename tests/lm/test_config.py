@@ -56,7 +56,7 @@ CHANGES = {
     "logit_softcap": 0.5,
 }
 # Read by loading and generation: tested there.
-ELSEWHERE = {"family", "max_positions", "bos_id", "eos_ids", "pad_id"}
+ELSEWHERE = {"family", "max_positions", "bos_id", "eos_ids", "reply_end", "pad_id"}
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (1, 8)))
 
 
