@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import itertools
 import json
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pairgrpo_jax.core.bounds import from_values
+from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import CheckpointError, NonFiniteError
 
@@ -80,8 +80,8 @@ def _unknown(word: str, default: Any) -> str:
     owners = [method.name for method in METHODS if method().has(name)]
     if word.startswith("-") and owners:
         return f"{option} is a setting of {', '.join(owners)} and has no effect here"
-    near = difflib.get_close_matches(name, _names(default), n=1)
-    hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists the options"
+    options = [field.replace("_", "-") for field in _names(default)]
+    hint = did_you_mean(name.replace("_", "-"), options, "--help lists the options", "--{}")
     return f"{option} is no option here; {hint}"
 
 
@@ -114,8 +114,7 @@ def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[st
     named = bool(words) and not words[0].startswith("-")
     method, rest = (words[0], words[1:]) if named else ("hard", words)
     if method not in methods:
-        near = difflib.get_close_matches(method, methods, n=1)
-        raise ValueError(f"method {method!r} is unknown; {f'did you mean {near[0]}?' if near else about}")
+        raise ValueError(f"method {method!r} is unknown; {did_you_mean(method, methods, about)}")
     default: Any = preset(method, rest)
     stored = Path(peek(rest, "output", str(default.output))) / "config.json"
     if "--resume" in rest and stored.exists():

@@ -6,7 +6,6 @@ A plan is a generator: it yields questions, a list of `(i, j)`, and is sent thei
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
+
+from pairgrpo_jax.core.terms import did_you_mean
 
 COMPARISONS = ("all", "disjoint", "sort")
 Question = tuple[int, int]
@@ -36,8 +37,8 @@ def check_comparisons(comparisons: str, size: int, name: str = "comparisons") ->
         if not 1 <= int(comparisons) <= pairs:
             raise ValueError(f"{name}={comparisons} must be in [1, {pairs}], the pairs among {size} candidates")
     elif comparisons not in COMPARISONS:
-        near = difflib.get_close_matches(comparisons, COMPARISONS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(COMPARISONS)} or a number of questions"
+        otherwise = f"choose {', '.join(COMPARISONS)} or a number of questions"
+        hint = did_you_mean(comparisons, COMPARISONS, otherwise)
         raise ValueError(f"{name}={comparisons!r} is unknown; {hint}")
     elif comparisons == "disjoint" and size % 2:
         raise ValueError(f'{name}="disjoint" needs an even number of candidates, got {size}; use "all" or "sort"')

@@ -8,6 +8,7 @@ divided; `evaluate` then gives the scalar. The public losses return `(loss, metr
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple, ParamSpec, Protocol
@@ -138,6 +139,12 @@ def require_same_shape(**arrays: jax.Array) -> None:
         custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in arrays.items())} must have the same shape",
         exception_type=ValueError,
     )
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str, form: str = "{}") -> str:
+    """`did you mean X?` of the nearest name, X in a form such as "--{}"; `otherwise` where none is near."""
+    near = difflib.get_close_matches(name, [*names], n=1)
+    return f"did you mean {form.format(near[0])}?" if near else otherwise
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,6 @@
 """The methods of the family, one file each; the same objects train HalfCheetah and language models."""
 
-import difflib
-
+from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.methods.dpo import Dpo
 from pairgrpo_jax.methods.grpo import Grpo
 from pairgrpo_jax.methods.hard_pair import HardPair
@@ -21,8 +20,8 @@ def method_class(name: str) -> type[Method]:
     """The method of this name; ValueError that suggests the nearest for an unknown one."""
     if name in NAMES:
         return METHODS[NAMES.index(name)]
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    raise ValueError(f"method {name!r} is unknown{f'; did you mean {near[0]}?' if near else ''} ({', '.join(NAMES)})")
+    hint = did_you_mean(name, NAMES, "")
+    raise ValueError(f"method {name!r} is unknown{f'; {hint}' if hint else ''} ({', '.join(NAMES)})")
 
 
 __all__ = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from pairgrpo_jax.core.terms import did_you_mean
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 # What the layouts of preferences read; named, they are columns like any other.
@@ -88,5 +89,4 @@ class Kinds:
 
 
 def _had(name: str, row: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(row), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(row)) or 'no columns'}"
+    return did_you_mean(name, row, f"there are {', '.join(sorted(row)) or 'no columns'}", "{!r}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
+from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.lm.data.rows import PromptRow, with_system
 from pairgrpo_jax.lm.data.split import fold_of
 
@@ -152,5 +152,4 @@ def _value(text: str) -> Any:
 
 
 def _near(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}"
+    return did_you_mean(name, names, f"it has {', '.join(sorted(names))}", "{!r}")

@@ -1,11 +1,11 @@
 """Preference data read in any common layout and cleaned, with a count per reason."""
 
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.lm.data import layouts
 from pairgrpo_jax.lm.data.columns import ALL, NOTHING, Columns, Kinds
 from pairgrpo_jax.lm.data.messages import Drop, Prompt, to_messages, transcript, whole_chat, without_cue
@@ -128,8 +128,7 @@ def _with_prompt(row: dict[str, Any], where: str, column: str | None) -> dict[st
     if column is None:
         return row
     if column not in row:
-        near = difflib.get_close_matches(column, row, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(row))}"
+        hint = did_you_mean(column, row, f"it has {', '.join(sorted(row))}", "{!r}")
         raise ValueError(f"{where}: no column {column!r} (--prompt-column); {hint}")
     if row[column] is None:
         raise Drop("empty prompt")

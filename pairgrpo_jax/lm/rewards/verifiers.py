@@ -6,7 +6,6 @@ that the group counts as failed and not as wrong; `readable` says so beforehand.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import re
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.rewards.answers import last_number, letter, plain, reference, stated, true_letter, true_number
 
@@ -133,8 +133,7 @@ def verifier(name: str, expression: str = "", gym: Gym | None = None) -> Verifie
         if not expression:
             raise ValueError(r"reward: verify:format needs a regular expression, as in verify:format=\boxed")
         return Format(expression)
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean verify:{near[0]}?" if near else f"choose from {', '.join(NAMES)}"
+    hint = did_you_mean(name, NAMES, f"choose from {', '.join(NAMES)}", "verify:{}")
     raise ValueError(f"reward: verify:{name} is unknown; {hint}")
 
 
