@@ -24,7 +24,7 @@ from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
-from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
+from pairgrpo_jax.commands.runs import DONE, print_files, reading, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
@@ -309,17 +309,16 @@ def read_data(
     """The rows of a data set to train on, and the prompts and pairs that are held out."""
     config = run.config
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
-    options = {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
     name = judge_of(run)
     half = fitted_on(name, run.data) if name else None
     pairs, held_out_pairs = [], []
     if not config.online or config.sft_iterations:
-        loaded = load_preferences(run.data, **options)
+        loaded = load_preferences(run.data, **reading(run))
         rows = split_by_first_turn(unseen(loaded.rows, half))
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
         tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
-    loaded = with_readable_answers(run, load_prompts(run.data, columns=columns_of(source), **options), source)
+    loaded = with_readable_answers(run, load_prompts(run.data, columns=columns_of(source), **reading(run)), source)
     rows = split_by_first_turn(unseen(loaded.rows, half))
     if half is not None:
         console.print(f"{len(loaded.rows) - len(rows[0]) - len(rows[1])} left out: {name} was fitted on that half")
@@ -415,7 +414,7 @@ def judge_accuracy(run: Run, judges: Judges, console: Console) -> dict[str, floa
     name, texts = judge_of(run), run.config.texts
     if judges.head is None or gym_of(run.data, run.system) or not has_preferences(run.data, split=run.split):
         return {}
-    loaded = load_preferences(run.data, split=run.split, prompt_column=run.prompt_column, system=run.system)
+    loaded = load_preferences(run.data, **reading(run))
     rows = spread(unseen(loaded.rows, fitted_on(name, run.data)), run.evaluation_pairs)
     pairs = encode_pairs(judges.reference.model, rows, texts.prompt_tokens, texts.completion_tokens)
     row = head_accuracy(judges.reference, judges.head, pairs)

@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.rewards import gym_of, named_rewards
-from pairgrpo_jax.commands.rewards import source_of as rewards_source
+from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
+from pairgrpo_jax.commands.runs import reading
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval, pass_at_k
 from pairgrpo_jax.lm import Model, Policy, Sampling, load_model
@@ -252,16 +252,11 @@ def judge_of(args: Evaluation) -> str:
     return args.judge if args.judge is not None else "" if args.reward else "harmless-b"
 
 
-def source_of(args: Evaluation) -> dict[str, Any]:
-    """How the data is read."""
-    return {"split": args.split, "prompt_column": args.prompt_column, "system": args.system}
-
-
 def labelled(policy: Policy, args: Evaluation) -> list[EncodedPair]:
     """Labelled pairs of the fold, cut to the limits; none for data of prompts alone."""
     if not has_preferences(args.data, split=args.split):
         return []
-    rows = fold_of_rows(load_preferences(args.data, **source_of(args)).rows, args)
+    rows = fold_of_rows(load_preferences(args.data, **reading(args)).rows, args)
     return spread(encode_pairs(policy.model, rows, args.prompt_tokens, args.completion_tokens), args.prompts)
 
 
@@ -320,7 +315,7 @@ def held_out_prompts(model: Model, args: Evaluation, gym: Gym | None, source: An
     """The prompts to evaluate on: problems that no training meets, or some of the fold."""
     if gym is not None:
         return encode_prompts(model, gym.held_out(args.prompts), args.prompt_tokens)
-    rows = load_prompts(args.data, columns=columns_of(source), **source_of(args)).rows
+    rows = load_prompts(args.data, columns=columns_of(source), **reading(args)).rows
     return spread(encode_prompts(model, fold_of_rows(rows, args), args.prompt_tokens), args.prompts)
 
 
@@ -330,7 +325,7 @@ def main(words: Sequence[str]) -> None:
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
     gym, name = gym_of(args.data, args.system), judge_of(args)
-    source = rewards_source(named_rewards(args.reward, gym)) if args.reward else None
+    source = source_of(named_rewards(args.reward, gym)) if args.reward else None
     if not name and source is None:
         raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")
     if name:

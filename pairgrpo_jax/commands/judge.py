@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pairgrpo_jax.commands.cli import parse, peek
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
+from pairgrpo_jax.commands.runs import reading
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.data import Preference, describe, load_preferences, spread
@@ -77,7 +78,7 @@ def execute(run: Measuring, console: Console) -> int:
     """Measures and reports; the exit code, 1 if the judge gave no verdict on any pair."""
     if not run.judge.startswith("judge:"):
         raise ValueError(f"judge={run.judge!r} must be judge:openai:MODEL or judge:module:function")
-    loaded = load_preferences(run.data, split=run.split, prompt_column=run.prompt_column, system=run.system)
+    loaded = load_preferences(run.data, **reading(run))
     rows = spread(loaded.rows, run.pairs)
     memory = Memory(run.output / VERDICTS)
     known = memory.path.exists()

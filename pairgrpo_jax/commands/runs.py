@@ -24,6 +24,11 @@ from pairgrpo_jax.training import (
 DONE = "done"  # an empty file that marks a finished run
 
 
+def reading(run: Any) -> dict[str, Any]:
+    """How the data of a run is read: options of `load_prompts` and `load_preferences`."""
+    return {"split": run.split, "prompt_column": run.prompt_column, "system": run.system}
+
+
 def train_in_folder(
     run: Any,
     program: Callable,
