@@ -55,7 +55,7 @@ def test_limit_step_lands_on_the_radius_or_takes_the_whole_step():
     assert divergence(cut) <= 3.0
     whole = limit_step(divergence, old, new, 100.0)
     np.testing.assert_allclose(whole["x"], new["x"])
-    assert largest_step(divergence, old, new, -1.0) == 0  # nothing fits: stay
+    assert largest_step(lambda params: 1 + divergence(params), old, new, 0.5) == 0  # nothing fits: stay
 
 
 def test_limit_step_returns_only_what_it_evaluated():
