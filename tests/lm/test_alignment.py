@@ -554,7 +554,8 @@ def test_pair_accuracy_starts_at_a_half_where_it_is_of_the_ratio_to_the_referenc
     tokens = pair_batch(data.pairs, 8, 6).tokens
     per_token = score(Policy(tiny, tiny.params), *tokens).logp.sum(-1) / tokens[-1]
     likelier = np.argmax(per_token, axis=1)
-    pairs = [pair if i == 0 else EncodedPair(pair.prompt, pair.rejected, pair.chosen) for pair, i in zip(data.pairs, likelier)]
+    swap = [EncodedPair(pair.prompt, pair.rejected, pair.chosen) for pair in data.pairs]
+    pairs = [(pair, swapped)[i] for pair, swapped, i in zip(data.pairs, swap, likelier)]
     trainer = make_trainer(small(algo, offline=True), tiny, data._replace(pairs=pairs), None, iterations=10)
     _, rows = run(trainer, 1)
     assert rows[0]["pair_accuracy"][0] == (1 if algo in ("orpo", "simpo") else 0.5)
