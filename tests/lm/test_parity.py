@@ -118,7 +118,7 @@ def test_no_torch_at_run_time(tmp_path):
 
 
 def test_the_table_of_models_has_a_row_and_a_command_for_every_family():
-    text = (Path(__file__).parents[2] / "docs" / "lm.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     rows = dict(
         re.findall(r"^\| [^|]+ \| `(\w+)` \|.*`python -m pytest tests/lm/test_parity\.py -k (\w+)` \|$", text, re.M)
     )
