@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def offline(figure) -> None:
 
 def draw(folder: Path) -> None:
     """Writes the pictures as SVG into a folder."""
-    style = {
+    style: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "svg.hashsalt": "methods",
