@@ -165,6 +165,18 @@ def ipo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1):
     return np.mean(((chosen - ref_chosen) - (rejected - ref_rejected) - 1 / (2 * beta)) ** 2)
 
 
+def kto(logp, ref_logp, desirable, mismatched_logp, mismatched_ref_logp, beta=0.1, lambda_d=1.0, lambda_u=1.0):
+    """Value and gradient in logp of eq. 8, one sequence after another."""
+    z = max(0.0, float(np.mean(np.asarray(mismatched_logp) - np.asarray(mismatched_ref_logp))))
+    losses, slopes = [], []
+    for ours, theirs, good in zip(logp, ref_logp, desirable):
+        sign, weight = (1, lambda_d) if good else (-1, lambda_u)
+        v = sigmoid(sign * beta * (ours - theirs - z))
+        losses.append(weight - weight * v)
+        slopes.append(-weight * sign * beta * v * (1 - v))
+    return np.mean(losses), np.array(slopes) / len(losses)
+
+
 def orpo(chosen, rejected, weight=0.1):
     odds = lambda x: np.exp(x) / (1 - np.exp(x))  # noqa: E731
     return np.mean(-chosen - weight * np.log(sigmoid(np.log(odds(chosen) / odds(rejected)))))

@@ -76,6 +76,8 @@ def losses(batch):
     yield "dpo", lambda x: pg.dpo_loss(*two(x), *two(old), label_smoothing=0.1)
     yield "ipo", lambda x: pg.ipo_loss(*two(x), *two(old))
     yield "orpo", lambda x: pg.orpo_loss(*two(x))
+    good = jnp.arange(len(old)) % 2 == 0
+    yield "kto", lambda x: pg.kto_loss(x[:, 0, 0], old[:, 0, 0], good, pg.kto_reference_point(x[:, 1], old[:, 1]))
 
 
 def suite(batch):

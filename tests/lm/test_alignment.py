@@ -35,10 +35,10 @@ from pairgrpo_jax.lm.alignment import (
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, judge_replies, write_replies
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
-from pairgrpo_jax.lm.data import load_prompts
+from pairgrpo_jax.lm.data import batch_indices, load_prompts
 from pairgrpo_jax.lm.rewards.reward_model import init_head
 from pairgrpo_jax.lm.rewards.sources import Judgement, judge, reward_function
-from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Ppo, Verdict, method_class
+from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Likelihoods, Ppo, Verdict, method_class
 from pairgrpo_jax.training import Checkpoints
 
 HARD = HardPair(scheme="matched", beta=0.05, delta_0=0.2)
@@ -70,7 +70,7 @@ def small(name, offline=False, **changes):
 
 def test_the_lists_hold_every_method():
     assert set(ONLINE) == {"grpo", "soft", "hard", "ppo", "rank"}
-    assert set(OFFLINE) == {"dpo", "ipo", "orpo", "simpo", "soft", "hard"}
+    assert set(OFFLINE) == {"dpo", "ipo", "orpo", "simpo", "kto", "soft", "hard"}
 
 
 def decode(rows):
@@ -193,7 +193,8 @@ def terms_of(config, fixed):
     """The method's terms on the fixed batch, whole and of its two halves."""
     batch, scores, rewards = fixed[config.group_size]
     verdict = (rewards, None) if config.online else (None, chosen_rejected_pairs(4))
-    batch = learning_signal(config, batch, *verdict, jax.random.key(0), ADAPTIVE)
+    others = Likelihoods(batch.ref_logp + 0.1, None, batch.ref_logp, batch.mask)
+    batch = learning_signal(config, batch, *verdict, jax.random.key(0), ADAPTIVE, others)
 
     def terms(rows):
         part = jax.tree.map(lambda x: x[rows] if x.ndim else x, (batch, scores, 0.3 * batch.old_logp))
@@ -297,6 +298,9 @@ CHANGES = [
     ("orpo", "weight", 0.9, {}),
     ("simpo", "beta", 0.9, {}),
     ("simpo", "gamma", 0.1, {}),
+    ("kto", "beta", 0.5, {}),
+    ("kto", "desirable_weight", 1.33, {}),
+    ("kto", "undesirable_weight", 2.0, {}),
 ]
 
 
@@ -668,6 +672,21 @@ def test_the_multiplier_answers_the_kl_after_the_last_update(tiny):
     state, rows = run(trainer_of(tiny, config), 2)
     assert all(row["realised_kl"] > 1e-6 > row["approx_kl"][0] for row in rows)
     assert state.multiplier > trainer_of(tiny, config).init(jax.random.key(0)).multiplier
+
+
+def test_ktos_reference_point_is_that_of_the_next_prompts_replies(tiny):
+    """Reply after reply by hand, with a policy that has moved; all updates of a batch share it."""
+    config = small("kto", epochs=2, minibatches=2, learning_rate=5e-2)
+    trainer = trainer_of(tiny, config)
+    state, _ = run(trainer, 2)
+    pairs = [make_data().pairs[i] for i in batch_indices(12, 4, 2, 0)]
+    wrong = [EncodedPair(pairs[i].prompt, *pairs[(i + 1) % 4].replies) for i in range(4)]
+    tokens = pair_batch(wrong, 8, 6).tokens
+    ours, ref = (score(policy, *tokens).logp for policy in (trainer.policy(state), trainer.reference(state)))
+    expected = max(float(np.mean((ours - ref).sum(-1))), 0)
+    points = run(trainer, 1, state)[1][0]["reference_point"]
+    assert expected > 1e-3
+    np.testing.assert_allclose(points, np.full(4, expected), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
