@@ -320,7 +320,7 @@ def test_a_method_of_the_tables_can_name_its_learning_rate():
     assert [config.online for config in configs] == [True, False]
     assert (
         paper_tables.config_of("soft").optimizer.learning_rate == 1e-4
-        and paper_tables.paper_of("hard@1e-4").harmless == 85.7
+        and paper_tables.paper_of("hard@1e-4").harmless == 85.7  # type: ignore[union-attr]
     )
 
 
