@@ -40,9 +40,10 @@ def main() -> None:
 def run(name: str, words: list[str] | None = None) -> None:
     """Runs a sub-command, with the words of the command line unless others are given, and exits."""
     from pairgrpo_jax.commands.cli import run_main
+    from pairgrpo_jax.commands.compiled import keep_compiled
 
     def command() -> int | None:
-        module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
-        return module.main(sys.argv[1:] if words is None else words)
+        left = keep_compiled(sys.argv[1:] if words is None else words)
+        return importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}").main(left)
 
     run_main(command, f"pairgrpo {name}")
