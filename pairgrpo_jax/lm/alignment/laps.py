@@ -14,7 +14,7 @@ class Laps:
     """A clock that gives the time since the last lap to one of `PARTS`."""
 
     def __init__(self):
-        self._since, self._seconds = time.perf_counter(), dict[str, float].fromkeys(PARTS, 0.0)
+        self._since, self._seconds = time.perf_counter(), {str(part): 0.0 for part in PARTS}
 
     def end(self, part: str, arrays: Any = None) -> None:
         """Ends a lap of `part`, once `arrays` (any pytree) are computed."""
