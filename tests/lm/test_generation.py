@@ -214,8 +214,9 @@ def test_refilled_rows_hold_the_texts_of_the_whole_batch(tiny, slots):
 
 def test_refilled_rows_end_at_stop_strings_and_are_told_as_they_come(tiny):
     model, seen = dataclasses.replace(tiny, tokenizer=Letters()), []
-    options = {"num_samples": 4, "max_new_tokens": 20}
-    options["stop_strings"] = ["".join(f"<{i}>" for i in run(model, **options).tokens[1, 2, 10:12])]
+    free = run(model, num_samples=4, max_new_tokens=20)
+    stops = ["".join(f"<{i}>" for i in free.tokens[1, 2, 10:12])]
+    options = {"num_samples": 4, "max_new_tokens": 20, "stop_strings": stops}
     whole = run(model, **options)
     out = run(model, slots=5, on_tokens=lambda tokens, lengths: seen.append((tokens, lengths)), **options)
     np.testing.assert_array_equal(out.tokens, whole.tokens)
