@@ -1,4 +1,4 @@
-"""The picture of a comparison."""
+"""The pictures of comparisons."""
 
 from __future__ import annotations
 
@@ -40,5 +40,44 @@ def comparison(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.suptitle(f"{title}: interquartile mean over seeds, band from lowest to highest")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+COLORS = {"grpo": "tab:gray", "rank": "tab:brown", "ppo": "tab:green", "soft": "tab:blue", "hard": "tab:red"}
+"""One for a method, in every picture."""
+
+
+def success(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
+    """Draws the share of right answers against minutes and against KL to the start, per method, each named at its end.
+
+    Args:
+      runs: method -> one list of `metrics.jsonl` rows per seed.
+      path: the PNG to write.
+      title: above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True, sharey=True)
+    for method, seeds in runs.items():
+        scored = [[row for row in rows if "score" in row] for rows in seeds]
+        right = 100 * np.array([[row["score"] for row in rows] for rows in scored])
+        minutes = np.median([[row["seconds"] / 60 for row in rows] for rows in scored], axis=0)
+        kl = np.mean([[row["kl_reference"] for row in rows] for rows in scored], axis=0)
+        color = COLORS.get(method.split()[0])
+        for axis, x in zip(axes, (minutes, kl)):
+            mean = right.mean(axis=0)
+            (line,) = axis.plot(x, mean, "o-", color=color, markersize=3)
+            axis.annotate(method, (x[-1], mean[-1]), (5, 0), textcoords="offset points", color=line.get_color())
+        axes[0].fill_between(minutes, right.min(0), right.max(0), color=color, alpha=0.12)
+    axes[0].set(xlabel="minutes, median over seeds", ylabel="held-out sums answered rightly, %", ylim=(0, 100))
+    axes[1].set(xlabel="KL to the start, nats a reply")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.12)
+    figure.suptitle(f"{title}: mean over seeds, band from lowest to highest")
     figure.savefig(path, dpi=130)
     plt.close(figure)

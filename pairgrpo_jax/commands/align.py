@@ -24,7 +24,7 @@ from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
-from pairgrpo_jax.commands.runs import DONE, print_files, reading, stopped_code, train_in_folder
+from pairgrpo_jax.commands.runs import DONE, open_checkpoints, print_files, reading, stopped_code, train_in_folder
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
@@ -66,7 +66,7 @@ from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("ignore_fields", "output", "resume", "keep", "export", "shown")
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown")
 FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
@@ -149,6 +149,9 @@ class Run(Settings):
     """Replies on the page, first samples of the evaluation."""
     export: bool = True
     """Write the trained model, adapters merged, as safetensors; adapters also on their own, for PEFT."""
+    exported: Literal["last", "best"] = "last"
+    """The state that is written: at the end, or the checkpoint with the best score. A finished run, too, with
+    --resume --exported best."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
     remat: bool = False
@@ -163,6 +166,8 @@ class Run(Settings):
         super().__post_init__()
         if self.evaluations > self.iterations:
             raise ValueError(f"evaluations={self.evaluations} must be at most iterations={self.iterations}")
+        if self.exported != "last" and not self.export:
+            raise ValueError(f"exported={self.exported!r} has no effect with --no-export")
         if self.config.online != (self.judging is not None):
             raise ValueError("judging: samples are judged, and a data set's pairs are not")
         if self.reward and judge_of(self) == self.reward:
@@ -477,12 +482,7 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
     files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
     if run.export:
-        params = merged(run.config, trainer.model, state.params)
-        save_pretrained(trainer.model, params, run.output / "model")
-        files["model"] = "model/"
-        if (adapters := run.config.adapters.lora) is not None:
-            save_peft(run.output / "adapter", trainer.model.config, adapters, state.params["lora"], base=run.model)
-            files["adapters for PEFT"] = "adapter/"
+        files |= export(run, trainer, state, console)
     console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
     for line in summary(last):
         console.print(line, highlight=False)
@@ -490,6 +490,20 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
         total = run.iterations * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
     print_files(run.output, files, console)
+
+
+def export(run: Run, trainer: Trainer, state: TrainState, console: Console) -> dict[str, str]:
+    """Writes the model and its adapters, of this state or of the best checkpoint; what they are and where."""
+    if run.exported == "best":
+        checkpoints = open_checkpoints(run)
+        step, state = checkpoints.restore(state, "best")
+        checkpoints.close()
+        console.print(f"exporting the best checkpoint, after {step} of {run.iterations} batches", highlight=False)
+    save_pretrained(trainer.model, merged(run.config, trainer.model, state.params), run.output / "model")
+    if (adapters := run.config.adapters.lora) is None:
+        return {"model": "model/"}
+    save_peft(run.output / "adapter", trainer.model.config, adapters, state.params["lora"], base=run.model)
+    return {"model": "model/", "adapters for PEFT": "adapter/"}
 
 
 def title(run: Run) -> str:

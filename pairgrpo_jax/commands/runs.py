@@ -53,7 +53,7 @@ def train_in_folder(
     Returns:
       The state, the iterations done, and the signal that stopped the run, if one did.
     """
-    checkpoints = Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
+    checkpoints = open_checkpoints(run)
     start = 0
     if run.resume and checkpoints.steps():
         start, state = checkpoints.restore(state)
@@ -76,6 +76,11 @@ def train_in_folder(
     finally:
         log.close()
         checkpoints.close()
+
+
+def open_checkpoints(run: Any) -> Checkpoints:
+    """Those in the run's folder."""
+    return Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
 
 
 def stopped_code(number: int, done: int, console: Console) -> int:

@@ -26,15 +26,29 @@ class Normalizer(flax.struct.PyTreeNode):
         return cls(jnp.full((), 1e-4), jnp.zeros(size), jnp.ones(size))
 
     def normalize(self, obs: jax.Array, limit: float = 10.0) -> jax.Array:
-        """`[..., D]` -> standardised and clipped to +-limit."""
+        """`[..., D]` -> standardised and clipped to +-limit; what is not finite becomes 0, the mean."""
+        obs = jnp.where(jnp.isfinite(obs), obs, self.mean)
         return jnp.clip((obs - self.mean) / jnp.sqrt(self.variance + 1e-8), -limit, limit)
 
     def update(self, obs: jax.Array) -> Normalizer:
-        """Merges a batch `[..., D]` (Chan et al., parallel variance)."""
+        """Merges a batch `[..., D]` (Chan et al., parallel variance) without its rows that are not finite."""
+        rows = finite_rows(obs)
+        return jax.lax.cond(jnp.all(rows), self._merge, lambda x: self._merge(x, rows[..., None]), obs)
+
+    def _merge(self, obs: jax.Array, rows: jax.Array | None = None) -> Normalizer:
         axes = tuple(range(obs.ndim - 1))
-        mean, variance = jnp.mean(obs, axes), jnp.var(obs, axes)
-        size = obs.size / obs.shape[-1]
+        if rows is None:
+            size, mean, variance = obs.size / obs.shape[-1], jnp.mean(obs, axes), jnp.var(obs, axes)
+        else:
+            size = jnp.sum(rows)
+            mean = jnp.sum(jnp.where(rows, obs, 0), axes) / jnp.maximum(size, 1)
+            variance = jnp.sum(jnp.where(rows, obs - mean, 0) ** 2, axes) / jnp.maximum(size, 1)
         count = self.count + size
         shift = mean - self.mean
         spread = self.variance * self.count + variance * size + shift**2 * (self.count * size / count)
         return Normalizer(count, self.mean + shift * (size / count), spread / count)
+
+
+def finite_rows(x: jax.Array) -> jax.Array:
+    """Which rows of `[..., D]` are finite throughout, `[...]`."""
+    return jnp.all(jnp.isfinite(x), axis=-1)

@@ -14,7 +14,7 @@ from pairgrpo_jax.control.config import ControlConfig, ControlOptimizer
 from pairgrpo_jax.control.env import Env
 from pairgrpo_jax.control.networks import Networks, action_distribution, make_networks, to_control
 from pairgrpo_jax.control.normalizer import Normalizer
-from pairgrpo_jax.control.rollout import Batch, collect, make_batch, next_states, start_states
+from pairgrpo_jax.control.rollout import Batch, collect, make_batch, mend, next_states, start_states
 from pairgrpo_jax.methods import Adaptive, Likelihoods, Verdict
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
 
@@ -90,6 +90,7 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
         return networks.act(state.params, norm.normalize(obs))
 
     last, trajectory = collect(env, config.collection, act, state.env_state, act_key, squash=config.network.squash)
+    trajectory, last, failures = mend(trajectory, last)
     obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
     values = networks.values(state.params, obs)
     _, log_std = act(last.obs)
@@ -109,6 +110,7 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
     metrics |= core.conditions(scores, getattr(batch.signal, "pairs", None), delta=metrics.get("delta"))
     metrics |= {
         "realised_kl": kl,
+        "not_finite": failures,
         "return": jnp.mean(trajectory.reward) * env.episode_length,
         "std": jnp.mean(jnp.exp(log_std)),
     }

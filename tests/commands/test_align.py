@@ -11,8 +11,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from byte_model import write_model
+from safetensors.numpy import load_file
 
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
@@ -49,6 +51,9 @@ def workplace(tmp_path_factory):
         "    return 1 / 0 if len(calls) == 4 else vowels(prompts, completions)\n"
         "def vowels(prompts, completions):\n"
         "    return [[float(sum(x in 'aeiou' for x in text)) for text in group] for group in completions]\n"
+        "def worse(prompts, completions):\n"
+        "    calls.append(1)\n"
+        "    return [[-float(len(calls))] * len(group) for group in completions]\n"
         "def right(prompts, completions, answer):\n"
         "    assert [p[-1]['content'][9:-1] for p in prompts] == [a[6:] for a in answer]\n"
         "    return vowels(prompts, completions)\n"
@@ -105,6 +110,28 @@ def test_leaves_what_it_says(finished):
         load_model(folder / "model").params["layers"]["attn"]["q"]["kernel"] for folder in (output.parent, output)
     ]
     assert np.abs(models[0] - models[1]).max() > 0
+
+
+@pytest.mark.slow
+def test_a_finished_run_exports_its_best_checkpoint(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = [*ARGUMENTS, "--evaluations", "3", "--reward", "rewards:worse=1", "--output", "best"]
+
+    def adapters():
+        leaves = load_file(workplace / "best" / "adapter" / "adapter_model.safetensors").values()
+        return sorted(float(np.abs(x).sum()) for x in leaves)
+
+    def stored(step):
+        state = ocp.StandardCheckpointer().restore(workplace / "best" / "checkpoints" / str(step) / "state")
+        return sorted(float(np.abs(x).sum()) for x in jax.tree.leaves(state["params"]["lora"]))
+
+    assert run_here(align.main, "hard", *words).returncode == 0
+    np.testing.assert_allclose(adapters(), stored(6), rtol=1e-6)
+    done = run_here(align.main, "hard", *words, "--resume", "--exported", "best")
+    assert done.returncode == 0 and "exporting the best checkpoint, after 2 of 6 batches" in done.stdout, done.stderr
+    np.testing.assert_allclose(adapters(), stored(2), rtol=1e-6)
+    done = run_here(align.main, "hard", *words, "--no-export", "--exported", "best")
+    assert done.returncode == 2 and "exported='best' has no effect with --no-export" in done.stderr
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.control import make_env, make_trainer, tuned
+from pairgrpo_jax.control.env import Env, EnvState
 from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import next_states, score, start_states, to_groups
 
@@ -132,6 +133,54 @@ def test_normaliser_merges_batches_exactly():
         normalizer = normalizer.update(jnp.asarray(part.reshape(10, 10, 5)))
     np.testing.assert_allclose(normalizer.mean, data.mean(0), rtol=1e-4)
     np.testing.assert_allclose(normalizer.variance, data.var(0), rtol=1e-4)
+
+
+class Failing(Env):
+    """A point on a line; at age 3 the first of its environments shows `bad`, in its physics too where that is so."""
+
+    name, observation_size, action_size, dt, episode_length = "failing", 2, 1, 0.05, 40
+
+    def __init__(self, bad, where):
+        self.bad, self.where = bad, where
+
+    def reset(self, key, n):
+        start = jax.random.uniform(key, (n, 2), minval=-1, maxval=1)
+        return EnvState(start, start, jnp.zeros(n), jnp.zeros(n), jnp.zeros(n, jnp.int32))
+
+    def step(self, state, action):
+        age = state.age + 1
+        physics = state.physics + self.dt * jnp.concatenate([state.physics[:, 1:], action], axis=-1)
+        ill = (age == 3) & (jnp.arange(len(age)) == 0)
+        wrong = jnp.where(ill[:, None], self.bad, physics)
+        physics = wrong if self.where == "physics" else physics
+        reward = jnp.where(ill & (self.where == "reward"), self.bad, -(physics[:, 0] ** 2))
+        obs = physics if self.where == "reward" else wrong
+        return EnvState(physics, obs, reward, (age >= self.episode_length).astype(jnp.float32), age)
+
+    def qpos(self, state):
+        return jnp.zeros((state.age.shape[0], 9))
+
+
+@pytest.mark.parametrize(("algo", "bad", "where"), [("hard", np.nan, "obs"), ("ppo", np.inf, "physics"),
+                                                    ("soft", -np.inf, "reward")])  # fmt: skip
+def test_one_environment_that_fails_does_not_stop_the_run(algo, bad, where):
+    mode = {"advantage": "value"} if algo == "ppo" else {}
+    trainer, iterate = compiled(with_method(algo, fork=False, **mode), Failing(bad, where), 3)
+    state, metrics = iterate(trainer.init(jax.random.key(0)), 3)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, state.params, state.normalizer)))
+    assert metrics["not_finite"][0] >= 1 and metrics["skipped"].tolist() == [0, 0, 0]
+    assert np.isfinite(state.env_state.physics).all() and np.isfinite(state.env_state.obs).all()
+
+
+def test_the_normaliser_leaves_out_rows_that_are_not_finite():
+    data = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    clean = Normalizer.create(3).update(jnp.asarray(data[3:]))
+    for bad in (np.nan, np.inf, -np.inf):
+        data[0, 1], data[1], data[2, 2] = bad, bad, bad
+        chex.assert_trees_all_close(Normalizer.create(3).update(jnp.asarray(data)), clean, rtol=1e-5)
+        assert clean.normalize(jnp.asarray(data))[0, 1] == 0
+    none = Normalizer.create(3).update(jnp.full((4, 3), np.nan))
+    chex.assert_trees_all_close(none, Normalizer.create(3))
 
 
 def test_early_stopping_makes_fewer_updates(env):

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
-from experiments import compare, results, sweeps
-from experiments.compare import Comparison, best_trial, cells, parse, path_of, report, run_of
+from experiments import compare, results, sums, sweeps
+from experiments.compare import Comparison, parse
+from experiments.grid import Cell
 from pairgrpo_jax.commands.runs import DONE
 from pairgrpo_jax.training import NonFiniteError, settings
 
@@ -127,22 +127,21 @@ def test_a_commit_is_that_of_the_package_and_its_files(tmp_path, monkeypatch):
 def test_a_sweep_has_as_many_trials_for_each_method_and_seeds_of_its_own(go, stub, tmp_path):
     assert {len(sweeps.trials(name)) for name in sweeps.LEVERS} == {9}
     for method in Comparison().methods:
-        asked = cells(Comparison("tune", methods=(method,), seeds=2))
-        runs = [run_of(Comparison(), cell) for cell in asked]
+        args = Comparison("tune", methods=(method,), seeds=2)
+        runs = [args.run_of(cell) for cell in args.cells()]
         assert len({json.dumps(settings(run.config)) for run in runs}) == 9 and {run.seed for run in runs} == {0, 1}
         assert any(run.config == parse(method) for run in runs)  # the presets are among them
     assert go("tune", "--seeds", "1", "--steps", "10") == 0 and len(stub[0]) == 18
     table = (tmp_path / "results" / "mujoco" / "10" / "tune.md").read_text()
     assert table.count("| hard:value learning_rate=") == 9
     args = Comparison(methods=("ppo:value", "hard:value"), tuned_at=10, seeds=2, results=tmp_path / "results")
-    assert best_trial(args, "hard:value").startswith("learning_rate=0.005,")
-    run = run_of(args, cells(args)[0])
+    assert args.best_trial("hard:value").startswith("learning_rate=0.005,")
+    run = args.run_of(args.cells()[0])
     assert run.config.optimizer.learning_rate == 0.005 and run.seed == 100 and run.steps == 3e6
-    path_of(
-        Comparison("tune", steps=10, results=args.results), compare.Cell("hard:value", *cells(args)[1][1:2], 0)
-    ).unlink()
+    tune = Comparison("tune", steps=10, results=args.results)
+    tune.path_of(Cell("hard:value", args.cells()[1].trial, 0)).unlink()
     with pytest.raises(ValueError, match="the sweep of hard:value at 10 steps is not whole"):
-        cells(args)
+        args.cells()
 
 
 @pytest.mark.parametrize(
@@ -182,4 +181,37 @@ def test_a_scheme_is_named_after_the_advantage():
 
 def test_a_report_without_results_says_so(tmp_path):
     with pytest.raises(ValueError, match="results: no finished run in"):
-        report(Comparison(results=tmp_path), Console())
+        Comparison(results=tmp_path).finished()
+
+
+@pytest.mark.parametrize("method", ["dpo", "soft-offline", "hart", "hard:value"])
+def test_sums_are_for_methods_that_sample(method):
+    with pytest.raises(ValueError, match="methods"):
+        sums.Sums(methods=(method,))
+
+
+def test_sums_compare_the_default_job(monkeypatch, tmp_path):
+    """pass@1 at the end, when 90% was reached, and a sweep of as many rates for each method."""
+
+    def execute(run, console):
+        run.output.mkdir(parents=True, exist_ok=True)
+        end = (0.8 if run.config.method.name == "grpo" else 0.95) + 0.01 * (run.seed % 100)
+        found = {"kl_reference": 3.0, "reply_tokens": 2.0, "seconds": 90.0}
+        rows = [{"iteration": i, "score": s, **found} for i, s in ((1, 0.1), (2, 0.92 if end > 0.9 else 0.5), (3, end))]
+        (run.output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run.output / "config.json").write_text(json.dumps(settings(run)))
+        (run.output / DONE).touch()
+        return 0
+
+    monkeypatch.setattr(sums.align, "execute", execute)
+    monkeypatch.setattr(results, "commit", lambda: "a" * 40)
+    where = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--methods", "grpo", "hard"]
+    monkeypatch.setattr(sys, "argv", ["sums", *where, "--seeds", "3", "--iterations", "24"])
+    assert sums.main() == 0
+    grpo, hard = (tmp_path / "results" / "24" / "compare.md").read_text().splitlines()[2:4]
+    assert "| **81.0** [" in grpo and "| 0 of 3 |" in grpo and "| – |" in grpo
+    assert "| **96.0** [" in hard and "| 3 of 3, 2 |" in hard and "| 1.00 [" in hard and "| 1.5 | 3 |" in hard
+    assert (tmp_path / "results" / "24" / "compare.png").exists()
+    asked = sums.Sums("tune", methods=("grpo", "hard"), seeds=1)
+    assert [cell.method for cell in asked.cells()].count("hard") == len(sums.RATES) == len(asked.cells()) / 2
+    assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align.SUMS}
