@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test lint types wheel clean
+.PHONY: run test docs lint types wheel clean
 
 run: .venv/base
 	$(BIN)/pairgrpo cheetah $(ARGS)
 
 test: .venv/dev lint types wheel
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+# The documentation, built strictly into site/, in an environment of its own: it needs none of what trains.
+docs: .venv-docs/ready
+	PYTHONPATH=docs .venv-docs/bin/zensical build --strict
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -27,6 +31,12 @@ wheel: .venv/dev
 	cd / && PYTHONPATH=$(CURDIR)/.venv/wheel/site $(CURDIR)/$(BIN)/python -c \
 	  "import pairgrpo_jax as p, pairgrpo_jax.commands.align; assert '/wheel/site/' in p.__file__, p.__file__"
 
+.venv-docs/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --constraint constraints.txt $$($(PYTHON) -c \
+	  "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	touch $@
+
 .venv/base: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info < (3, 13), 'needs Python 3.11 or 3.12: make PYTHON=python3.12'"
 	$(PYTHON) -m venv .venv
@@ -39,4 +49,4 @@ wheel: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-docs site build *.egg-info

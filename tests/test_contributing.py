@@ -1,4 +1,4 @@
-"""The listings of CONTRIBUTING.md, and those of the README that need no weights, run as they are printed."""
+"""The listings of CONTRIBUTING.md and of the README do what they are there for; test_docs.py runs the others."""
 
 import gzip
 import itertools
@@ -120,13 +120,13 @@ def test_reward_function_judges(run):
 
 def test_readme_bandit_finds_the_optimum(run):
     centre = run("README.md", "TrainState.create").state.params["centre"]
-    np.testing.assert_allclose(centre, np.ones(3), atol=0.2)
+    np.testing.assert_allclose(centre, np.ones(3), atol=0.1)
 
 
-def test_readme_methods_are_objects(run):
+def test_methods_are_objects(run):
     pytest.importorskip("pairgrpo_jax.control")
     pytest.importorskip("pairgrpo_jax.lm")
-    module = run("README.md", "control.tuned")
+    module = run("docs/methods.md", "control.tuned")
     assert module.online.online
     assert module.online.method.delta_0 == 0.05
     assert not module.offline.online
@@ -163,16 +163,10 @@ def test_readme_gsm8k_trains(run, monkeypatch, tmp_path):
     assert all("####" in row.columns["answer"] for row in module.rows)
 
 
-def test_readme_reward_function_and_judge_agree(run):
-    module = run("README.md", "def judge")
+def test_reward_function_and_judge_agree(run):
+    module = run("docs/rewards.md", "def judge")
     assert module.short([()], [["a", "bbb"]]) == [[-1.0, -3.0]]
     assert [module.judge((), *pair) for pair in (("a", "bbb"), ("bbb", "a"), ("a", "b"))] == [0, 1, None]
-
-
-def test_every_listing_is_python():
-    for name in ("CONTRIBUTING.md", "README.md", "docs/lm.md"):
-        for text in listings(name):
-            compile(text, name, "exec")
 
 
 def test_the_judge_of_the_readme_asks_a_server(run, served, tmp_path, monkeypatch):

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+# One for each method, in every picture; they can be told apart without seeing red or green (Okabe and Ito).
+COLOURS = {"ppo": "#000000", "grpo": "#0072B2", "rank": "#56B4E9", "soft": "#E69F00", "hard": "#D55E00"}
+COLOURS |= {"dpo": "#009E73", "ipo": "#CC79A7", "orpo": "#8C6D31", "simpo": "#7F7F7F"}
+
 
 def learning_curves(rows: list[dict], path: Path, title: str) -> None:
     """Draws return, realised KL and policy std of one run against environment steps.

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,8 @@ def test_same_logits_and_greedy_text_as_transformers(family, index, tmp_path):
         np.testing.assert_allclose(got[i, -n:], want[i], atol=TOLERANCE, rtol=0)
     # And back: `transformers` loads what we save.
     save_pretrained(model, model.params, tmp_path / "out", max_shard_bytes=100_000)
-    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    again, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"]
     resaved = oracle_logits(again, tokens[:1])[0]
     np.testing.assert_allclose(resaved, got[0], atol=1e-4, rtol=0)
@@ -118,7 +120,7 @@ def test_no_torch_at_run_time(tmp_path):
 
 
 def test_the_table_of_models_has_a_row_and_a_command_for_every_family():
-    text = (Path(__file__).parents[2] / "docs" / "lm.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     rows = dict(
         re.findall(r"^\| [^|]+ \| `(\w+)` \|.*`python -m pytest tests/lm/test_parity\.py -k (\w+)` \|$", text, re.M)
     )

@@ -82,7 +82,7 @@ def sides(row: Mapping[str, Any], where: str) -> Sides:
             return _labelled(layout, row, where)
     raise ValueError(
         f"{where}: expected columns 'chosen' and 'rejected' (and perhaps 'prompt'), 'text' and 'score', or those of "
-        f"a set named in docs/lm.md; got {sorted(row)}"
+        f"a set named in docs/data.md; got {sorted(row)}"
     )
 
 

@@ -56,8 +56,9 @@ def load_preferences(
 
     Layouts, told apart by their columns: Anthropic's transcripts (`chosen`, `rejected` with "\\n\\nHuman:" turns); the
     Hugging Face conventions, plain or conversational, with the prompt in a column or as what both replies begin with;
-    `text` and `score` lists of two; those of the public sets that docs/lm.md lists. Where scores of the two replies are
-    given, equal ones are a tie. A column `system` or `system_prompt` holds the system message of prompts without one.
+    `text` and `score` lists of two; those of the public sets that docs/data.md lists. Where scores of the two replies
+    are given, equal ones are a tie. A column `system` or `system_prompt` holds the system message of
+    prompts without one.
 
     Args:
       source: "tiny" (ships with the package; "tiny-helpful" and "tiny-harmless" are its halves), a file or folder of
