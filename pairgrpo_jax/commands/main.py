@@ -17,6 +17,9 @@ COMMANDS = {
 }
 USAGE = "usage: pairgrpo COMMAND ...\n\nThe Pair-GRPO family in JAX.\n\n"
 USAGE += "".join(f"  {name:13} {about}\n" for name, about in COMMANDS.items())
+TOGETHER = ("cheetah",)  # what several processes can do as one
+USAGE += f"\n{', '.join(TOGETHER)}: several processes with --coordinator HOST:PORT --processes N --process I,\n"
+USAGE += "the same words in each, or with --distributed auto.\n"
 USAGE += "\n`pairgrpo COMMAND --help` has the rest."
 
 
@@ -39,10 +42,17 @@ def main() -> None:
 
 def run(name: str, words: list[str] | None = None) -> None:
     """Runs a sub-command, with the words of the command line unless others are given, and exits."""
-    from pairgrpo_jax.commands.cli import run_main
+    from pairgrpo_jax.commands.cli import run_main, start_of
+    from pairgrpo_jax.training import processes
 
     def command() -> int | None:
-        module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
-        return module.main(sys.argv[1:] if words is None else words)
+        rest = sys.argv[1:] if words is None else words
+        if name in TOGETHER:
+            how, rest = start_of(rest, f"pairgrpo {name}")
+            processes.start(how)
+        with processes.failing_together():
+            module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
+            return module.main(rest)
 
-    run_main(command, f"pairgrpo {name}")
+    with processes.leaving_together():
+        run_main(command, f"pairgrpo {name}")
