@@ -1,6 +1,7 @@
 """Every form of attention is the plain one, with its gradients."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ KEY = jax.random.key(0)
 T, P, D = 11, 7, 8
 
 
-def text(rows: int, heads: int, steps: int, lengths, start=0, left=False, dtype=jnp.float32):
+def text(rows: int, heads: int, steps: int, lengths, start: Any = 0, left=False, dtype=jnp.float32):
     """Random keys and values of `rows` texts, padded, that begin at position `start`."""
     k, v = jax.random.normal(jax.random.fold_in(KEY, steps * heads + rows), (2, rows, heads, steps, D), dtype)
     slots, lengths = jnp.arange(steps), jnp.asarray(lengths)[:, None]
@@ -47,7 +48,7 @@ def compare(form, heads: int, places: list[KV], tolerance=1e-5, **options):
     real = own.positions[:, None, :, None] >= 0
 
     def loss(f, q, pairs, scale):
-        kvs = [KV(*pair, kv.positions) for pair, kv in zip(pairs, places)]
+        kvs = [KV(k, v, kv.positions) for (k, v), kv in zip(pairs, places)]
         out = jnp.where(real, f(q, kvs, own.positions, scale=scale, **options), 0)
         return jnp.sum(jnp.sin(out) * jnp.arange(1, 1 + out.shape[2])[:, None]), out
 
