@@ -24,6 +24,7 @@ class Kto(Offline):
 
     name: ClassVar[str] = "kto"
     mismatched: ClassVar[bool] = True
+    reference: ClassVar[bool] = True
     beta: Annotated[float, Above(0)] = 0.1
     """Steepness of the value of a log-ratio, per nat."""
     desirable_weight: Annotated[float, AtLeast(0)] = 1.0

@@ -102,6 +102,8 @@ class Method(Settings):
       critic: its advantages come from a value network.
       ratio: it learns through the ratio to pi_old, which must be scored before the first update.
       mismatched: its signal needs the likelihoods of replies to other prompts, and so a batch of two groups or more.
+      reference: its loss is made of log-ratios to pi_ref.
+      ranks_alone: its implicit reward needs no reference.
       dual: `renewed` needs the KL that the updates on a batch ended at.
     """
 
@@ -112,6 +114,8 @@ class Method(Settings):
     critic: ClassVar[bool] = False
     ratio: ClassVar[bool] = True
     mismatched: ClassVar[bool] = False
+    reference: ClassVar[bool] = False
+    ranks_alone: ClassVar[bool] = False
 
     @property
     def dual(self) -> bool:
