@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.cli import make_console, parse_run, peek
 from pairgrpo_jax.commands.plots import learning_curves
 from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
@@ -27,6 +27,9 @@ from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metric
 
 # May differ on --resume: they do not change what the state means.
 FREE = ("output", "resume", "keep", "video_steps")
+# On the progress line; the score is the deterministic return.
+SHOWN = {"score": "return", "stochastic_score": "stochastic", "return": "in training", "realised_kl": "KL"}
+SHOWN |= {"delta": "delta"}
 ONLINE = tuple(method.name for method in METHODS if method.online)
 
 
@@ -80,7 +83,7 @@ def main(words: Sequence[str]) -> int:
     def preset(method: str, rest: Sequence[str]) -> Run:
         return Run(config=tuned(method, peek(rest, "advantage", "value")))
 
-    return execute(parse_run(words, ONLINE, preset, "pairgrpo cheetah"), Console())
+    return execute(parse_run(words, ONLINE, preset, "pairgrpo cheetah"), make_console())
 
 
 def execute(run: Run, console: Console) -> int:
@@ -98,7 +101,7 @@ def execute(run: Run, console: Console) -> int:
             initial_state(run, trainer),
             schedule,
             evaluate=make_evaluation(trainer, run.episodes),
-            shown=("return", "realised_kl", "delta"),
+            shown=SHOWN,
             console=console,
         )
     if stopped is not None:
@@ -154,6 +157,6 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
         files["video"] = "cheetah.mp4"
     console.print(f"\n[bold]{title}[/bold]: {last['steps']:,} steps in {last['seconds']:.0f} s")
     console.print(
-        f"return {np.mean(last['score']):.0f} deterministic, {np.mean(last['stochastic_score']):.0f} stochastic"
+        f"return {np.mean(last['score']):z.0f} deterministic, {np.mean(last['stochastic_score']):z.0f} stochastic"
     )
     print_files(run.output, files, console)

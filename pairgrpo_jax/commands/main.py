@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -40,6 +41,8 @@ def main() -> None:
 def run(name: str, words: list[str] | None = None) -> None:
     """Runs a sub-command, with the words of the command line unless others are given, and exits."""
     from pairgrpo_jax.commands.cli import run_main
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there, which nothing here needs
 
     def command() -> int | None:
         module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
