@@ -9,21 +9,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import make_console, parse_run, peek
 from pairgrpo_jax.commands.plots import learning_curves
-from pairgrpo_jax.commands.runs import DONE, print_files, stopped_code, train_in_folder
+from pairgrpo_jax.commands.runs import DONE, make_console, print_files, require_mesh, stopped_code, train_in_folder
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.methods import METHODS
-from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
 FREE = ("output", "resume", "keep", "video_steps")
@@ -59,6 +60,8 @@ class Run(Settings):
     """Newest checkpoints kept, besides the best."""
     video_steps: Annotated[int, AtLeast(0)] = 400
     """Control steps of 0.05 s in the video; 0: no video."""
+    mesh: Literal["none", "data"] = "none"
+    """Use all devices: environments spread over them, parameters replicated (brax)."""
     config: ControlConfig = field(default_factory=tuned)
 
     def __post_init__(self):
@@ -88,17 +91,24 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
+    require_mesh(run)
     env = make_env(run.env)
     run.config.check(env.episode_length)
     schedule = make_schedule(run, env)
     trainer = make_trainer(run.config, env, schedule.iterations)
+    places = make_places(run, env, trainer)
     # Metrics come out as [iterations, seeds].
-    program = jax.jit(jax.vmap(trainer.iterate, (0, None), (0, 1)), static_argnums=1, donate_argnums=0)
+    program = jax.jit(
+        jax.vmap(trainer.iterate, (0, None), (0, 1)),
+        static_argnums=1,
+        donate_argnums=0,
+        out_shardings=places and (places, replicated(places)),
+    )
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
         state, done, stopped = train_in_folder(
             run,
             program,
-            initial_state(run, trainer),
+            initial_state(run, trainer, places),
             schedule,
             evaluate=make_evaluation(trainer, run.episodes),
             shown=SHOWN,
@@ -106,8 +116,8 @@ def execute(run: Run, console: Console) -> int:
         )
     if stopped is not None:
         return stopped_code(stopped, done, console)
-    report(run, env, trainer, state, console)
-    (run.output / DONE).touch()
+    state = processes.fetch(state)
+    processes.on_lead(lambda: report(run, env, trainer, state, console))
     return 0
 
 
@@ -120,10 +130,38 @@ def make_schedule(run: Run, env: Env) -> Schedule:
     return Schedule(iterations, chunk, between, run.save_every, per_iteration, run.seeds, run.evaluations)
 
 
-def initial_state(run: Run, trainer: Trainer) -> TrainState:
+def make_places(run: Run, env: Env, trainer: Trainer) -> Any:
+    """A tree like the state, of where each array lives: environments over all devices, the rest on each.
+
+    None without a mesh.
+
+    Raises:
+      ValueError: for a simulator on the host, or environments that the devices do not divide.
+    """
+    if run.mesh == "none":
+        return None
+    if env.name == "mujoco":
+        raise ValueError("mesh: mujoco runs on the host; spread env brax:spring, or leave out --mesh data")
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    if run.config.collection.groups % mesh.size:
+        raise ValueError(f"groups={run.config.collection.groups} must be a multiple of the {mesh.size} devices")
+    everywhere, spread = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "data")))
+    state = jax.eval_shape(trainer.init, jax.random.key(0))
+    places = jax.tree.map(lambda _: everywhere, state)
+    return places.replace(env_state=jax.tree.map(lambda _: spread, state.env_state))
+
+
+def replicated(places: Any) -> NamedSharding:
+    """On every device of the state's mesh."""
+    return places.step
+
+
+def initial_state(run: Run, trainer: Trainer, places: Any = None) -> TrainState:
     """States of all seeds, with a leading axis over them."""
     keys = jax.vmap(jax.random.key)(jnp.arange(run.seed, run.seed + run.seeds))
-    return jax.jit(jax.vmap(trainer.init))(keys)
+    if places is not None:
+        keys = processes.put(keys, replicated(places))
+    return jax.jit(jax.vmap(trainer.init), out_shardings=places)(keys)
 
 
 def make_evaluation(trainer: Trainer, episodes: int):
@@ -132,14 +170,16 @@ def make_evaluation(trainer: Trainer, episodes: int):
 
     def evaluate(state, iteration):
         key = jax.random.fold_in(jax.random.key(0x5EED), iteration)
-        score, stochastic = (np.asarray(compiled(state, key, episodes, how)).mean(1).tolist() for how in (True, False))
+        score, stochastic = (
+            processes.fetch(compiled(state, key, episodes, how)).mean(1).tolist() for how in (True, False)
+        )
         return {"score": score, "stochastic_score": stochastic}
 
     return evaluate
 
 
 def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Console) -> None:
-    """Draws the curve and the video and prints the summary."""
+    """Draws the curve and the video, prints the summary, and marks the run as finished."""
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
     seeds = f"{run.seeds} seed{'s' if run.seeds > 1 else ''}"
@@ -160,3 +200,4 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
         f"return {np.mean(last['score']):z.0f} deterministic, {np.mean(last['stochastic_score']):z.0f} stochastic"
     )
     print_files(run.output, files, console)
+    (run.output / DONE).touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import CheckpointError, NonFiniteError
+from pairgrpo_jax.training.processes import PeerError, Start
 
 T = TypeVar("T")
 _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imageio": "control", "distrax": "control"}
@@ -68,6 +70,23 @@ def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
     if unknown:
         raise ValueError(_unknown(unknown[0], default))
     return run
+
+
+def start_of(words: Sequence[str], prog: str) -> tuple[Start, list[str]]:
+    """How a process finds the others, and the words that say nothing of it.
+
+    Raises:
+      ValueError: for options of `Start` that do not fit together.
+    """
+    names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Start)]
+    mine, rest, words = [], [], list(words)
+    while words:
+        word, *words = words
+        taken = [word] if word.partition("=")[0] in names else []
+        if taken and "=" not in word and words:
+            taken.append(words.pop(0))
+        (mine if taken else rest).extend(taken or [word])
+    return parse(Start(), mine, prog, None), rest
 
 
 def _plain(framed: str) -> str:
@@ -141,7 +160,7 @@ def run_main(main: Callable[[], int | None], prog: str = "pairgrpo") -> None:
         _fail(prog, f"package {error.name!r} is missing; install it with: {how}")
     except (ValueError, OSError, CheckpointError) as error:
         _fail(prog, str(error))
-    except NonFiniteError as error:
+    except (NonFiniteError, PeerError) as error:
         _fail(prog, str(error), code=1)
     except KeyboardInterrupt:
         _fail(prog, "interrupted", code=130)

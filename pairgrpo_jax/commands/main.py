@@ -18,6 +18,9 @@ COMMANDS = {
 }
 USAGE = "usage: pairgrpo COMMAND ...\n\nThe Pair-GRPO family in JAX.\n\n"
 USAGE += "".join(f"  {name:13} {about}\n" for name, about in COMMANDS.items())
+TOGETHER = ("cheetah",)  # what several processes can do as one
+USAGE += f"\n{', '.join(TOGETHER)}: several processes with --coordinator HOST:PORT --processes N --process I,\n"
+USAGE += "the same words in each, or with --distributed auto.\n"
 USAGE += "\n`pairgrpo COMMAND --help` has the rest."
 
 
@@ -40,12 +43,19 @@ def main() -> None:
 
 def run(name: str, words: list[str] | None = None) -> None:
     """Runs a sub-command, with the words of the command line unless others are given, and exits."""
-    from pairgrpo_jax.commands.cli import run_main
+    from pairgrpo_jax.commands.cli import run_main, start_of
+    from pairgrpo_jax.training import processes
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there, which nothing here needs
 
     def command() -> int | None:
-        module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
-        return module.main(sys.argv[1:] if words is None else words)
+        rest = sys.argv[1:] if words is None else words
+        if name in TOGETHER:
+            how, rest = start_of(rest, f"pairgrpo {name}")
+            processes.start(how)
+        with processes.failing_together():
+            module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
+            return module.main(rest)
 
-    run_main(command, f"pairgrpo {name}")
+    with processes.leaving_together():
+        run_main(command, f"pairgrpo {name}")

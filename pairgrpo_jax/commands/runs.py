@@ -13,15 +13,36 @@ from rich.console import Console
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
+    NoLog,
     Schedule,
     TrainState,
     changed_settings,
+    processes,
     read_metrics,
+    require_alike,
     settings,
     train,
 )
 
 DONE = "done"  # an empty file that marks a finished run
+
+
+def make_console() -> Console:
+    """Where a run says what it does; of several processes one speaks."""
+    return Console(quiet=not processes.leads())
+
+
+def require_mesh(run: Any) -> None:
+    """Refuses several processes with different settings or code, or without a mesh that has the devices of all.
+
+    Raises:
+      ValueError: naming the setting.
+    """
+    if processes.count() == 1:
+        return
+    require_alike(settings(run))
+    if run.mesh == "none":
+        raise ValueError(f"mesh: {processes.count()} processes share the devices of a mesh; add --mesh data")
 
 
 def reading(run: Any) -> dict[str, Any]:
@@ -58,7 +79,7 @@ def train_in_folder(
     if run.resume and checkpoints.steps():
         start, state = checkpoints.restore(state)
         console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
-    log = MetricLog(run.output, after=start)
+    log = MetricLog(run.output, after=start) if processes.leads() else NoLog()
     try:
         return train(
             program,

@@ -3,7 +3,16 @@
 from pairgrpo_jax.training.checkpoint import CheckpointError, Checkpoints
 from pairgrpo_jax.training.loop import Schedule, train
 from pairgrpo_jax.training.optimizer import annealed_to
-from pairgrpo_jax.training.run import MetricLog, RunFolderError, changed_settings, open_folder, read_metrics, settings
+from pairgrpo_jax.training.run import (
+    MetricLog,
+    NoLog,
+    RunFolderError,
+    changed_settings,
+    open_folder,
+    read_metrics,
+    require_alike,
+    settings,
+)
 from pairgrpo_jax.training.state import TrainState
 from pairgrpo_jax.training.update import NonFiniteError, check_finite, make_update_step
 
@@ -11,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "MetricLog",
+    "NoLog",
     "NonFiniteError",
     "RunFolderError",
     "Schedule",
@@ -21,6 +31,7 @@ __all__ = [
     "make_update_step",
     "open_folder",
     "read_metrics",
+    "require_alike",
     "settings",
     "train",
 ]

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.state import require_alive
 
 logger = logging.getLogger(__name__)
 _SUMS = "sha256.json"
 # What reading a file that is damaged, cut off or gone raises. Any other OSError may pass, and is the caller's.
-_DAMAGE = (ValueError, LookupError, AttributeError, FileNotFoundError)
+_DAMAGE = (ValueError, LookupError, AttributeError, FileNotFoundError, processes.PeerError)
 
 
 class CheckpointError(RuntimeError):
@@ -30,7 +31,7 @@ class Checkpoints:
 
     Orbax writes each, with its score, under a temporary name and renames it, so a kill leaves the previous ones
     intact. The files' SHA-256 sums are added after that, at the next opening where a kill came between; a restore
-    checks them first and falls back to the checkpoint before.
+    checks them first and falls back to the checkpoint before. Several processes write and check together.
     """
 
     def __init__(self, folder: Path | str, config: dict[str, Any] | None = None, *, keep: int = 3):
@@ -50,7 +51,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
         self._scores = {step: self._score(step) for step in self.steps()}
         for step in self.steps():  # those that Orbax takes for committed
-            if not (self._folder(step) / _SUMS).exists():
+            if not _has_sums(self._folder(step)):
                 _write_sums(self._folder(step))
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
@@ -159,20 +160,34 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(_SUMS))
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """The sum of every file; each process reads its share of them."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(_SUMS)]
+
+    def read():
+        mine = files[processes.share(len(files))]
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in mine}
+
+    return {name: found for part in processes.gather(processes.together(read)) for name, found in part.items()}
+
+
+def _has_sums(folder: Path) -> bool:
+    return processes.gather((folder / _SUMS).exists())[0]
 
 
 def _write_sums(folder: Path) -> None:
-    if jax.process_index() == 0:
+    found = _sums(folder)
+
+    def write():
         partial = folder / f"{_SUMS}.partial"
-        partial.write_text(json.dumps(_sums(folder)))
+        partial.write_text(json.dumps(found))
         partial.rename(folder / _SUMS)
+
+    processes.on_lead(write)
 
 
 def _check_sums(folder: Path) -> None:
-    """Raises ValueError if a file changed. Another process may not have written the sums yet."""
-    if not (folder / _SUMS).exists():
+    """Raises ValueError if a file changed. A kill may have come before the sums were written."""
+    if not _has_sums(folder):
         return
     found = _sums(folder)
     for name, expected in json.loads((folder / _SUMS).read_text()).items():

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.checkpoint import Checkpoints
-from pairgrpo_jax.training.run import MetricLog
+from pairgrpo_jax.training.run import MetricLog, NoLog
 from pairgrpo_jax.training.state import TrainState, is_alive
 from pairgrpo_jax.training.update import check_finite
 
@@ -98,7 +99,7 @@ def train(
     *,
     start: int,
     checkpoints: Checkpoints,
-    log: MetricLog,
+    log: MetricLog | NoLog,
     evaluate: Callable[[TrainState, int], dict[str, Any]],
     shown: Mapping[str, str] | None = None,
     console: Console | None = None,
@@ -124,7 +125,7 @@ def train(
         last good checkpoint is left as it is.
     """
     done, began = start, time.perf_counter() - log.seconds
-    evaluated, diverged = set(schedule.evaluated()), frozenset()
+    evaluated, diverged, stopped = set(schedule.evaluated()), frozenset(), 0
     with (
         StopRequest() as stop,
         _Progress(schedule, start, shown or {}, console or Console(soft_wrap=True, highlight=False)) as progress,
@@ -151,15 +152,18 @@ def train(
             progress.show(rows)
             if score is not None or done // schedule.save_every > (done - count) // schedule.save_every:
                 checkpoints.save(done, state, score)
-            if stop.signal is not None:
+            if stopped := processes.highest(stop.signal or 0):
                 break
         checkpoints.save(done, state)  # where a signal came between
-    return state, done, stop.signal
+    return state, done, stopped or None
 
 
 def _save_if_alive(checkpoints: Checkpoints, done: int, state: TrainState) -> None:
-    """Keeps what was reached before a failure, unless the program had taken the state's memory already."""
-    if done and is_alive(state):
+    """Keeps what was reached before a failure, unless the program had taken the state's memory already.
+
+    All processes write a checkpoint, so none is made where the failure is one process's alone.
+    """
+    if done and is_alive(state) and processes.all_here("failure"):
         checkpoints.save(done, state)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pairgrpo_jax.training import processes
+
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` with every leaf that is not on `mesh` yet replicated over it; axis types do not make another mesh."""
@@ -16,7 +18,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         sharding, spec = getattr(x, "sharding", None), PartitionSpec()
         if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == mesh.axis_names:
             spec = sharding.spec if sharding.device_set == set(mesh.devices.flat) else spec
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return processes.put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)
 
@@ -26,6 +28,6 @@ def split(tree: Any, mesh: Mesh, axis_name: str) -> Any:
 
     def place(x):
         spec = PartitionSpec(axis_name) if jnp.ndim(x) else PartitionSpec()
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return processes.put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)

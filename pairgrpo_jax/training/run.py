@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import platform
@@ -17,6 +19,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from pairgrpo_jax.core.bounds import to_values
+from pairgrpo_jax.training import processes
 
 logger = logging.getLogger(__name__)
 # What a kill while a folder is claimed may leave.
@@ -36,7 +39,9 @@ def settings(config: Any) -> dict[str, Any]:
     return to_values(config)
 
 
-def open_folder(folder: Path | str, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()) -> TextIO:
+def open_folder(
+    folder: Path | str, config: dict[str, Any], *, resume: bool, free: tuple[str, ...] = ()
+) -> contextlib.AbstractContextManager:
     """Claims `folder` for a run, or checks that the run in it can go on with `config`.
 
     A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ.
@@ -49,13 +54,28 @@ def open_folder(folder: Path | str, config: dict[str, Any], *, resume: bool, fre
         meaning of the state.
 
     Returns:
-      The folder's lock, held until it is closed: two processes must not write one run.
+      The folder's lock, held until it is closed: two runs must not write one folder. Of several processes that make one
+      run, one alone holds it.
 
     Raises:
       RunFolderError: if the folder holds a run (or anything else) and `resume` is False, the settings differ, or
         another process is running there.
     """
-    folder = Path(folder)
+    return processes.on_lead(lambda: _claim(Path(folder), config, resume, free)) or contextlib.nullcontext()
+
+
+def require_alike(config: dict[str, Any]) -> None:
+    """Refuses processes of one run that differ in settings, versions or this library's code; ValueError names which."""
+    code = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    ours = {name: value for name, value in versions().items() if name not in ("machine", "devices")}
+    ours["local devices"] = jax.local_device_count()
+    processes.agree(dict(flatten(config)) | ours | {"code": code.hexdigest()[:12]})
+
+
+def _claim(folder: Path, config: dict[str, Any], resume: bool, free: tuple[str, ...]) -> TextIO:
     path = folder / "config.json"
     if path.exists() and resume:
         _require_same(path, config, free)
@@ -153,6 +173,18 @@ def _write(path: Path, content: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.rename(path)
+
+
+class NoLog:
+    """The log of a process beside the one that leads."""
+
+    seconds = 0.0
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keeps nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MetricLog:

@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding
 
 from pairgrpo_jax.lm.models import cache as kv_cache
 from pairgrpo_jax.lm.models import sampling as sampling_lib
-from pairgrpo_jax.lm.models.attention import KV
 from pairgrpo_jax.lm.models.cache import Cache
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
+from pairgrpo_jax.lm.models.places import KV
 from pairgrpo_jax.lm.models.sampling import Sampling
 
 _log = logging.getLogger("pairgrpo_jax.lm")
