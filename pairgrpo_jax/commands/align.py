@@ -20,11 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import make_console, parse_run, peek
+from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
+from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
-from pairgrpo_jax.commands.runs import DONE, open_checkpoints, print_files, reading, stopped_code, train_in_folder
+from pairgrpo_jax.commands.runs import (
+    DONE,
+    make_console,
+    open_checkpoints,
+    print_files,
+    reading,
+    stopped_code,
+    train_in_folder,
+)
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
@@ -481,13 +490,15 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
     """Exports the model and prints the summary."""
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
-    files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
+    files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
     if run.export:
         files |= export(run, trainer, state, console)
-    console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
-    for line in summary(last):
-        console.print(line)
+    after = [f"pairgrpo generate --model {run.output / 'model'}"] if run.export else []
+    after += [f"tensorboard --logdir {run.output}"]
+    lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
+    console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))
+    write_report(run.output, title(run), lines, _WATCHED, axis="batches", after=after)
     if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
         total = run.iterations * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from rich.console import Console
 
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.core.terms import did_you_mean
@@ -27,11 +26,6 @@ _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imag
 _EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
 _EXTRAS |= {"reasoning_gym": "rewards", "math_verify": "rewards"}
 _EXTRAS["openai"] = "judge"
-
-
-def make_console() -> Console:
-    """Where a program talks: lines are never wrapped, as a pipe has no width, and numbers are not coloured."""
-    return Console(soft_wrap=True, highlight=False)
 
 
 def peek(words: Sequence[str], name: str, default: str) -> str:

@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pairgrpo_jax.commands.cli import make_console, parse, peek
+from pairgrpo_jax.commands.cli import parse, peek
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
-from pairgrpo_jax.commands.runs import reading
+from pairgrpo_jax.commands.runs import make_console, reading
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.data import Preference, describe, load_preferences, spread

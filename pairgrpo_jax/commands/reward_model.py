@@ -26,7 +26,8 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from pairgrpo_jax.commands.cli import make_console, parse
+from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.runs import make_console
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval

@@ -28,8 +28,8 @@ DONE = "done"  # an empty file that marks a finished run
 
 
 def make_console() -> Console:
-    """Where a run says what it does; of several processes one speaks."""
-    return Console(quiet=not processes.leads())
+    """Where a run says what it does; of several processes one speaks. Lines are never wrapped: a pipe has no width."""
+    return Console(quiet=not processes.leads(), soft_wrap=True, highlight=False)
 
 
 def require_mesh(run: Any) -> None:

@@ -67,4 +67,4 @@ def write_video(path: Path, qpos: np.ndarray, rewards: np.ndarray, dt: float) ->
         for t, pose in enumerate(qpos):
             data.qpos[:] = pose
             mujoco.mj_kinematics(model, data)
-            writer.append_data(draw(model, data, f"{t * dt:5.1f} s   return {totals[t]:.0f}"))
+            writer.append_data(draw(model, data, f"{t * dt:5.1f} s   return {totals[t]:z.0f}"))

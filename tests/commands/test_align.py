@@ -92,7 +92,7 @@ def test_leaves_what_it_says(finished):
     rows = read_metrics(output)
     assert len(rows) == 6 and len(rows[0]["grad_norm"]) == 2 and "score" in rows[-1]
     names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "replies.md", "model", "adapter", "done"}
-    assert names <= {path.name for path in output.iterdir()}
+    assert names | {"report.html"} <= {path.name for path in output.iterdir()}
     page = (output / "replies.md").read_text()
     assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
     assert "After 6 of 6 batches" in page and "scored by `head.safetensors`" in page

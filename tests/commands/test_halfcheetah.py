@@ -38,6 +38,7 @@ def test_leaves_what_the_readme_says(finished):
         "tensorboard",
         "checkpoints",
         "learning_curve.png",
+        "report.html",
     } <= names
     config = json.loads((output / "config.json").read_text())
     assert (
@@ -151,7 +152,7 @@ def test_resume_alone_goes_on_with_the_run_that_is_there(tmp_path, run_here):
     words = ["--steps", "1280", "--no-anneal", "--video-steps", "2", "--output", output]
     done = run_here(cheetah.main, "soft", *TINY.split(), *words)
     assert done.returncode == 0 and "fork" not in done.stderr, done.stderr
-    *lines, _, title, returns = done.stdout.splitlines()[:-5]
+    *lines, _, title, returns = done.stdout.splitlines()[:-6]
     progress = r"[\d,]+ steps  [\d,]+ steps/s  return -?[\d.]+  stochastic .*  in training .*  KL .* s left"
     assert len(lines) == 4 and all(re.fullmatch(progress, line) for line in lines)
     assert ", 1 seed: 1,280 steps in " in title and str(output / "cheetah.mp4") in done.stdout
