@@ -195,7 +195,7 @@ def test_evaluate_compares_two_models(workplace, finished, monkeypatch, run_here
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpo", "simpo"])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
 def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here, method):
     monkeypatch.chdir(workplace)
     words = ["--evaluation-pairs", "3", "--no-export", "--output", f"offline-{method}"]
