@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -43,10 +44,13 @@ def main() -> None:
 def run(name: str, words: list[str] | None = None) -> None:
     """Runs a sub-command, with the words of the command line unless others are given, and exits."""
     from pairgrpo_jax.commands.cli import run_main, start_of
+    from pairgrpo_jax.commands.compiled import keep_compiled
     from pairgrpo_jax.training import processes
 
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there, which nothing here needs
+
     def command() -> int | None:
-        rest = sys.argv[1:] if words is None else words
+        rest = keep_compiled(sys.argv[1:] if words is None else words)
         if name in TOGETHER:
             how, rest = start_of(rest, f"pairgrpo {name}")
             processes.start(how)
