@@ -42,6 +42,7 @@ def test_all_programs_of_an_online_run_are_lowered_for_a_card_that_is_not_here(c
     assert "lowered only" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_fits_and_one_that_does_not(config, run_here, monkeypatch):
     words = ("align", "dpo", "--model", config, "--topology=cpu:2", "--prompts", "2", "--lora-rank", "0", *SMALL)
     done = run_here(plan.main, *words)
@@ -75,7 +76,10 @@ def test_the_state_is_the_run_s_own(rank):
         (("align", "hard", "--topology", "cpu:0"), "v6e:1x1"),
         (("align", "hard"), "v5p:2x2x1"),
         (("align", "hard", "--topology", "cpu:99"), "XLA_FLAGS=--xla_force_host_platform_device_count=99"),
-        (("align", "hard", "--topology", "cpu:8"), "prompts=4 per micro-batch must be a multiple of the 8 devices"),
+        (
+            ("align", "hard", "--topology", "cpu:8", "--prompts", "4"),
+            "prompts=4 per micro-batch must be a multiple of the 8 devices",
+        ),
         (("align", "hard", "--topology", "cuda", "--candidate", "4"), "--candidates"),
     ],
 )
