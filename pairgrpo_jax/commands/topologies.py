@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -75,10 +76,9 @@ def _mesh(devices: list[Any]) -> Mesh:
 
 
 def _cpus(count: int) -> Topology:
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # devices are counted once, when the first is asked for
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # devices are counted once, when the first is asked for
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
         how = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
