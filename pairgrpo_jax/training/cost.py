@@ -15,8 +15,11 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:to_apply|calls|body|true_computation|false_computation)=%?([\w.\-]+)")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"compare\(.*%([\w.\-]+)\), direction=LT")
 
 
 def matmul_flops(jaxpr: Any, while_trips: int = 1) -> float:
@@ -56,15 +59,24 @@ def collectives(text: str, while_trips: int = 1) -> dict[str, tuple[int, int]]:
     size: dict[str, Counter] = defaultdict(Counter)
     calls: dict[str, Counter] = defaultdict(Counter)
     entry = name = ""
+    limits: dict[str, int] = {}  # of computations that are conditions of loops from 0 on
+    constants: dict[str, int] = {}
     for line in text.splitlines():
         if line.endswith("{") and (start := re.match(r"(ENTRY )?%?([\w.\-]+) ", line)):
             name = start[2]
             entry = name if start[1] else entry
+            constants = {}
+        if constant := _CONSTANT.search(line):
+            constants[constant[1]] = int(constant[2])
+        if (below := _BELOW.search(line)) and below[1] in constants:
+            limits[name] = constants[below[1]]
         if found := _COLLECTIVE.search(line):
             own[name][found[2]] += 1
             size[name][found[2]] += _bytes(found[1], halved=bool(found[3]))
-        trips = _TRIPS.search(line)
-        times = (int(trips[1]) if trips else while_trips) if " while(" in line else 1
+        times = 1
+        if looped := _CONDITION.search(line):
+            trips = _TRIPS.search(line)
+            times = int(trips[1]) if trips else limits.get(looped[1], while_trips)
         for called in _CALLED.findall(line) + [x.strip(" %") for y in _BRANCHES.findall(line) for x in y.split(",")]:
             calls[name][called] += times
 

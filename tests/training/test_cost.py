@@ -34,5 +34,20 @@ def test_collectives_of_a_loop_and_bytes_of_a_shard():
                               out_specs=split.spec)  # fmt: skip
         return inner(x)
 
-    found = collectives(jax.jit(f).lower(x).compile().as_text())
+    found = collectives(str(jax.jit(f).lower(x).compile().as_text()))
     assert found == {"all-reduce": (6, 6 * 2 * 4 * 4)}
+
+
+def test_a_loop_of_the_tpu_s_compiler_counts_by_its_condition():
+    text = """%below (p: (s32[], f32[8])) -> pred[] {
+  %limit.1 = s32[]{:T(128)} constant(24)
+  ROOT %lt = pred[] compare(%p.0, %limit.1), direction=LT
+}
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %g = bf16[8,16]{1,0} all-gather(%x), dimensions={0}
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %loop = (s32[], f32[8]) while(%t), condition=%below, body=%body
+}
+"""
+    assert collectives(text, 5) == {"all-gather": (24, 24 * 8 * 16 * 2)}
