@@ -12,6 +12,7 @@ machine. Every line printed is JSON.
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
