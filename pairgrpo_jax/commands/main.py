@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -46,6 +47,8 @@ def run(name: str, words: list[str] | None = None) -> None:
     from pairgrpo_jax.commands.cli import run_main, start_of
     from pairgrpo_jax.commands.compiled import keep_compiled
     from pairgrpo_jax.training import processes
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there, which nothing here needs
 
     def command() -> int | None:
         rest = keep_compiled(sys.argv[1:] if words is None else words)
