@@ -96,7 +96,7 @@ def hard_target(p0, pairs, delta, floor=1e-3, max_kl=None):
         flow[preferred] += moved
         flow[rejected] -= moved
     if max_kl is not None and kl_divergence(p0 + flow, p0) > max_kl:
-        flow = flow * optimize.brentq(lambda s: kl_divergence(p0 + s * flow, p0) - max_kl, 0, 1, xtol=1e-14)  # type: ignore[operator]
+        flow = flow * optimize.brentq(lambda s: kl_divergence(p0 + s * flow, p0) - max_kl, 0, 1, xtol=1e-14)
     return p0 + flow
 
 
@@ -117,7 +117,7 @@ def hard(
     if not active:
         return 0.0
     distance = np.mean(kls) if kl is None else reduce_steps(kl, mask, aggregate, active)
-    trust = multiplier * distance if trust_region == "lagrangian" else alpha * max(distance - beta, 0.0)  # type: ignore[operator]
+    trust = multiplier * distance if trust_region == "lagrangian" else alpha * max(distance - beta, 0.0)
     return np.mean(fits) + trust
 
 

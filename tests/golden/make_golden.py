@@ -167,7 +167,7 @@ def entry(name, function, inputs, with_grad, call, kwargs, dtype="float64"):
         "inputs": {key: value.tolist() for key, value in inputs.items()},
         "kwargs": kwargs,
         "value": value.item(),
-        "gradients": {key: tensors[key].grad.tolist() for key in with_grad},  # type: ignore[union-attr]
+        "gradients": {key: tensors[key].grad.tolist() for key in with_grad},
     }
 
 
@@ -216,8 +216,8 @@ def policy_entries(rng):
             call = lambda x, o=theirs: trl_grpo(  # noqa: E731
                 {k: x[k] for k in shared} | {"advantages": rewards},
                 beta=0.3,
-                keep=[0, 2],  # type: ignore[arg-type]
-                **o,  # type: ignore[arg-type]
+                keep=[0, 2],
+                **o,
             )
             yield entry(f"soft_{name}", "soft_pair_grpo_loss", shared | pairs, ["logp"], call, ours | {"beta": 0.3})
 

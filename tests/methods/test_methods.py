@@ -316,7 +316,7 @@ def test_hards_multiplier_follows_the_kl_and_delta_the_batches():
         found = dual.renewed(ADAPTIVE, jnp.float32(kl))
         assert found.batches == 4 and found.multiplier == expected != 1.5
         assert (expected > 1.5) == (kl > 0.1)
-    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made  # type: ignore[arg-type]
+    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made
     np.testing.assert_allclose(dual.report(ADAPTIVE)["delta"], 0.1 * 0.5**3, rtol=1e-6)
 
 
