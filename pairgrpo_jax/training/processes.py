@@ -86,6 +86,8 @@ def start(how: Start) -> None:
     if how.alone:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Programs that run side by side on a CPU may meet their collectives in another order in each process, and wait.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # Signals are ours: `training.train` stops after the same iteration everywhere.
     jax.config.update("jax_enable_preemption_service", False)
     options: dict[str, Any] = {}
@@ -170,6 +172,11 @@ def fetch(tree: Any) -> Any:
         return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(whole, tree)
+
+
+def local(tree: Any) -> Any:
+    """The arrays of a tree where each process can compute with them by itself. All must call it."""
+    return tree if count() == 1 else jax.tree.map(jnp.asarray, fetch(tree))
 
 
 def gather(value: Any) -> list[Any]:

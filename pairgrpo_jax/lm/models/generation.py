@@ -18,6 +18,8 @@ from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
 from pairgrpo_jax.lm.models.sampling import Sampling
+from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.placement import put_rows
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -105,10 +107,10 @@ def generate(
     keys = row_keys(key, len(prompts), num_samples)
     tokens, lengths = _pad_prompts(prompts, 1 if rows is None else rows.num_devices)
     extra = jnp.broadcast_to(keys[:1], (len(tokens) - len(keys), num_samples))
-    settings = (chosen, jnp.asarray(stops or (-1,), jnp.int32), jnp.concatenate([keys, extra]).reshape(-1))
+    settings = (chosen, np.asarray(stops or (-1,), np.int32), jnp.concatenate([keys, extra]).reshape(-1))
     real = jnp.arange(len(tokens)) < len(prompts)
     if rows is not None:
-        tokens, lengths, real = jax.device_put((tokens, lengths, real), rows)
+        tokens, lengths, real = put_rows((tokens, lengths, real), rows)
     slots = bucket(max_new_tokens, 32)
     state = _prefill(model.decoder, slots, params, tokens, lengths, real, settings, lora)
     every = 8 if stop_strings or on_tokens else max_new_tokens
@@ -120,7 +122,7 @@ def generate(
             on_tokens(*view(state)[:2])
         if int(state.step) >= max_new_tokens or bool(state.done.all()):
             break
-        limit = jnp.int32(min(int(state.step) + every, max_new_tokens))
+        limit = np.int32(min(int(state.step) + every, max_new_tokens))
         state = _decode(model.decoder, params, state, limit, settings, lora)
     tokens, lengths, logp = view(state)
     tokens, logp = tokens[..., :max_new_tokens], logp[..., :max_new_tokens]
@@ -235,7 +237,7 @@ def _decode(decoder: Decoder, params, state: _State, limit, settings, lora) -> _
 
 def _outputs(state: _State, shape: tuple[int, int], count: int) -> list[np.ndarray]:
     """Returns tokens, lengths and log-probabilities of the real prompts, `[B, K, ...]`."""
-    arrays = (np.asarray(x) for x in (state.tokens, state.lengths, state.logp))
+    arrays = processes.fetch((state.tokens, state.lengths, state.logp))
     return [x.reshape(*shape, *x.shape[1:])[:count] for x in arrays]
 
 
