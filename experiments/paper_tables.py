@@ -159,6 +159,7 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
     if args.heads is not None:
         heads = [str(args.heads / f"{head}.safetensors") for head in heads]
     config = config_of(cell.label)
+    config = config if config.scores_reference else config.replace(watch_kl=True)  # kl_ref is in the tables
     return align.Run(
         model=args.model,
         data=args.data[args.domains.index(cell.domain)],

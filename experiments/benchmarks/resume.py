@@ -85,7 +85,10 @@ def finish(process: subprocess.Popen) -> None:
 
 def result(output: Path):
     """Everything that must be alike: all metrics but the clock, and the hashes of the last checkpoint's arrays."""
-    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(output)]
+    rows = [
+        {name: value for name, value in row.items() if name != "seconds" and not name.startswith("time/")}
+        for row in read_metrics(output)
+    ]
     last = max((output / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     return rows, last.name, parameters_digest(last)
 

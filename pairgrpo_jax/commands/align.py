@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ from pairgrpo_jax.lm.alignment import (
     tuned_for_sums,
 )
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
+from pairgrpo_jax.lm.alignment.laps import PARTS
 from pairgrpo_jax.lm.data import (
     Loaded,
     describe,
@@ -75,12 +77,13 @@ from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown")
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times")
 FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
 _WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
+_TIMES = tuple(f"time/{part}" for part in (*PARTS, "evaluation"))
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ class Run(Settings):
     """Newest checkpoints kept, besides the best."""
     shown: Annotated[int, AtLeast(1)] = 8
     """Replies on the page, first samples of the evaluation."""
+    show_times: bool = False
+    """Where the seconds of a batch went, on the progress line; every row of metrics.jsonl has them, as time/PART."""
     export: bool = True
     """Write the trained model, adapters merged, as safetensors; adapters also on their own, for PEFT."""
     exported: Literal["last", "best"] = "last"
@@ -246,7 +251,7 @@ def execute(run: Run, console: Console) -> int:
             trainer.init(jax.random.key(run.seed)),
             make_schedule(run),
             evaluate=make_evaluation(run, trainer, judges, held_out.pairs, accuracy),
-            shown=_WATCHED,
+            shown=_WATCHED + _TIMES * run.show_times,
             console=console,
         )
         if stopped is not None:
@@ -464,7 +469,7 @@ def make_evaluation(
     before = []  # the start's replies, made once
 
     def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
-        row: dict[str, Any] = dict(accuracy)
+        row, began = dict[str, Any](accuracy), time.perf_counter()
         policy = trainer.policy(state)
         before[:] = before or [judges.hear(judges.reference)]
         after = judges.hear(policy)
@@ -480,7 +485,7 @@ def make_evaluation(
         processes.on_lead(lambda: (run.output / "replies.md").write_text(page(run, iteration, row, replies)))
         scores = [*(row.get(f"held_out/{name}") for name in after.rewards), row.get("win_rate")]
         known = [x for x in (*scores, row.get("implicit_accuracy")) if x is not None]
-        return row | {"score": known[0] if known else 0.0}
+        return row | {"score": known[0] if known else 0.0, "time/evaluation": time.perf_counter() - began}
 
     return evaluate
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from pairgrpo_jax.commands.compiled import HELP, OPTION
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.methods import METHODS
@@ -53,7 +54,7 @@ def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
                 default=default,
                 args=list(words),
                 prog=prog,
-                description=about,
+                description="\n\n".join(filter(None, (about, HELP))),
                 return_unknown_args=True,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
             )
@@ -99,7 +100,7 @@ def _unknown(word: str, default: Any) -> str:
     owners = [method.name for method in METHODS if method().has(name)]
     if word.startswith("-") and owners:
         return f"{option} is a setting of {', '.join(owners)} and has no effect here"
-    options = [field.replace("_", "-") for field in _names(default)]
+    options = [OPTION.lstrip("-"), *(field.replace("_", "-") for field in _names(default))]
     hint = did_you_mean(name.replace("_", "-"), options, "--help lists the options", "--{}")
     return f"{option} is no option here; {hint}"
 

@@ -43,10 +43,11 @@ def main() -> None:
 def run(name: str, words: list[str] | None = None) -> None:
     """Runs a sub-command, with the words of the command line unless others are given, and exits."""
     from pairgrpo_jax.commands.cli import run_main, start_of
+    from pairgrpo_jax.commands.compiled import keep_compiled
     from pairgrpo_jax.training import processes
 
     def command() -> int | None:
-        rest = sys.argv[1:] if words is None else words
+        rest = keep_compiled(sys.argv[1:] if words is None else words)
         if name in TOGETHER:
             how, rest = start_of(rest, f"pairgrpo {name}")
             processes.start(how)

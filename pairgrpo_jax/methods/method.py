@@ -98,6 +98,8 @@ class Method(Settings):
       comparisons: it learns from pairs, so that a judge's will do; else it needs scores.
       critic: its advantages come from a value network.
       ratio: it learns through the ratio to pi_old, which must be scored before the first update.
+      reference: its loss is made of log-ratios to pi_ref.
+      ranks_alone: its implicit reward needs no reference.
       dual: `renewed` needs the KL that the updates on a batch ended at.
     """
 
@@ -107,6 +109,8 @@ class Method(Settings):
     comparisons: ClassVar[bool] = False
     critic: ClassVar[bool] = False
     ratio: ClassVar[bool] = True
+    reference: ClassVar[bool] = False
+    ranks_alone: ClassVar[bool] = False
 
     @property
     def dual(self) -> bool:

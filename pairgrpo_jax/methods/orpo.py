@@ -16,6 +16,7 @@ class Orpo(Offline):
     """ORPO (arXiv 2403.07691, eq. 6): likelihood of the chosen sequence, and the odds ratio; needs no reference."""
 
     name: ClassVar[str] = "orpo"
+    ranks_alone: ClassVar[bool] = True
     weight: Annotated[float, AtLeast(0)] = 0.1
     """Of the odds-ratio term, the paper's lambda."""
 

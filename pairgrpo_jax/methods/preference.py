@@ -27,6 +27,7 @@ class Offline(Method):
 class Implicit(Offline):
     """Learns from the margin of implicit rewards, log-ratios to the reference."""
 
+    reference: ClassVar[bool] = True
     length_normalize: bool = False
     """Mean instead of sum of a sequence's log-probabilities."""
 

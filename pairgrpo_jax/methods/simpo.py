@@ -50,6 +50,7 @@ class SimPo(Offline):
     """SimPO (arXiv 2405.14734, eq. 6): the margin of mean log-probabilities, beyond a target; needs no reference."""
 
     name: ClassVar[str] = "simpo"
+    ranks_alone: ClassVar[bool] = True
     beta: Annotated[float, Above(0)] = 2.0
     """Scale of the implicit reward, a reply's mean log-probability."""
     gamma: Annotated[float, AtLeast(0)] = 1.0

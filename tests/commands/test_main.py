@@ -1,12 +1,15 @@
 """The command `pairgrpo` before any sub-command."""
 
+import os
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from pairgrpo_jax.commands import main
+from pairgrpo_jax.commands.compiled import keep_compiled, prune
 
 START = "from pairgrpo_jax.commands.main import main; main()"
 
@@ -34,3 +37,71 @@ def test_every_name_of_the_package_is_importable():
     import pairgrpo_jax
 
     assert all(getattr(pairgrpo_jax, name) is not None for name in pairgrpo_jax.__all__)
+
+
+COMPILE = (
+    "from pairgrpo_jax.commands.compiled import keep_compiled; import jax, sys; left = keep_compiled(sys.argv[1:]); "
+)
+COMPILE += (
+    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); jax.jit(lambda x: x * 3)(1.0); print(left)"
+)
+
+
+def compile_one(home, *words, **changes):
+    """Another process, with a cache and without what the tests set."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, *words],
+        env=kept | {"XDG_CACHE_HOME": str(home)} | changes,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return done, {path.parent for path in home.parent.rglob("*-cache")}
+
+
+def test_programs_are_kept_where_one_says_or_in_the_users_cache(tmp_path):
+    home, other = tmp_path / "home", tmp_path / "other"
+    assert compile_one(home, "--compilation-cache=off", JAX_COMPILATION_CACHE_DIR=str(other))[1] == set()
+    assert compile_one(home, JAX_COMPILATION_CACHE_DIR=str(other))[1] == {other}
+    done, folders = compile_one(
+        home, "a", "--compilation-cache", str(tmp_path / "named"), "--b", JAX_COMPILATION_CACHE_DIR=str(other)
+    )
+    assert done.stdout == "['a', '--b']\n" and folders == {other, tmp_path / "named"}, done.stderr
+    (mine,) = compile_one(home)[1] - folders
+    assert mine.parent == home / "pairgrpo_jax" / "compiled" and mine.stat().st_mode & 0o077 == 0
+    for path in mine.glob("*-cache"):  # as a kill leaves it: compiled again
+        path.write_bytes(path.read_bytes()[:50])
+    done, _ = compile_one(home)
+    assert done.returncode == 0 and done.stdout == "[]\n"
+
+
+def test_a_cache_that_cannot_be_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for words, message in (
+        (["--compilation-cache"], "--compilation-cache: name a folder, or off"),
+        (["--compilation-cache", "--seed", "1"], "name a folder, or off"),
+        (["--compilation-cache="], "name a folder, or off"),
+        (["--compilation-cache", tmp_path / "file" / "x"], "Not a directory; choose another, or off"),
+        (["--compilation-cache", tmp_path / "open"], "must be yours alone to write: chmod go-w"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keep_compiled([str(word) for word in words])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert keep_compiled(["a"]) == ["a"]  # nobody asked for it: the run goes on without
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert "compiled programs are not kept" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_full_loses_what_was_not_used_for_longest(tmp_path):
+    for age, name in enumerate("cab"):
+        (tmp_path / f"{name}-cache").write_bytes(bytes(10))
+        os.utime(tmp_path / f"{name}-cache", (1000 - age, 0))
+    prune(tmp_path, 20)
+    assert {path.name for path in tmp_path.iterdir()} == {"a-cache", "c-cache"}

@@ -24,7 +24,7 @@ CLOCK = ("judge_latency", "judge_seconds")
 
 
 def rows(metrics) -> dict:
-    found = {name: x for name, x in jax.device_get(metrics).items() if name not in CLOCK}
+    found = jax.device_get({name: x for name, x in metrics.items() if name not in CLOCK and "time/" not in name})
     return {name: np.asarray(x, np.float64).tolist() for name, x in sorted(found.items())}
 
 
@@ -76,6 +76,7 @@ def align(model, data, name: str, option: str, decode=None) -> dict:
         config = config.replace(sft_iterations=1)
     if option == "full":
         config = config.replace(lora_rank=0)
+    config = config if config.scores_reference else config.replace(watch_kl=True)
     source = reward_function(
         lambda prompts, completions: [[float(sum(map(ord, t)) % 97) for t in g] for g in completions]
     )

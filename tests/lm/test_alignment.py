@@ -1,7 +1,11 @@
 """Alignment on a tiny model: every method learns, and nothing depends on how the work is cut up."""
 
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 import dataclasses
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +37,7 @@ from pairgrpo_jax.lm.alignment import (
     policy_of,
 )
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, judge_replies, write_replies
+from pairgrpo_jax.lm.alignment.laps import PARTS
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import load_prompts
@@ -103,6 +108,11 @@ def run(trainer, iterations, state=None):
     return state, rows
 
 
+def without_times(row):
+    """All metrics but the clock's."""
+    return {name: value for name, value in row.items() if not name.startswith("time/")}
+
+
 def digest(state):
     leaves = jax.tree.map(lambda x: jax.random.key_data(x) if x.dtype == state.key.dtype else x, state)
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(leaves)]
@@ -132,7 +142,7 @@ def test_an_online_method_raises_the_reward(tiny, algo):
     _, rows = run(trainer_of(tiny, config), 10)
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
-    names = {"entropy", "approx_kl", "kl_ref", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"}
+    names = {"entropy", "approx_kl", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"}
     assert names <= set(rows[0])
     assert max(row["sampler_gap"] for row in rows) < 1e-4
     assert rows[0]["approx_kl"].shape == (config.optimizer.updates_per_batch,)
@@ -150,8 +160,28 @@ def test_an_offline_method_learns_the_pairs(tiny, algo):
 def test_a_reward_head_is_scored_in_the_reference_pass(tiny):
     head = init_head(tiny.config.hidden_size)
     head = head.replace(weight=jax.random.normal(jax.random.key(0), head.weight.shape))
-    _, rows = run(trainer_of(tiny, BASE, head), 1)
+    _, rows = run(trainer_of(tiny, BASE.replace(watch_kl=True), head), 1)
     assert rows[0]["reward_std"] > 0 and rows[0]["kl_ref"][0] < 1e-6 and 0 < rows[0]["rank_correlation"] <= 1
+    _, alone = run(trainer_of(tiny, BASE, head), 1)  # without the reference: the rewards are the same
+    assert alone[0]["reward"] == rows[0]["reward"] and "kl_ref" not in alone[0]
+
+
+def test_the_reference_is_scored_for_a_loss_or_when_asked_and_then_moves_nothing(tiny):
+    (state, rows), (watched, told) = (run(trainer_of(tiny, BASE.replace(watch_kl=how)), 2) for how in (False, True))
+    assert digest(state) == digest(watched) and set(told[1]) - set(rows[1]) == {"kl_ref", "pair_accuracy"}
+    assert rows[0]["time/reference"] == 0 < told[0]["time/reference"]
+    assert all(config.scores_reference for config in (small("dpo"), small("ipo"), BASE.replace(ref_beta=0.1)))
+    assert not any(small(name, name in OFFLINE).scores_reference for name in {*ONLINE, *OFFLINE} - {"dpo", "ipo"})
+
+
+def test_the_times_of_an_iteration_add_up(tiny):
+    trainer = trainer_of(tiny, BASE)
+    state, _ = run(trainer, 1)
+    began = time.perf_counter()
+    _, rows = run(trainer, 1, state)
+    spent, times = time.perf_counter() - began, {name: rows[0][f"time/{name}"] for name in PARTS}
+    assert 0.8 * spent < sum(times.values()) < spent
+    assert all((seconds > 0) == (part != "reference") for part, seconds in times.items())
 
 
 def test_a_judge_can_be_the_source(tiny):
@@ -321,6 +351,7 @@ def test_every_setting_is_in_a_list():
         "temperature", "top_k", "top_p",  # scores_are_those, options_of_sampling
         "rescore",  # bfloat16
         "reference_scores",  # cached_and_shared
+        "watch_kl",  # the_reference_is_scored
         "sft_iterations",  # supervised_start
     }  # fmt: skip
     for method in METHODS:
@@ -449,7 +480,7 @@ def test_resumed_is_bit_for_bit_the_same(tiny, tmp_path, algo):
     _, restored = checkpoints.restore(trainer.init(jax.random.key(7)))
     again, more = run(trainer_of(tiny, config), 2, restored)
     assert digest(again) == digest(through)
-    assert all(np.array_equal(x[name], y[name]) for x, y in zip(rows[2:], more) for name in x)
+    assert all(np.array_equal(x[name], y[name]) for x, y in zip(rows[2:], more) for name in without_times(x))
 
 
 def test_lora_leaves_the_base_alone_and_merges_into_it(tiny):
@@ -472,7 +503,7 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny):
 
 
 def test_supervised_start_moves_the_reference(tiny):
-    trainer = trainer_of(tiny, BASE.replace(sft_iterations=3))
+    trainer = trainer_of(tiny, BASE.replace(sft_iterations=3, watch_kl=True))
     state, rows = run(trainer, 3)
     assert rows[2]["surrogate"] < rows[0]["surrogate"]
     batch = pair_batch(make_data().pairs, 8, 6)
@@ -556,7 +587,8 @@ def test_pair_accuracy_starts_at_a_half_where_it_is_of_the_ratio_to_the_referenc
     likelier = np.argmax(per_token, axis=1)
     swap = [EncodedPair(pair.prompt, pair.rejected, pair.chosen) for pair in data.pairs]
     pairs = [(pair, swapped)[i] for pair, swapped, i in zip(data.pairs, swap, likelier)]
-    trainer = make_trainer(small(algo, offline=True), tiny, data._replace(pairs=pairs), None, iterations=10)
+    config = small(algo, offline=True, watch_kl=algo in ("soft", "hard"))
+    trainer = make_trainer(config, tiny, data._replace(pairs=pairs), None, iterations=10)
     _, rows = run(trainer, 1)
     assert rows[0]["pair_accuracy"][0] == (1 if algo in ("orpo", "simpo") else 0.5)
 
@@ -624,6 +656,9 @@ BAD = [
     ("hard", {"completion_tokens": 127}, "exceed the model's context of 128"),
     ("dpo", {"reference_scores": "cached", "sft_iterations": 1}, "sft_iterations=0"),
     ("hard", {"reference_scores": "cached"}, "reference_scores='cached' has no effect on samples"),
+    ("orpo", {"reference_scores": "cached"}, "no effect with orpo, which learns nothing from pi_ref"),
+    ("dpo", {"watch_kl": True}, "watch_kl=True has no effect where pi_ref is scored for the loss"),
+    ("hard", {"watch_kl": True, "ref_beta": 0.1}, "watch_kl=True has no effect"),
     ("hard", {"project_target": "no"}, "project_target must be True or False"),
     ("hard", {"reference_scores": "stored"}, "reference_scores='stored' is unknown"),
     ("hard", {"ref_kl": "k4"}, "ref_kl='k4' is unknown"),

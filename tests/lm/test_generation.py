@@ -197,3 +197,36 @@ def test_longrope_refuses_to_cross_its_switch():
     model = tiny_model("llama", 8)
     with pytest.raises(ValueError, match="context of 32"):
         run(model, [[5] * 30])
+
+
+@pytest.mark.parametrize("slots", [5, 32])
+def test_refilled_rows_hold_the_texts_of_the_whole_batch(tiny, slots):
+    """Prompts of three widths, in two pieces; 32 slots are narrowed to 16 and 8 when nothing waits any more."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 97, n).tolist() for n in (3, 40, 7, 9, 33, 2, 5, 70, 4)]
+    options = {"num_samples": 4, "max_new_tokens": 30, "stop_ids": range(5, 12), "temperature": 0.8, "top_p": 0.95}
+    whole, out = (run(tiny, prompts, slots=x, **options) for x in (None, slots))
+    np.testing.assert_array_equal(out.tokens, whole.tokens)
+    np.testing.assert_array_equal(out.lengths, whole.lengths)
+    np.testing.assert_allclose(out.logp, whole.logp, rtol=2e-5, atol=1e-5)  # as a row run alone differs: rounding
+    assert whole.lengths.min() == 1 and whole.lengths.max() == 30
+
+
+def test_refilled_rows_end_at_stop_strings_and_are_told_as_they_come(tiny):
+    model, seen = dataclasses.replace(tiny, tokenizer=Letters()), []
+    free = run(model, num_samples=4, max_new_tokens=20)
+    stops = ["".join(f"<{i}>" for i in free.tokens[1, 2, 10:12])]
+    options = {"num_samples": 4, "max_new_tokens": 20, "stop_strings": stops}
+    whole = run(model, **options)
+    out = run(model, slots=5, on_tokens=lambda tokens, lengths: seen.append((tokens, lengths)), **options)
+    np.testing.assert_array_equal(out.tokens, whole.tokens)
+    assert out.lengths[1, 2] <= 12 and seen[-1][1].tolist() == whole.lengths.tolist()
+    assert len(seen) > 4 and (seen[0][1] == 1).all()
+
+
+def test_slots_that_cannot_be_are_refused(tiny):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    for options, match in (({"slots": 0}, "slots=0 must be positive"), ({"slots": 2, "rows": rows}, "on a mesh")):
+        with pytest.raises(ValueError, match=match):
+            run(tiny, **options)

@@ -71,6 +71,9 @@ class Reference(Settings):
     """Weight of KL(pi_theta || pi_ref) in the loss; with a critic, of the log-ratio in each token's reward."""
     ref_kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL; see `core.kl`."""
+    watch_kl: bool = False
+    """Score every batch under pi_ref although nothing learns from it, to log kl_ref and pair_accuracy with each update;
+    evaluations tell the KL in any case."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,14 @@ class AlignConfig(Settings):
                 "use 0, or a method without a ratio such as dpo"
             )
         self.method.check_group(self.group_size)
+        if self._learns_from_reference:
+            require_idle(self.reference, "watch_kl", "where pi_ref is scored for the loss")
         if self.online:
             require_idle(self, "reference_scores", "on samples, which are scored as they come")
+        elif not self.scores_reference:
+            require_idle(
+                self, "reference_scores", f"with {name}, which learns nothing from pi_ref, but for watch_kl=True"
+            )
         if self.reference_scores == "cached" and self.sft_iterations:
             raise ValueError('reference_scores="cached" needs a reference known at the start: sft_iterations=0')
 
@@ -151,6 +160,15 @@ class AlignConfig(Settings):
     def online(self) -> bool:
         """Whether completions are sampled."""
         return self.samples is not None
+
+    @property
+    def _learns_from_reference(self) -> bool:
+        return self.method.reference or self.reference.ref_beta > 0
+
+    @property
+    def scores_reference(self) -> bool:
+        """Whether every batch is scored under pi_ref: for the loss, or to be logged."""
+        return self._learns_from_reference or self.reference.watch_kl
 
     @property
     def group_size(self) -> int:

@@ -44,7 +44,7 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
         terms["ref_penalty"] = aggregate_steps(
             penalty, batch.mask, rule, candidate_weight=alive, weight=config.reference.ref_beta
         )
-    if batch.pairs is not None and batch.ref_logp is not None:
+    if batch.pairs is not None and (batch.ref_logp is not None or config.method.ranks_alone):
         frozen = likelihoods._replace(logp=jax.lax.stop_gradient(scores.logp))
         reward = config.method.implicit_reward(frozen)
         won, lost = (jnp.take_along_axis(reward, index, axis=1) for index in batch.pairs[:2])

@@ -73,7 +73,7 @@ class Placement:
         if self.mesh is None:
             return model
         places = self.shardings(jax.eval_shape(lambda: model.params))
-        return dataclasses.replace(model, params=jax.tree.map(put, model.params, places))
+        return dataclasses.replace(model, params=jax.tree.map(put, model.params, places), mesh=self.mesh)
 
     def shardings(self, params: Any) -> Any:
         """Where parameters belong, for `load_model`; None on one device."""

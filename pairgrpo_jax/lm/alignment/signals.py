@@ -53,7 +53,9 @@ def _value_targets(batch: Batch, rewards, trace: float, ref_beta: float) -> tupl
     """
     mask = batch.mask
     last = mask * (1 - jnp.pad(mask[..., 1:], ((0, 0), (0, 0), (0, 1))))
-    shaped = last * rewards[..., None] - ref_beta * mask * (batch.old_logp - batch.ref_logp)
+    shaped = last * rewards[..., None]
+    if ref_beta:
+        shaped -= ref_beta * mask * (batch.old_logp - batch.ref_logp)
     values = batch.old_values * mask
     advantages = core.gae(shaped, values, jnp.zeros_like(rewards), mask - last, trace=trace)
     return batch._replace(returns=(advantages + values) * mask), advantages

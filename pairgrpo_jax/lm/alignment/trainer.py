@@ -18,6 +18,7 @@ from pairgrpo_jax.lm.alignment import objectives
 from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, PromptStream, chosen_batch, ended, pair_batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.evaluation import in_batches
+from pairgrpo_jax.lm.alignment.laps import Laps
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
 from pairgrpo_jax.lm.alignment.signals import learning_signal, verdict_metrics
 from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
@@ -25,7 +26,7 @@ from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
-from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, score_and_reward
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, judged
 from pairgrpo_jax.methods import Adaptive
@@ -232,14 +233,14 @@ class _Run:
         return state, _stacked(rows)
 
     def iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        position = int(state.extra["position"])
+        position, laps = int(state.extra["position"]), Laps()
         if position < self.config.sft_iterations:
-            return self.fine_tune(state, position)
+            return self.fine_tune(state, position, laps)
         key, sample_key, pair_key, *update_keys = jax.random.split(state.key, 5)
         if self.config.online:
-            batch, metrics = self.collect(state, position, sample_key, pair_key)
+            batch, metrics = self.collect(state, position, sample_key, pair_key, laps)
         else:
-            batch, metrics = self.pairs(state, position, pair_key)
+            batch, metrics = self.pairs(state, position, pair_key, laps)
         metrics |= self.config.method.report(adaptive_of(state))
         batch = self.placement.batch(batch)
         if np.any(processes.fetch(batch.alive)):
@@ -247,7 +248,8 @@ class _Run:
             metrics = metrics | measured
             if self.config.method.dual:
                 metrics["realised_kl"] = self.realised_kl(state.params, self.frozen, batch)
-        return self.renewed(state, key, metrics.get("realised_kl")), metrics
+            laps.end("updates", (state.params, metrics))
+        return self.renewed(state, key, metrics.get("realised_kl")), metrics | laps.metrics()
 
     def renewed(self, state: TrainState, key: jax.Array, kl) -> TrainState:
         """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
@@ -313,14 +315,20 @@ class _Run:
         return policy_kl((logp - batch.old_logp) * batch.mask, batch.mask)["approx_kl"].mean
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
+        if not self.config.scores_reference:
+            return None, reward(Policy(self.model, params), head, *batch.tokens)
         scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)
         return scores.logp, rewards
 
-    def collect(self, state: TrainState, position: int, sample_key, pair_key) -> tuple[Batch, dict[str, Any]]:
+    def collect(
+        self, state: TrainState, position: int, sample_key, pair_key, laps: Laps
+    ) -> tuple[Batch, dict[str, Any]]:
         """Samples, has them judged, and adds the learning signal."""
         samples = self.config.samples
         prompts = self.data.batch(position, self.config.texts.prompts, self.seed)
+        laps.end("host")
         batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
+        laps.end("sampling")
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
         batch = self.placement.batch(batch)
@@ -329,7 +337,8 @@ class _Run:
             if not samples.cuts:
                 gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
-        batch, rewards, pairs, told = self.judge(state, prompts, batch, position)
+            laps.end("updates", batch)
+        batch, rewards, pairs, told = self.judge(state, prompts, batch, position, laps)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
         return batch, verdict_metrics(batch, rewards, self.placement.batch(whole)) | gap | told
 
@@ -353,16 +362,20 @@ class _Run:
         alive = np.ones(len(prompts), np.float32)
         return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
 
-    def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int):
-        """The batch with the reference's log-probabilities, rewards `[B,K]` or None, pairs or None, and metrics."""
-        reference = self.reference(state)
+    def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int, laps: Laps):
+        """The batch, with pi_ref's log-probabilities where they are needed; rewards `[B,K]`, pairs, and metrics."""
+        rewards = None
         if isinstance(self.source, RewardHead):
             logp, rewards = self.judge_tokens(self.model.params, self.source, batch)
-            if "reference" in state.extra:
-                logp = self.ref_logp(reference.params, reference.lora, batch)
-            return batch._replace(ref_logp=logp), rewards, None, {}
-        batch = batch._replace(ref_logp=self.ref_logp(reference.params, reference.lora, batch))
+            batch = batch._replace(ref_logp=logp)
+            laps.end("judging", (batch, rewards))
+        if self.config.scores_reference and (rewards is None or "reference" in state.extra):
+            batch = batch._replace(ref_logp=self.ref_logp(*self.reference(state)[1:], batch))
+            laps.end("reference", batch)
+        if rewards is not None:
+            return batch, rewards, None, {}
         judgement, each = self.ask(prompts, batch, position)
+        laps.end("judging")
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
         rewards, pairs = self.placement.batch((judgement.rewards, judgement.pairs))
         means = {f"reward/{name}": np.float32(mean_of_finite(x)) for name, x in each.items()}
@@ -394,16 +407,20 @@ class _Run:
             raise ValueError(f"reward: batch {position}: expected {b} x {k} finite numbers, got shape {rewards.shape}")
         return judgement._replace(rewards=np.where(failed[:, None], 0, rewards)), each
 
-    def pairs(self, state: TrainState, position: int, key: jax.Array) -> tuple[Batch, dict[str, Any]]:
+    def pairs(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Batch, dict[str, Any]]:
         """A batch of the data set's pairs, scored as its method needs."""
         indices = batch_indices(len(self.data.pairs), self.config.texts.prompts, position, self.seed)
         batch = self.placement.batch(self.padded([self.data.pairs[i] for i in indices]))
-        batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
+        whole = ended(self.model, *processes.fetch((batch.completions, batch.lengths))).astype(np.float32)
+        laps.end("host", batch)
+        if self.config.scores_reference:
+            batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
+            laps.end("reference", batch)
         if self.config.method.ratio:
             batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
+            laps.end("updates", batch)
         labels = core.chosen_rejected_pairs(len(batch.lengths))
         batch = self.signal(batch, None, labels, key, adaptive_of(state))
-        whole = ended(self.model, *processes.fetch((batch.completions, batch.lengths))).astype(np.float32)
         return batch, verdict_metrics(batch, None, self.placement.batch(whole))
 
     def padded(self, pairs: Sequence[EncodedPair]) -> Batch:
@@ -412,8 +429,7 @@ class _Run:
     def offline_reference(self, state: TrainState, batch: Batch, indices: np.ndarray) -> Any:
         if self.config.reference_scores == "cached":
             return self.placement.batch(self.cache[indices])
-        reference = self.reference(state)
-        return self.ref_logp(reference.params, reference.lora, batch)
+        return self.ref_logp(*self.reference(state)[1:], batch)
 
     @functools.cached_property
     def cache(self) -> np.ndarray:
@@ -426,15 +442,17 @@ class _Run:
 
         return in_batches(run, len(pairs), self.config.texts.prompts)[0]
 
-    def fine_tune(self, state: TrainState, position: int) -> tuple[TrainState, dict[str, Any]]:
+    def fine_tune(self, state: TrainState, position: int, laps: Laps) -> tuple[TrainState, dict[str, Any]]:
         """One supervised update; after the last one the reference is what has been reached, and Adam starts anew."""
         texts = self.config.texts
         indices = batch_indices(len(self.data.pairs), texts.prompts, position, self.seed)
         batch = chosen_batch([self.data.pairs[i] for i in indices], texts.prompt_tokens, texts.completion_tokens)
         batch = self.with_keys(batch, jax.random.fold_in(state.key, position))
+        laps.end("host")
         state, metrics = self.update(state, self.frozen, self.placement.batch(batch))
+        laps.end("updates", (state.params, metrics))
         extra = state.extra | {"position": state.extra["position"] + 1}
         if position + 1 == self.config.sft_iterations:
             extra["reference"] = jax.tree.map(jnp.copy, state.params)
             state = state.replace(opt_state=self.optimizer.init(state.params))
-        return self.placement.state(state.replace(extra=extra)), metrics
+        return self.placement.state(state.replace(extra=extra)), metrics | laps.metrics()

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from pairgrpo_jax.lm.models.attention import KV
 from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.places import KV
 
 
 class Cache(NamedTuple):

@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pairgrpo_jax.core.terms import as_float
 from pairgrpo_jax.lm.models import rope
-from pairgrpo_jax.lm.models.attention import KV, attend, default_scale
+from pairgrpo_jax.lm.models.attention import attend, default_scale
 from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.places import KV
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -78,6 +80,7 @@ class Attention(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x, positions, table, window, scale, past: list[KV]) -> tuple:
@@ -97,8 +100,8 @@ class Attention(nn.Module):
 
         q, k, v = heads("q", c.num_heads), heads("k", c.num_kv_heads), heads("v", c.num_kv_heads)
         places = [*past, KV(k, v, positions)]
-        softcap = c.attention_softcap
-        out = attend(q, places, positions, scale=scale, window=window, softcap=softcap)
+        how = {"windows": c.windows, "softcap": c.attention_softcap, "mesh": self.mesh}
+        out = attend(q, places, positions, scale=scale, window=window, **how)
         out = out.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         return Linear(c.hidden_size, c.out_bias, self.dtype, name="o")(out), (k, v)
 
@@ -128,6 +131,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     dtype: Any
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, x, layer: dict, past_kv: list, shared: tuple) -> tuple:
@@ -140,7 +144,7 @@ class Block(nn.Module):
         def norm(name: str, y: jax.Array) -> jax.Array:
             return Norm(c.norm, c.norm_eps, name=name)(y)
 
-        attention = Attention(c, self.dtype, name="attn")
+        attention = Attention(c, self.dtype, self.mesh, name="attn")
         y = norm("attn_norm", x) if c.pre_norms else x
         y, kv = attention(y, positions, table, layer["window"], layer["scale"], past)
         x = x + (norm("post_attn_norm", y) if c.post_norms else y)
@@ -160,6 +164,7 @@ class Decoder(nn.Module):
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: bool = False
+    mesh: Mesh | None = None
 
     def setup(self) -> None:
         """Builds the modules; the block's parameters get a leading axis L."""
@@ -172,7 +177,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.num_layers,
-        )(c, self.dtype)
+        )(c, self.dtype, self.mesh)
         init = nn.initializers.normal(0.02)
         self.embed = self.param("embed", init, (c.vocab_size, c.hidden_size))
         if c.rope is None:

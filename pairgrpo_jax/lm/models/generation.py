@@ -11,17 +11,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pairgrpo_jax.lm.models import cache as kv_cache
+from pairgrpo_jax.lm.models import refill
 from pairgrpo_jax.lm.models import sampling as sampling_lib
-from pairgrpo_jax.lm.models.attention import KV
 from pairgrpo_jax.lm.models.cache import Cache
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
+from pairgrpo_jax.lm.models.places import KV
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.placement import put_rows
 
 _log = logging.getLogger("pairgrpo_jax.lm")
+_PIECE = 8  # prompts that are read together where rows are refilled
 
 
 class Generation(NamedTuple):
@@ -68,6 +70,7 @@ def generate(
     lora: Any = None,
     on_tokens: Callable[[np.ndarray, np.ndarray], None] | None = None,
     rows: NamedSharding | None = None,
+    slots: int | None = None,
 ) -> Generation:
     """Samples completions.
 
@@ -93,42 +96,87 @@ def generate(
       on_tokens: called with tokens `[B, K, T]` and lengths `[B, K]` every few steps.
       rows: splits prompts, and the completions of each, over the devices of a mesh; needed where
         `params` live on one.
+      slots: decode so many completions at once; each that ends makes room for the next, so that
+        few long ones do not keep the others waiting. None: all at once. The texts are the same.
 
     Raises:
       ValueError: for no prompt, an empty prompt, an id outside the vocabulary, a text longer
-        than the model's context, or a number out of range.
+        than the model's context, or a number out of range; for `slots` on a mesh.
     """
     chosen = Sampling(temperature, top_k, top_p, min_p)
     sampling_lib.check(chosen)
     _check_prompts(model.config, prompts, max_new_tokens, num_samples)
+    _check_slots(slots, rows)
     if stop_strings and model.tokenizer is None:
         raise ValueError("stop_strings: the model has no tokenizer to find them with")
     stops = model.config.eos_ids if stop_ids is None else tuple(stop_ids)
     keys = row_keys(key, len(prompts), num_samples)
-    tokens, lengths = _pad_prompts(prompts, 1 if rows is None else rows.num_devices)
+    # Refilled, prompts of a length are read together.
+    order = np.arange(len(prompts)) if slots is None else np.argsort([len(prompt) for prompt in prompts], kind="stable")
+    multiple = 1 if rows is None else rows.num_devices
+    if slots is not None and len(prompts) > _PIECE:
+        multiple = _PIECE
+    tokens, lengths = _pad_prompts([prompts[i] for i in order.tolist()], multiple)
     extra = jnp.broadcast_to(keys[:1], (len(tokens) - len(keys), num_samples))
-    settings = (chosen, np.asarray(stops or (-1,), np.int32), jnp.concatenate([keys, extra]).reshape(-1))
+    row_key = jnp.concatenate([keys[order], extra]).reshape(-1)
+    settings = (chosen, np.asarray(stops or (-1,), np.int32), row_key)
     real = jnp.arange(len(tokens)) < len(prompts)
     if rows is not None:
         tokens, lengths, real = put_rows((tokens, lengths, real), rows)
-    slots = bucket(max_new_tokens, 32)
-    state = _prefill(model.decoder, slots, params, tokens, lengths, real, settings, lora)
-    every = 8 if stop_strings or on_tokens else max_new_tokens
-    view = functools.partial(_outputs, shape=(len(tokens), num_samples), count=len(prompts))
-    while True:
+    view = functools.partial(_outputs, shape=(len(tokens), num_samples), places=np.argsort(order))
+
+    def watch(state: Any) -> Any:
         if stop_strings:
             state = _stop_at_strings(model.tokenizer, state, stop_strings)
         if on_tokens is not None:
             on_tokens(*view(state)[:2])
-        if int(state.step) >= max_new_tokens or bool(state.done.all()):
-            break
-        limit = np.int32(min(int(state.step) + every, max_new_tokens))
-        state = _decode(model.decoder, params, state, limit, settings, lora)
+        return state
+
+    every = 8 if stop_strings or on_tokens else max_new_tokens
+    inputs = (params, tokens, lengths, real, settings, lora)
+    if slots is None:
+        state = _whole_batch(model.decoder, inputs, max_new_tokens, watch, every)
+    else:
+        state = _refilled(model.decoder, inputs, max_new_tokens, watch, every, slots)
     tokens, lengths, logp = view(state)
     tokens, logp = tokens[..., :max_new_tokens], logp[..., :max_new_tokens]
     past_end = np.arange(max_new_tokens) >= lengths[..., None]
     tokens = np.where(past_end, model.config.pad_id or 0, tokens)
     return Generation(tokens, lengths, np.where(past_end, 0.0, logp), keys)
+
+
+def _whole_batch(decoder: Decoder, inputs: tuple, new: int, watch: Callable, every: int) -> _State:
+    """Decodes all rows together, until the last has ended."""
+    params, *_, settings, lora = inputs
+    state = _prefill(decoder, bucket(new, 32), *inputs)
+    while True:
+        state = watch(state)
+        if int(state.step) >= new or bool(state.done.all()):
+            return state
+        limit = np.int32(min(int(state.step) + every, new))
+        state = _decode(decoder, params, state, limit, settings, lora)
+
+
+def _refilled(decoder: Decoder, inputs: tuple, new: int, watch: Callable, every: int, slots: int) -> refill.Texts:
+    """Decodes `slots` rows at a time; prompts, sorted by length, are read a few at a time."""
+    params, tokens, lengths, real, (chosen, stops, keys), lora = inputs
+    samples, parts = len(keys) // len(tokens), []
+    for at in range(0, len(tokens), _PIECE):
+        piece = slice(at, at + _PIECE)
+        width = min(bucket(int(lengths[piece].max()), 32), tokens.shape[1])
+        settings = (chosen, stops, keys[at * samples : (at + _PIECE) * samples])
+        rows = (tokens[piece, :width], lengths[piece], real[piece])
+        parts.append(_read_piece(decoder, (tokens.shape[1], bucket(new, 32)), params, *rows, settings, lora))
+    if len(parts) > 1:
+        drawn, read = zip(*parts)
+        texts = jax.tree.map(lambda *x: jnp.concatenate(x), *drawn)
+        k, v, positions = zip(*read)
+        prompts = KV(jnp.concatenate(k, 1), jnp.concatenate(v, 1), jnp.concatenate(positions))
+    else:
+        texts, prompts = parts[0]
+    texts = texts._replace(done=texts.done | (new == 1))
+    work = refill.Work(params, lora, (chosen, stops, keys), jnp.int32(new), prompts)
+    return refill.decode(decoder, work, texts, slots, watch, every)
 
 
 def row_keys(key: jax.Array, prompts: int, samples: int) -> jax.Array:
@@ -148,6 +196,13 @@ def bucket(n: int, unit: int) -> int:
     """Rounds up to multiples of `unit`, or of an eighth to a quarter of n where that is more."""
     unit = max(unit, 1 << max(n.bit_length() - 3, 0))
     return -(-n // unit) * unit
+
+
+def _check_slots(slots: int | None, rows: NamedSharding | None) -> None:
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots={slots} must be positive, or None to decode all completions at once")
+    if slots is not None and rows is not None:
+        raise ValueError(f"slots={slots}: completions are not refilled on a mesh; leave it at None")
 
 
 def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) -> None:
@@ -182,23 +237,39 @@ def _pad_prompts(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[n
 def _prefill(decoder: Decoder, slots: int, params, tokens, lengths, real, settings, lora) -> _State:
     """Runs the prompts `[B, P]` and draws the first token of every completion."""
     samples = settings[2].size // len(tokens)
+    prompt, logits = _read(decoder, params, tokens, lengths, samples, lora)
+    cache = kv_cache.empty(decoder.config, len(tokens) * samples, slots, decoder.dtype, prompt)
+    return _draw_next(_start(cache, slots, jnp.repeat(real, samples)), logits, settings)
+
+
+def _read(decoder: Decoder, params, tokens, lengths, samples: int, lora) -> tuple[KV, jax.Array]:
+    """Runs the prompts `[B, P]`: their keys and values, and the first logits of every completion `[R, V]`."""
     _log.info("compiling prefill: %d prompts of %d tokens, %d samples", *tokens.shape, samples)
     positions = default_positions(tokens.shape, lengths)
     hidden, prompt = run(decoder, params, tokens, positions, lora=lora, method="hidden")
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     logits = jnp.repeat(unembed(decoder, params, last, lora), samples, axis=0)
-    rows = len(tokens) * samples
     dtype = decoder.dtype
-    prompt = KV(prompt.k.astype(dtype), prompt.v.astype(dtype), positions)
-    state = _State(
-        kv_cache.empty(decoder.config, rows, slots, dtype, prompt),
-        jnp.zeros((rows, slots), jnp.int32),
-        jnp.zeros((rows, slots), jnp.float32),
-        jnp.int32(0),
-        jnp.zeros(rows, jnp.int32),
-        ~jnp.repeat(real, samples),
-    )
-    return _draw_next(state, logits, settings)
+    return KV(prompt.k.astype(dtype), prompt.v.astype(dtype), positions), logits
+
+
+def _start(cache: Any, slots: int, real: jax.Array) -> _State:
+    """Rows `[R]` of which nothing is drawn yet; those that are not real are done."""
+    shape = (len(real), slots)
+    drawn = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+    return _State(cache, *drawn, jnp.int32(0), jnp.zeros(len(real), jnp.int32), ~real)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read_piece(decoder: Decoder, sizes: tuple[int, int], params, tokens, lengths, real, settings, lora) -> tuple:
+    """The first token of every completion of some prompts, and their keys and values padded to `sizes[0]` places."""
+    (width, slots), samples = sizes, settings[2].size // len(tokens)
+    prompt, logits = _read(decoder, params, tokens, lengths, samples, lora)
+    drawn = _draw_next(_start(None, slots, jnp.repeat(real, samples)), logits, settings)
+    more = width - tokens.shape[1]
+    k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))) for x in prompt[:2])
+    positions = jnp.pad(prompt.positions, ((0, 0), (0, more)), constant_values=-1)
+    return refill.Texts(drawn.tokens, drawn.logp, drawn.lengths, drawn.done), KV(k, v, positions)
 
 
 def _draw_next(state: _State, logits: jax.Array, settings: tuple) -> _State:
@@ -235,13 +306,13 @@ def _decode(decoder: Decoder, params, state: _State, limit, settings, lora) -> _
     return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.done.all(), step, state)
 
 
-def _outputs(state: _State, shape: tuple[int, int], count: int) -> list[np.ndarray]:
-    """Returns tokens, lengths and log-probabilities of the real prompts, `[B, K, ...]`."""
+def _outputs(state: Any, shape: tuple[int, int], places: np.ndarray) -> list[np.ndarray]:
+    """Returns tokens, lengths and log-probabilities of the prompts at `places`, `[B, K, ...]`."""
     arrays = processes.fetch((state.tokens, state.lengths, state.logp))
-    return [x.reshape(*shape, *x.shape[1:])[:count] for x in arrays]
+    return [x.reshape(*shape, *x.shape[1:])[places] for x in arrays]
 
 
-def _stop_at_strings(tokenizer: Any, state: _State, stops: Sequence[str]) -> _State:
+def _stop_at_strings(tokenizer: Any, state: Any, stops: Sequence[str]) -> Any:
     """Ends, on the host, the rows whose text holds one of the stop strings."""
     tokens, lengths, done = (np.array(x) for x in (state.tokens, state.lengths, state.done))
     for row in np.flatnonzero(lengths > 0):

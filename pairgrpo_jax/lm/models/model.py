@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pairgrpo_jax.lm.models import cache as kv_cache
 from pairgrpo_jax.lm.models import gemma, gpt2, llama, olmo2, phi3, qwen, smollm3
@@ -32,6 +33,7 @@ class Model:
       dtype: of the activations.
       remat: whether the backward pass recomputes layers to save memory.
       chat: how conversations become text.
+      mesh: of the devices that texts and parameters are split over; long texts need it for a TPU's own attention.
     """
 
     config: ModelConfig
@@ -42,16 +44,17 @@ class Model:
     remat: bool = False
     generation: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     chat: Chat = dataclasses.field(default_factory=Chat)
+    mesh: Mesh | None = None
 
     @property
     def skeleton(self) -> "Model":
         """This model without parameters and texts: hashable, to be static under jit, which then keeps none alive."""
-        return Model(self.config, None, dtype=self.dtype, remat=self.remat)
+        return Model(self.config, None, dtype=self.dtype, remat=self.remat, mesh=self.mesh)
 
     @property
     def decoder(self) -> Decoder:
         """The Flax module."""
-        return Decoder(self.config, self.dtype, self.remat)
+        return Decoder(self.config, self.dtype, self.remat, self.mesh)
 
     def apply(
         self,
