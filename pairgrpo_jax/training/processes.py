@@ -107,7 +107,7 @@ def start(how: Start) -> None:
         ) from error
     finally:
         clock.cancel()
-    threading.Thread(target=_end_with_the_others, daemon=True).start()
+    threading.Thread(target=_end_with_the_others, name=_FAILED, daemon=True).start()
     if leads():
         print(f"{count()} processes, {jax.device_count()} devices ({jax.devices()[0].device_kind})", flush=True)
 
@@ -317,6 +317,10 @@ def leaving_together() -> Iterator[None]:
         return
     if code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         gather(code)
+        jax.distributed.shutdown()
+        for thread in threading.enumerate():  # a thread that still waits would abort the interpreter's end
+            if thread.name == _FAILED:
+                thread.join(_GRACE)
         sys.exit(code)
     all_here("leave")
     time.sleep(leads())  # the coordinator's end would end the others with a stack trace
