@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,24 @@ def report(**values) -> None:
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}))
 
 
+def processor() -> str:
+    """Returns the model of the processor, and how many of it this process may use."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
+
+
+def share_of_peak(rate: float, peak: float) -> float:
+    """Returns rate / peak; RuntimeError where it is above 1, and the peak was none."""
+    if rate > peak:
+        raise RuntimeError(
+            f"a share of {rate / peak:.0%}: {rate:.0f} GFLOP/s is above the {peak:.0f} of the matrix product, "
+            "which was measured while something else ran; run it again on a quiet machine"
+        )
+    return rate / peak
+
+
 def timed(f: Callable[[], object]) -> tuple[float, float]:
     """Returns how many seconds a call takes, and how many of all cores of this process."""
     start, cpu = time.perf_counter(), time.process_time()
@@ -163,7 +182,7 @@ def peer(args: Peer) -> None:
 
 
 def speed(args: Speed) -> None:
-    """Times both sides in turns and prints the fastest, ratios and shares of the matmul peak."""
+    """Times both sides in turns and prints the fastest, ratios and shares of the matmul peak (of first and last)."""
     import jax
 
     from pairgrpo_jax.lm import load_model, save_pretrained
@@ -196,17 +215,20 @@ def speed(args: Speed) -> None:
     tasks = our_tasks(folder, work)
     flops = {"matmul": 2 * MATMUL**3, "train": 6 * size * work.rows * work.steps}
     flops["generate"] = 2 * size * work.prompts * (work.prompt_tokens + work.samples * work.new_tokens)
-    peaks = {}
-    for task, work_done in flops.items():
+    turns = {task: [] for task in flops}
+    for task in (*flops, "matmul"):
         timed(tasks[task])  # compile, warm up
         ask(task)
-        turns = [(*timed(tasks[task]), *ask(task)) for _ in range(9 if task == "matmul" else args.repeats)]
-        best = [min(x) for x in zip(*turns)]
+        turns[task] += [(*timed(tasks[task]), *ask(task)) for _ in range(20 if task == "matmul" else args.repeats)]
+    report(processor=processor())
+    peaks = {}
+    for task, work_done in flops.items():
+        best = [min(x) for x in zip(*turns[task])]
         seconds = dict(zip(("seconds", "cpu_seconds", "torch_seconds", "torch_cpu_seconds"), best))
         rates = {name: work_done / x / 1e9 for name, x in zip(("gflops", "cpu_gflops"), best)}
         peaks = peaks or rates
         ratios = {"ratio": best[2] / best[0], "cpu_ratio": best[3] / best[1]}
-        shares = {f"{name}_share_of_peak": rates[name] / peaks[name] for name in rates}
+        shares = {f"{name}_share_of_peak": share_of_peak(rates[name], peaks[name]) for name in rates}
         report(task=task, **seconds, **ratios, **rates, **shares)
         if task == "generate":
             count = work.prompts * work.samples * work.new_tokens
