@@ -15,7 +15,7 @@ def test_alone_all_prompts_are_judged_at_once():
         return Judgement(np.zeros((3, 2)), None, np.zeros(3, bool)), {}
 
     judgement, each = shares.by_share(3, judge)
-    assert seen == [slice(3)] and judgement.rewards.shape == (3, 2) and each == {}
+    assert seen == [slice(3)] and np.shape(judgement.rewards) == (3, 2) and each == {}
 
 
 def test_a_judges_figures_are_summed_but_for_times():
