@@ -1,4 +1,4 @@
-"""Offline preference losses: DPO, IPO and ORPO, over P pairs of chosen and rejected sequences."""
+"""Offline preference losses: DPO, IPO and ORPO over P pairs of chosen and rejected sequences, KTO over N sequences."""
 
 from __future__ import annotations
 
@@ -149,4 +149,71 @@ def orpo_loss(chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float
         "nll": mean_term(-chosen, weight=1.0),
         "odds_ratio": mean_term(-jax.nn.log_sigmoid(ratio), weight=weight),
         "accuracy": mean_term(ranked_right(chosen - rejected)),
+    }
+
+
+def kto_reference_point(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+    """KTO's z_0 (arXiv 2402.01306, sec. 4.1), in nats: `max(mean(logp - ref_logp), 0)`, without a gradient.
+
+    Args:
+      logp: summed log-probabilities of sequences after prompts that they do not belong to, any shape.
+      ref_logp: the same under the reference policy.
+
+    Returns:
+      A scalar, a biased estimate of KL(pi_theta || pi_ref) that shares its sign.
+
+    Raises:
+      ValueError: if shapes differ.
+    """
+    require_same_shape(logp=logp, ref_logp=ref_logp)
+    return jnp.maximum(jnp.mean(frozen(logp) - frozen(ref_logp)), 0)
+
+
+@loss
+def kto_loss(
+    logp: jax.Array,
+    ref_logp: jax.Array,
+    desirable: jax.Array,
+    reference_point: jax.typing.ArrayLike,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Objective:
+    """KTO (arXiv 2402.01306, eq. 8): `lambda_y - v`, averaged over sequences.
+
+    With r = logp - ref_logp, v is `lambda_D * sigmoid(beta * (r - z_0))` of a desirable sequence and
+    `lambda_U * sigmoid(beta * (z_0 - r))` of an undesirable one.
+
+    Args:
+      logp: `[N]` summed log-probabilities of the sequences.
+      ref_logp: `[N]` under the reference policy. No gradient.
+      desirable: `[N]` bool, which of them are desirable.
+      reference_point: z_0 in nats, a scalar or `[N]`; see `kto_reference_point`. No gradient.
+      beta: steepness of v, per nat.
+      desirable_weight: lambda_D.
+      undesirable_weight: lambda_U; the paper keeps `lambda_D * n_D / (lambda_U * n_U)` in [1, 1.5].
+
+    Returns:
+      `(loss, metrics)`; metrics `kto`, `reference_point`, and `desirable_reward`, `undesirable_reward`, the mean
+      `beta * r` of each kind.
+
+    Raises:
+      ValueError: if shapes differ, `desirable` is not boolean, beta is not above 0 or a weight is negative.
+    """
+    require_rank("logp", logp, {1}, "[N], one number per sequence")
+    require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable)
+    if desirable.dtype != bool:
+        raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
+    require_positive(beta=beta)
+    require_nonnegative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    ratio = as_float(logp) - frozen(ref_logp)
+    point = jnp.broadcast_to(frozen(reference_point), ratio.shape)
+    weight = jnp.where(desirable, desirable_weight, undesirable_weight)
+    losses = weight * jax.nn.sigmoid(beta * jnp.where(desirable, point - ratio, ratio - point))
+    return {
+        "kto": mean_term(losses, weight=1.0),
+        "reference_point": mean_term(point),
+        "desirable_reward": mean_term(beta * ratio, desirable),
+        "undesirable_reward": mean_term(beta * ratio, ~desirable),
     }

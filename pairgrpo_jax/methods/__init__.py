@@ -5,6 +5,7 @@ from pairgrpo_jax.methods.dpo import Dpo
 from pairgrpo_jax.methods.grpo import Grpo
 from pairgrpo_jax.methods.hard_pair import HardPair
 from pairgrpo_jax.methods.ipo import Ipo
+from pairgrpo_jax.methods.kto import Kto
 from pairgrpo_jax.methods.method import Adaptive, Advantages, Labels, Likelihoods, Method, Verdict
 from pairgrpo_jax.methods.orpo import Orpo
 from pairgrpo_jax.methods.ppo import Ppo
@@ -12,7 +13,7 @@ from pairgrpo_jax.methods.rank_grpo import RankGrpo
 from pairgrpo_jax.methods.simpo import SimPo, simpo_loss
 from pairgrpo_jax.methods.soft_pair import SoftPair
 
-METHODS: tuple[type[Method], ...] = (Grpo, RankGrpo, Ppo, SoftPair, HardPair, Dpo, Ipo, Orpo, SimPo)
+METHODS: tuple[type[Method], ...] = (Grpo, RankGrpo, Ppo, SoftPair, HardPair, Dpo, Ipo, Orpo, SimPo, Kto)
 NAMES = tuple(method.name for method in METHODS)
 
 
@@ -33,6 +34,7 @@ __all__ = [
     "Grpo",
     "HardPair",
     "Ipo",
+    "Kto",
     "Labels",
     "Likelihoods",
     "Method",

@@ -20,12 +20,14 @@ class Verdict(NamedTuple):
       pairs: `Pairs` `[B,P]` of a judge or a data set, or None.
       alive: `[B]`, 0 for a group without a usable verdict; None: all have one.
       mask: `[B,K,T]`, 1 where a step counts; None: all do.
+      mismatched: `Likelihoods` of the next group's candidates after this group's prompts, before any update; or None.
     """
 
     scores: Any = None
     pairs: Any = None
     alive: Any = None
     mask: Any = None
+    mismatched: Any = None
 
 
 class Likelihoods(NamedTuple):
@@ -82,10 +84,11 @@ class Advantages(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """A signal: pairs `[B,P]`, and Hard's target `[B,K]`."""
+    """A signal: pairs `[B,P]`, Hard's target `[B,K]`, and KTO's reference point `[B]`, the same for all groups."""
 
     pairs: core.Pairs
     target: jax.Array | None = None
+    reference_point: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Method(Settings):
       comparisons: it learns from pairs, so that a judge's will do; else it needs scores.
       critic: its advantages come from a value network.
       ratio: it learns through the ratio to pi_old, which must be scored before the first update.
+      mismatched: its signal needs the likelihoods of replies to other prompts, and so a batch of two groups or more.
       reference: its loss is made of log-ratios to pi_ref.
       ranks_alone: its implicit reward needs no reference.
       dual: `renewed` needs the KL that the updates on a batch ended at.
@@ -109,6 +113,7 @@ class Method(Settings):
     comparisons: ClassVar[bool] = False
     critic: ClassVar[bool] = False
     ratio: ClassVar[bool] = True
+    mismatched: ClassVar[bool] = False
     reference: ClassVar[bool] = False
     ranks_alone: ClassVar[bool] = False
 

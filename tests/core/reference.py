@@ -96,7 +96,7 @@ def hard_target(p0, pairs, delta, floor=1e-3, max_kl=None):
         flow[preferred] += moved
         flow[rejected] -= moved
     if max_kl is not None and kl_divergence(p0 + flow, p0) > max_kl:
-        flow = flow * optimize.brentq(lambda s: kl_divergence(p0 + s * flow, p0) - max_kl, 0, 1, xtol=1e-14)
+        flow = flow * optimize.brentq(lambda s: kl_divergence(p0 + s * flow, p0) - max_kl, 0, 1, xtol=1e-14)  # type: ignore[operator]
     return p0 + flow
 
 
@@ -117,7 +117,7 @@ def hard(
     if not active:
         return 0.0
     distance = np.mean(kls) if kl is None else reduce_steps(kl, mask, aggregate, active)
-    trust = multiplier * distance if trust_region == "lagrangian" else alpha * max(distance - beta, 0.0)
+    trust = multiplier * distance if trust_region == "lagrangian" else alpha * max(distance - beta, 0.0)  # type: ignore[operator]
     return np.mean(fits) + trust
 
 
@@ -163,6 +163,18 @@ def dpo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.
 
 def ipo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1):
     return np.mean(((chosen - ref_chosen) - (rejected - ref_rejected) - 1 / (2 * beta)) ** 2)
+
+
+def kto(logp, ref_logp, desirable, mismatched_logp, mismatched_ref_logp, beta=0.1, lambda_d=1.0, lambda_u=1.0):
+    """Value and gradient in logp of eq. 8, one sequence after another."""
+    z = max(0.0, float(np.mean(np.asarray(mismatched_logp) - np.asarray(mismatched_ref_logp))))
+    losses, slopes = [], []
+    for ours, theirs, good in zip(logp, ref_logp, desirable):
+        sign, weight = (1, lambda_d) if good else (-1, lambda_u)
+        v = sigmoid(sign * beta * (ours - theirs - z))
+        losses.append(weight - weight * v)
+        slopes.append(-weight * sign * beta * v * (1 - v))
+    return np.mean(losses), np.array(slopes) / len(losses)
 
 
 def orpo(chosen, rejected, weight=0.1):

@@ -47,6 +47,10 @@ def ppo(*changed, **options):
     return pg.ppo_loss(*changed, *[X] * (6 - len(changed)), **options)
 
 
+def kto(logp=ROW, ref_logp=ROW, desirable=ROW > 0, reference_point=0.0, **options):
+    return pg.kto_loss(logp, ref_logp, desirable, reference_point, **options)
+
+
 BAD = [
     # wrong shape
     ("rewards", pairs, dict(rewards=ROW)),
@@ -84,6 +88,14 @@ BAD = [
     ("other_logits", pg.categorical_kl, dict(logits=X, other_logits=ROW)),
     ("discounts", pg.gae, dict(rewards=X, values=X, last_value=X[:, 0], discounts=ROW)),
     ("rejected_logp", pg.orpo_loss, dict(chosen_logp=ROW, rejected_logp=ROW[:1])),
+    ("ref_logp", kto, dict(ref_logp=ROW[:1])),
+    ("desirable", kto, dict(desirable=jnp.ones(1, bool))),
+    ("desirable", kto, dict(desirable=ROW)),
+    ("logp", kto, dict(logp=X, ref_logp=X, desirable=X > 0)),
+    ("beta", kto, dict(beta=0.0)),
+    ("desirable_weight", kto, dict(desirable_weight=-0.1)),
+    ("undesirable_weight", kto, dict(undesirable_weight=float("nan"))),
+    ("ref_logp", pg.kto_reference_point, dict(logp=ROW, ref_logp=X)),
     ("chosen_logp", pg.orpo_loss, dict(chosen_logp=X, rejected_logp=X)),
     # wrong dtype
     ("preferred", soft, dict(pairs=FLOAT_PAIRS)),
@@ -238,7 +250,7 @@ def test_a_pair_that_makes_no_sense_is_refused_or_counted_where_it_is_traced(pai
 def test_an_unused_slot_may_hold_any_indices(slot):
     for call in (lambda x: pg.hard_pair_grpo_loss(X, X, x, 0.1), lambda x: pg.soft_pair_grpo_loss(X, X, x)):
         for run in (call, jax.jit(call)):
-            unused, without = run(with_pair(*slot, 0.0)), run(with_pair(0, 1, 0.0))
+            unused, without = run(with_pair(*slot, 0.0)), run(with_pair(0, 1, 0.0))  # type: ignore[call-arg]
             jax.tree.map(np.testing.assert_array_equal, unused, without)
             assert unused[1]["invalid_pairs"] == 0
 

@@ -76,6 +76,8 @@ def losses(batch):
     yield "dpo", lambda x: pg.dpo_loss(*two(x), *two(old), label_smoothing=0.1)
     yield "ipo", lambda x: pg.ipo_loss(*two(x), *two(old))
     yield "orpo", lambda x: pg.orpo_loss(*two(x))
+    good = jnp.arange(len(old)) % 2 == 0
+    yield "kto", lambda x: pg.kto_loss(x[:, 0, 0], old[:, 0, 0], good, pg.kto_reference_point(x[:, 1], old[:, 1]))
 
 
 def suite(batch):
@@ -156,8 +158,8 @@ def test_hyperparameters_may_be_traced():
     pairs = case.pairs("all")
 
     def loss(h):
-        soft, _ = pg.soft_pair_grpo_loss(case.logp, case.old_logp, pairs, clip=(h, 2 * h), beta=h)
-        hard, _ = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, h, alpha=h, beta=h)
+        soft, _ = pg.soft_pair_grpo_loss(case.logp, case.old_logp, pairs, clip=(h, 2 * h), beta=h)  # type: ignore[arg-type]
+        hard, _ = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, h, alpha=h, beta=h)  # type: ignore[arg-type]
         return soft + hard + pg.pairs_from_rewards(jnp.asarray(case.rewards), margin=h).weight.sum()
 
     swept = jax.jit(jax.vmap(loss))(jnp.asarray([0.1, 0.3]))

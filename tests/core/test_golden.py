@@ -21,7 +21,10 @@ def call(entry, leaves):
         index = {name: jnp.asarray(entry["inputs"][name], jnp.int32) for name in ("preferred", "rejected")}
         inputs["pairs"] = pg.Pairs(**index, weight=inputs["weight"])
         del inputs["preferred"], inputs["rejected"], inputs["weight"]
-    if "ref_logp" in inputs:
+    if "other_logp" in inputs:
+        inputs["reference_point"] = pg.kto_reference_point(inputs.pop("other_logp"), inputs.pop("other_ref"))
+        inputs["desirable"] = jnp.asarray(entry["inputs"]["desirable"])
+    elif "ref_logp" in inputs:
         inputs["kl"] = pg.kl_k3(inputs["logp"], inputs.pop("ref_logp"))
     return getattr(pg, entry["function"])(**inputs, **options)
 

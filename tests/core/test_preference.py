@@ -21,8 +21,8 @@ def test_dpo_and_ipo_match_the_reference(seed, beta, label_smoothing):
     x = draw(seed)
     dpo, _ = pg.dpo_loss(*x, beta=beta, label_smoothing=label_smoothing)
     ipo, _ = pg.ipo_loss(*x, beta=beta)
-    np.testing.assert_allclose(dpo, reference.dpo(*x, beta, label_smoothing), rtol=1e-11)
-    np.testing.assert_allclose(ipo, reference.ipo(*x, beta), rtol=1e-11)
+    np.testing.assert_allclose(dpo, reference.dpo(*x, beta, label_smoothing), rtol=1e-11)  # type: ignore[call-arg]
+    np.testing.assert_allclose(ipo, reference.ipo(*x, beta), rtol=1e-11)  # type: ignore[call-arg]
 
 
 @given(seed=st.integers(0, 1000), weight=st.sampled_from([0.0, 0.1, 2.0]), scale=st.sampled_from([0.1, 1.0, 5.0]))
@@ -31,6 +31,41 @@ def test_orpo_matches_the_reference(seed, weight, scale):
     np.testing.assert_allclose(
         pg.orpo_loss(chosen, rejected, weight=weight)[0], reference.orpo(chosen, rejected, weight), rtol=1e-9
     )
+
+
+@given(
+    seed=st.integers(0, 1000),
+    beta=st.sampled_from([0.05, 0.1, 2.0]),
+    weights=st.sampled_from([(1.0, 1.0), (1.33, 1.0), (0.0, 2.0)]),
+    shift=st.sampled_from([-5.0, 0.0, 5.0]),
+)
+def test_kto_matches_the_reference(seed, beta, weights, shift):
+    logp, ref_logp, other, ref_other = draw(seed)
+    other = other + shift  # where the estimate is negative, the reference point is 0
+    desirable = np.random.default_rng(seed).random(6) < 0.6
+    options = {"beta": beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
+
+    def loss(logp):
+        return pg.kto_loss(logp, ref_logp, desirable, pg.kto_reference_point(other, ref_other), **options)  # type: ignore[arg-type]
+
+    (value, metrics), slope = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logp))
+    expected, gradient = reference.kto(logp, ref_logp, desirable, other, ref_other, beta, *weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-11)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(metrics["reference_point"], max(np.mean(other - ref_other), 0), rtol=1e-11)
+    for kind, chosen in (("desirable", desirable), ("undesirable", ~desirable)):
+        rewards = beta * (logp - ref_logp)[chosen]
+        np.testing.assert_allclose(metrics[f"{kind}_reward"], rewards.mean() if chosen.any() else 0, atol=1e-12)
+
+
+def test_no_gradient_flows_through_ktos_reference_point():
+    def loss(others):
+        point = pg.kto_reference_point(others, jnp.zeros(3))
+        return pg.kto_loss(jnp.zeros(2), jnp.zeros(2), jnp.array([True, False]), point, beta=1.0)[0]
+
+    others = jnp.array([1.0, 2.0, 3.0])
+    assert not jax.grad(loss)(others).any()
+    np.testing.assert_allclose(loss(others), (reference.sigmoid(2) + reference.sigmoid(-2)) / 2, rtol=1e-12)
 
 
 def test_reference_free_is_a_reference_of_zeros():

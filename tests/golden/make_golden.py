@@ -3,9 +3,10 @@
     python3.11 -m venv /tmp/trl && /tmp/trl/bin/pip install torch==2.13.0 trl==1.16.0
     /tmp/trl/bin/python tests/golden/make_golden.py
 
-Every entry runs TRL 1.16's real code on random numbers: `GRPOTrainer._compute_loss`, `DPOTrainer._compute_loss` and
-`ORPOTrainer.get_batch_loss_metrics` are called on a bare namespace that carries the few attributes they read, with the
-forward pass replaced by the stored log-probabilities. Nothing is re-derived here. Two things to know:
+Every entry runs TRL 1.16's real code on random numbers: `GRPOTrainer._compute_loss`, `DPOTrainer._compute_loss`,
+`KTOTrainer._compute_loss` and `ORPOTrainer.get_batch_loss_metrics` are called on a bare namespace that carries the few
+attributes they read, with the forward pass replaced by the stored log-probabilities. Nothing is re-derived here. Two
+things to know:
 
 - TRL's rows are `N = B * K`; ours are `[B, K, T]`. Its `kl` is k3 to `ref_logp`, weighted by `beta`.
 - ORPO casts to float32 inside TRL, so its entries are exact to float32 only. `ipo` and `sigmoid_norm` divide summed
@@ -23,6 +24,7 @@ import torch
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
 
 B, K, T, P = 3, 4, 5, 6
 LENGTHS = np.array([[5, 3, 0, 2], [1, 5, 4, 5], [2, 2, 5, 3]])  # one fully masked candidate
@@ -114,6 +116,31 @@ def trl_dpo(x, *, loss_type, beta=0.1, label_smoothing=0.0, lengths=1):
     )
 
 
+def trl_kto(x, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
+    """KTOTrainer._compute_loss on sequences of one token; its KL is of `other_logp` to `other_ref`."""
+    ones = torch.ones(len(x["logp"]), 2, dtype=torch.int64)
+
+    def model(**_):
+        zeros = torch.zeros(len(ones), 1)
+        return SimpleNamespace(log_probs=x["logp"][:, None], entropy=zeros, mean_logits=zeros)
+
+    self = trainer(
+        calculate_KL=True,
+        loss_type="kto",
+        precompute_ref_logps=True,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+        _total_train_tokens=0,
+        _tp_size=1,
+        _compute_kl_logps=lambda model, batch: x["other_logp"],
+    )
+    batch = {"input_ids": ones, "attention_mask": ones, "completion_mask": ones, "label": x["desirable"]}
+    return KTOTrainer._compute_loss(
+        self, model, batch | {"ref_logps": x["ref_logp"], "ref_KL_logps": x["other_ref"]}, False
+    )
+
+
 def trl_orpo(x, *, weight):
     chosen, rejected = x["chosen_logp"], x["rejected_logp"]
     logits = torch.zeros(1)
@@ -140,7 +167,7 @@ def entry(name, function, inputs, with_grad, call, kwargs, dtype="float64"):
         "inputs": {key: value.tolist() for key, value in inputs.items()},
         "kwargs": kwargs,
         "value": value.item(),
-        "gradients": {key: tensors[key].grad.tolist() for key in with_grad},
+        "gradients": {key: tensors[key].grad.tolist() for key in with_grad},  # type: ignore[union-attr]
     }
 
 
@@ -187,7 +214,10 @@ def policy_entries(rng):
     for name, theirs, ours in cases:
         if name != "dr_grpo_length":
             call = lambda x, o=theirs: trl_grpo(  # noqa: E731
-                {k: x[k] for k in shared} | {"advantages": rewards}, beta=0.3, keep=[0, 2], **o
+                {k: x[k] for k in shared} | {"advantages": rewards},
+                beta=0.3,
+                keep=[0, 2],  # type: ignore[arg-type]
+                **o,  # type: ignore[arg-type]
             )
             yield entry(f"soft_{name}", "soft_pair_grpo_loss", shared | pairs, ["logp"], call, ours | {"beta": 0.3})
 
@@ -224,9 +254,23 @@ def preference_entries(rng):
         )  # fmt: skip
 
 
+def kto_entries(rng):
+    names = ("logp", "ref_logp", "other_logp", "other_ref")
+    data = {name: -10 * rng.exponential(1.0, P) for name in names} | {"desirable": rng.random(P) < 0.5}
+    for sign, name in ((1, "kto"), (-1, "kto_clamped")):  # a negative estimate of the KL is clamped at 0
+        gap = np.mean(data["other_logp"] - data["other_ref"])
+        data |= {"other_logp": data["other_logp"] + sign * 2 - gap}
+        for weights in ({}, {"desirable_weight": 1.33, "undesirable_weight": 0.5}):
+            options = {"beta": 0.2, **weights}
+            yield entry(
+                f"{name}_weighted" if weights else name, "kto_loss", dict(data), ["logp"],
+                lambda x, o=options: trl_kto(x, **o), options,
+            )  # fmt: skip
+
+
 if __name__ == "__main__":
     rng = np.random.default_rng(0)
-    entries = [*policy_entries(rng), *preference_entries(rng)]
+    entries = [*policy_entries(rng), *preference_entries(rng), *kto_entries(rng)]
     path = Path(__file__).with_name("trl_losses.json")
     text = ",\n".join(json.dumps(item, separators=(",", ":")) for item in entries)
     path.write_text(f"[\n{text}\n]\n")

@@ -40,10 +40,10 @@ from pairgrpo_jax.lm.alignment.evaluation import implicit_margins, judge_replies
 from pairgrpo_jax.lm.alignment.laps import PARTS
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
-from pairgrpo_jax.lm.data import load_prompts
+from pairgrpo_jax.lm.data import batch_indices, load_prompts
 from pairgrpo_jax.lm.rewards.reward_model import init_head
 from pairgrpo_jax.lm.rewards.sources import Judgement, judge, reward_function
-from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Ppo, Verdict, method_class
+from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Likelihoods, Ppo, Verdict, method_class
 from pairgrpo_jax.training import Checkpoints
 
 HARD = HardPair(scheme="matched", beta=0.05, delta_0=0.2)
@@ -75,7 +75,7 @@ def small(name, offline=False, **changes):
 
 def test_the_lists_hold_every_method():
     assert set(ONLINE) == {"grpo", "soft", "hard", "ppo", "rank"}
-    assert set(OFFLINE) == {"dpo", "ipo", "orpo", "simpo", "soft", "hard"}
+    assert set(OFFLINE) == {"dpo", "ipo", "orpo", "simpo", "kto", "soft", "hard"}
 
 
 def decode(rows):
@@ -223,11 +223,12 @@ def terms_of(config, fixed):
     """The method's terms on the fixed batch, whole and of its two halves."""
     batch, scores, rewards = fixed[config.group_size]
     verdict = (rewards, None) if config.online else (None, chosen_rejected_pairs(4))
-    batch = learning_signal(config, batch, *verdict, jax.random.key(0), ADAPTIVE)
+    others = Likelihoods(batch.ref_logp + 0.1, None, batch.ref_logp, batch.mask)
+    batch = learning_signal(config, batch, *verdict, jax.random.key(0), ADAPTIVE, others)
 
     def terms(rows):
         part = jax.tree.map(lambda x: x[rows] if x.ndim else x, (batch, scores, 0.3 * batch.old_logp))
-        return objective(config, *part, ADAPTIVE)
+        return objective(config, *part, ADAPTIVE)  # type: ignore[call-arg]
 
     return terms(slice(None)), [terms(slice(0, 2)), terms(slice(2, 4))]
 
@@ -327,6 +328,9 @@ CHANGES = [
     ("orpo", "weight", 0.9, {}),
     ("simpo", "beta", 0.9, {}),
     ("simpo", "gamma", 0.1, {}),
+    ("kto", "beta", 0.5, {}),
+    ("kto", "desirable_weight", 1.33, {}),
+    ("kto", "undesirable_weight", 2.0, {}),
 ]
 
 
@@ -375,10 +379,10 @@ def test_no_name_belongs_to_two_parts(name):
 
 def test_scores_are_those_of_the_distribution_before_the_cut():
     config = BASE.replace(temperature=0.5, top_k=3, top_p=0.9)
-    assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores
+    assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores  # type: ignore[union-attr]
     assert BASE.replace(temperature=0.5).replace(samples=None).scored == Sampling()
     for cut in ({"top_k": 3}, {"top_p": 0.9}, {"rescore": True}):
-        assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)
+        assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)  # type: ignore[union-attr]
 
 
 @pytest.mark.slow
@@ -418,7 +422,7 @@ def test_the_method_and_its_supervised_start_anneal_over_horizons_of_their_own()
         state, rates = optimizer.init(jnp.ones(3)), []
         for _ in range(updates + 1):
             update, state = optimizer.update(jnp.ones(3), state)
-            rates.append(-float(update[0]) / config.optimizer.learning_rate)
+            rates.append(-float(update[0]) / config.optimizer.learning_rate)  # type: ignore[arg-type]
         np.testing.assert_allclose(rates, 1 - np.arange(updates + 1) / updates, atol=1e-3)
 
 
@@ -535,7 +539,7 @@ def test_held_out_figures_are_the_same_on_a_mesh(tiny):
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     head = dataclasses.replace(init_head(tiny.config.hidden_size), weight=jnp.ones(2 * tiny.config.hidden_size))
     limits, data = {"prompt_tokens": 8}, make_data()
-    prompts, found = data.prompts[:3], []
+    prompts, found = data.prompts[:3], []  # type: ignore[index]
     for placement in (Placement(), Placement(mesh)):
         model = placement.model(tiny)
         policy, rows = Policy(model, model.params), placement.rows
@@ -543,7 +547,7 @@ def test_held_out_figures_are_the_same_on_a_mesh(tiny):
         replies = write_replies(policy, prompts, completion_tokens=6, key=jax.random.key(0), samples=2, **options)
         judged = judge_replies(policy, head, prompts, replies, **limits, **options)
         other = Policy(model, jax.tree.map(lambda x: 1.01 * x, model.params))
-        ranked = implicit_margins(policy, other, data.pairs[:3], **limits, completion_tokens=6, rows=rows)
+        ranked = implicit_margins(policy, other, data.pairs[:3], **limits, completion_tokens=6, rows=rows)  # type: ignore[arg-type]
         found.append((replies.tokens, replies.logp, *judged, ranked))
     for here, there in zip(*found):
         assert len(here) == 3
@@ -560,7 +564,7 @@ def test_iterations_of_both_phases_are_stacked(tiny):
 def test_the_std_of_a_batch_leaves_failed_groups_out():
     config = small("grpo", scale="batch")
     rewards = jnp.array([[99.0, 101.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0], [98.0, 100.0, 101.0, 99.0]])
-    batch = Batch(*[jnp.zeros(())] * 2, jnp.zeros((3, 4, 2)), jnp.ones((3, 4)), alive=jnp.array([1.0, 0.0, 1.0]))
+    batch = Batch(*[jnp.zeros(())] * 2, jnp.zeros((3, 4, 2)), jnp.ones((3, 4)), alive=jnp.array([1.0, 0.0, 1.0]))  # type: ignore[call-arg]
     found = learning_signal(config, batch, rewards, None, jax.random.key(0), ADAPTIVE).signal.advantages
     alive = jnp.array([0, 2])
     np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-4)  # eps
@@ -637,7 +641,7 @@ def test_columns_stay_with_their_rows_through_shuffles_devices_and_resume(tiny, 
 
 def test_a_column_that_some_prompts_lack_is_named_before_anything_runs(tiny):
     data = with_columns(make_data())
-    lacking = data._replace(prompts=[*data.prompts, data.prompts[0]._replace(columns={"numbr": 1})])
+    lacking = data._replace(prompts=[*data.prompts, data.prompts[0]._replace(columns={"numbr": 1})])  # type: ignore[misc]
     for some, message in ((make_data(), "there are no columns"), (lacking, "there are no columns")):
         with pytest.raises(ValueError, match=f"reward: it asks for a column 'number'; {message}"):
             make_trainer(BASE, tiny, some, reward_function(lambda p, c, number: number), iterations=1, decode=decode)
@@ -703,6 +707,21 @@ def test_the_multiplier_answers_the_kl_after_the_last_update(tiny):
     state, rows = run(trainer_of(tiny, config), 2)
     assert all(row["realised_kl"] > 1e-6 > row["approx_kl"][0] for row in rows)
     assert state.multiplier > trainer_of(tiny, config).init(jax.random.key(0)).multiplier
+
+
+def test_ktos_reference_point_is_that_of_the_next_prompts_replies(tiny):
+    """Reply after reply by hand, with a policy that has moved; all updates of a batch share it."""
+    config = small("kto", epochs=2, minibatches=2, learning_rate=5e-2)
+    trainer = trainer_of(tiny, config)
+    state, _ = run(trainer, 2)
+    pairs = [make_data().pairs[i] for i in batch_indices(12, 4, 2, 0)]
+    wrong = [EncodedPair(pairs[i].prompt, *pairs[(i + 1) % 4].replies) for i in range(4)]
+    tokens = pair_batch(wrong, 8, 6).tokens
+    ours, ref = (score(policy, *tokens).logp for policy in (trainer.policy(state), trainer.reference(state)))
+    expected = max(float(np.mean((ours - ref).sum(-1))), 0)
+    points = run(trainer, 1, state)[1][0]["reference_point"]
+    assert expected > 1e-3
+    np.testing.assert_allclose(points, np.full(4, expected), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from pairgrpo_jax.methods import (
     Grpo,
     HardPair,
     Ipo,
+    Kto,
     Labels,
     Likelihoods,
     Orpo,
@@ -44,6 +45,7 @@ SCORES = jnp.asarray(RNG.normal(size=(B, K)), jnp.float32)
 STEPS = jnp.asarray(RNG.normal(size=(B, K, T)), jnp.float32)
 ALIVE = jnp.array([1.0, 0.0, 1.0, 1.0, 1.0])
 ALL = Likelihoods(LOGP, OLD, REF, MASK)
+OTHERS = ALL._replace(logp=REF + 0.2)  # replies to other prompts: the reference point is above 0
 PAIRS = core.chosen_rejected_pairs(B)
 NAN = float("nan")
 
@@ -67,6 +69,8 @@ REFUSED = {
     "label_smoothing": (-0.1, 0.5, NAN),
     "weight": (-0.1, NAN, None),
     "gamma": (-0.1, NAN, None),
+    "desirable_weight": (-0.1, NAN, None),
+    "undesirable_weight": (-0.1, NAN, None),
 }
 SWITCHES = {"project_target", "length_normalize"}
 # What each field takes beside its default, ends of its bounds among them.
@@ -89,10 +93,12 @@ TAKEN = {
     "label_smoothing": (0.49,),
     "weight": (0.0, 3.0),
     "gamma": (0.0, 3.0),
+    "desirable_weight": (0.0, 1.33),
+    "undesirable_weight": (0.0, 2.0),
     "project_target": (True,),
     "length_normalize": (True,),
 }
-ABOVE_0 = (Ipo, SimPo)  # beta is more than 0
+ABOVE_0 = (Ipo, SimPo, Kto)  # beta is more than 0
 
 
 @EACH
@@ -181,7 +187,7 @@ def test_a_name_near_to_none_suggests_none():
 def verdict_of(cls, alive=None):
     """What a trainer knows: a critic's advantages, rewards, or a data set's pairs."""
     scores = STEPS * MASK if cls.critic else SCORES
-    return Verdict(scores if cls.online else None, None if cls.online else PAIRS, alive, MASK)
+    return Verdict(scores if cls.online else None, None if cls.online else PAIRS, alive, MASK, OTHERS)
 
 
 def value_of(method, logp, alive=None, likelihoods=ALL):
@@ -233,7 +239,7 @@ def test_a_critic_is_there_for_those_that_need_one(cls):
 
 @EACH
 def test_the_objective_reads_the_old_policy_and_the_reference_if_it_says_so(cls):
-    for name, said in (("old_logp", cls.ratio), ("ref_logp", cls in (Dpo, Ipo))):
+    for name, said in (("old_logp", cls.ratio), ("ref_logp", cls in (Dpo, Ipo, Kto))):
         without = functools.partial(value_of, cls(), LOGP, likelihoods=ALL._replace(**{name: None}))
         assert said or np.isfinite(without()), name
         changed = value_of(cls(), LOGP, likelihoods=ALL._replace(**{name: getattr(ALL, name) * 0.9}))
@@ -243,7 +249,7 @@ def test_the_objective_reads_the_old_policy_and_the_reference_if_it_says_so(cls)
 @EACH
 def test_pairs_without_scores_do_for_those_that_learn_from_comparisons(cls):
     def value():
-        signal = cls().signal(Verdict(None, PAIRS, None, MASK), KEY, ADAPTIVE)
+        signal = cls().signal(Verdict(None, PAIRS, None, MASK, OTHERS), KEY, ADAPTIVE)
         return core.evaluate(cls().objective(ALL, signal, ADAPTIVE))[0]
 
     assert works(value, TypeError, ValueError, AttributeError) == cls.comparisons
@@ -310,7 +316,7 @@ def test_hards_multiplier_follows_the_kl_and_delta_the_batches():
         found = dual.renewed(ADAPTIVE, jnp.float32(kl))
         assert found.batches == 4 and found.multiplier == expected != 1.5
         assert (expected > 1.5) == (kl > 0.1)
-    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made
+    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made  # type: ignore[arg-type]
     np.testing.assert_allclose(dual.report(ADAPTIVE)["delta"], 0.1 * 0.5**3, rtol=1e-6)
 
 
@@ -457,6 +463,41 @@ def test_orpo_and_simpo_are_their_losses():
     same(SimPo(beta=2.5, gamma=0.8), lambda x: loss(*totals(x, True)), None, (("simpo", "surrogate"),))
 
 
+# KTO, from its paper.
+
+
+@pytest.mark.parametrize(("gap", "weights"), [(0.2, (1.0, 1.0)), (0.2, (1.33, 0.5)), (-0.2, (1.0, 2.0))])
+def test_kto_is_equation_8(gap, weights):
+    """In float64, reply by reply: lambda_y - v, with the reference point of the batch's mismatched replies."""
+    ours, ref = (np.asarray(x * MASK, np.float64).sum(-1)[:, :2] for x in (LOGP, REF))
+    z = max(np.mean(np.asarray((REF + gap - REF) * MASK, np.float64).sum(-1)), 0)
+    assert (z > 0) == (gap > 0)
+    value, slope = 0.0, np.zeros((B, K, T))
+    for b, k in np.ndindex(B, 2):
+        sign, weight = (1, weights[0]) if k == 0 else (-1, weights[1])
+        v = weight / (1 + np.exp(-sign * 0.4 * (ours[b, k] - ref[b, k] - z)))
+        value += (weight - v) / (2 * B)
+        slope[b, k] = -sign * 0.4 * v * (1 - v / weight) / (2 * B) * np.asarray(MASK)[b, k]
+    method = Kto(beta=0.4, desirable_weight=weights[0], undesirable_weight=weights[1])
+    signal = method.signal(Verdict(None, PAIRS, None, MASK, ALL._replace(logp=REF + gap)), KEY, ADAPTIVE)
+
+    def loss(logp):
+        return core.evaluate(method.objective(ALL._replace(logp=logp), signal, ADAPTIVE))
+
+    (found, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(LOGP)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(metrics["reference_point"], z, rtol=1e-5)
+    assert metrics["accuracy"] == np.mean((ours - ref)[:, 0] > (ours - ref)[:, 1])
+
+
+def test_kto_needs_replies_to_other_prompts():
+    with pytest.raises(ValueError, match="mismatched: kto needs"):
+        Kto().signal(Verdict(None, PAIRS), KEY, ADAPTIVE)
+    with pytest.raises(ValueError, match="prompts=1: kto learns from replies to other prompts"):
+        AlignConfig(Kto(), None).replace(prompts=1)
+
+
 # SimPO, from its paper.
 
 
@@ -511,7 +552,8 @@ def test_the_implicit_reward_is_what_the_loss_ranks_by(cls):
     if "length_normalize" in {field.name for field in dataclasses.fields(cls)} and not cls.ratio:
         np.testing.assert_allclose(cls(length_normalize=True).implicit_reward(likelihoods), means, rtol=1e-6)
     if not cls.ratio:
-        signal = cls().signal(Verdict(pairs=core.chosen_rejected_pairs(1)), jax.random.key(0), ADAPTIVE)
+        verdict = Verdict(pairs=core.chosen_rejected_pairs(1), mismatched=likelihoods)
+        signal = cls().signal(verdict, jax.random.key(0), ADAPTIVE)
         metrics = core.evaluate(cls().objective(likelihoods, signal, ADAPTIVE))[1]
         assert metrics["accuracy"] == (expected[0, 0] > expected[0, 1])
 

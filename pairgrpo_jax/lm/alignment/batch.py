@@ -153,6 +153,11 @@ def pair_batch(pairs: Sequence[EncodedPair], prompt_tokens: int, completion_toke
     )
 
 
+def mismatched(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
+    """Each pair's prompt with the replies of the next one, the last with those of the first."""
+    return [pair._replace(prompt=before.prompt) for before, pair in zip(pairs, [*pairs[1:], *pairs[:1]])]
+
+
 def chosen_batch(pairs: Sequence[EncodedPair], prompt_tokens: int, completion_tokens: int) -> Batch:
     """The chosen replies alone, K = 1, for supervised fine-tuning."""
     batch = pair_batch(pairs, prompt_tokens, completion_tokens)

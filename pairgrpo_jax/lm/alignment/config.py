@@ -144,6 +144,8 @@ class AlignConfig(Settings):
                 f"lora_dropout: {name} learns from the ratio to pi_old, which random masks move before any update; "
                 "use 0, or a method without a ratio such as dpo"
             )
+        if self.method.mismatched and prompts < 2:
+            raise ValueError(f"prompts={prompts}: {name} learns from replies to other prompts too; use at least 2")
         self.method.check_group(self.group_size)
         if self._learns_from_reference:
             require_idle(self.reference, "watch_kl", "where pi_ref is scored for the loss")

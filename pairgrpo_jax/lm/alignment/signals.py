@@ -10,7 +10,7 @@ from pairgrpo_jax.core import Pairs
 from pairgrpo_jax.core.pairs import groups_with_pairs
 from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
-from pairgrpo_jax.methods import METHODS, Adaptive, Verdict
+from pairgrpo_jax.methods import METHODS, Adaptive, Likelihoods, Verdict
 
 
 def learning_signal(
@@ -20,6 +20,7 @@ def learning_signal(
     pairs: Pairs | None,
     key: jax.Array,
     adaptive: Adaptive,
+    others: Likelihoods | None = None,
 ) -> Batch:
     """Adds the method's signal to a batch, and the critic's targets.
 
@@ -30,6 +31,7 @@ def learning_signal(
       pairs: the judge's or the data set's, or None where there are rewards.
       key: for random labels.
       adaptive: what the method changes from batch to batch.
+      others: likelihoods of the replies after prompts that they do not belong to, for a method that asks.
 
     Raises:
       ValueError: if the method needs rewards and there are none.
@@ -42,7 +44,7 @@ def learning_signal(
         pairs = None
     if config.critic is not None:
         batch, scores = _value_targets(batch, rewards, config.critic.trace, config.reference.ref_beta)
-    verdict = Verdict(scores, pairs, batch.alive, batch.mask)
+    verdict = Verdict(scores, pairs, batch.alive, batch.mask, others)
     return batch._replace(signal=method.signal(verdict, key, adaptive))
 
 

@@ -15,7 +15,15 @@ import optax
 from pairgrpo_jax import core
 from pairgrpo_jax.core.surrogate import policy_kl
 from pairgrpo_jax.lm.alignment import objectives
-from pairgrpo_jax.lm.alignment.batch import Batch, EncodedPrompt, PromptStream, chosen_batch, ended, pair_batch
+from pairgrpo_jax.lm.alignment.batch import (
+    Batch,
+    EncodedPrompt,
+    PromptStream,
+    chosen_batch,
+    ended,
+    mismatched,
+    pair_batch,
+)
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.laps import Laps
@@ -29,7 +37,7 @@ from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, judged
-from pairgrpo_jax.methods import Adaptive
+from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
 
 _log = logging.getLogger("pairgrpo_jax.lm")
@@ -410,7 +418,8 @@ class _Run:
     def pairs(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Batch, dict[str, Any]]:
         """A batch of the data set's pairs, scored as its method needs."""
         indices = batch_indices(len(self.data.pairs), self.config.texts.prompts, position, self.seed)
-        batch = self.placement.batch(self.padded([self.data.pairs[i] for i in indices]))
+        rows = [self.data.pairs[i] for i in indices]
+        batch = self.placement.batch(self.padded(rows))
         whole = ended(self.model, *processes.fetch((batch.completions, batch.lengths))).astype(np.float32)
         laps.end("host", batch)
         if self.config.scores_reference:
@@ -420,8 +429,18 @@ class _Run:
             batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
             laps.end("updates", batch)
         labels = core.chosen_rejected_pairs(len(batch.lengths))
-        batch = self.signal(batch, None, labels, key, adaptive_of(state))
+        others = None
+        if self.config.method.mismatched:
+            others = self.likelihoods(state, mismatched(rows))
+            laps.end("reference", others)
+        batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
         return batch, verdict_metrics(batch, None, self.placement.batch(whole))
+
+    def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
+        """What the policy and the reference say of pairs before any update on them."""
+        batch, reference = self.placement.batch(self.padded(pairs)), self.reference(state)
+        ref_logp = self.ref_logp(reference.params, reference.lora, batch)
+        return Likelihoods(self.old_scores(state.params, self.frozen, batch)[0], None, ref_logp, batch.mask)
 
     def padded(self, pairs: Sequence[EncodedPair]) -> Batch:
         return pair_batch(pairs, self.config.texts.prompt_tokens, self.config.texts.completion_tokens)
