@@ -1,9 +1,8 @@
-"""Measures the language models: speed beside torch, scoring memory, a 7B model's memory plan.
+"""Measures the language models: speed beside torch, scoring memory.
 
     python -m experiments.benchmarks.lm speed [--peer-python /path/to/python]
     python -m experiments.benchmarks.lm scoring
     python -m experiments.benchmarks.lm loading
-    python -m experiments.benchmarks.lm plan
 
 Both sides of `speed` run in turns, on the same machine, weights and tokens; the peer is
 `transformers` on torch in a process of its own. The fastest turn of each counts. `cpu_seconds` add up
@@ -13,7 +12,6 @@ machine. Every line printed is JSON.
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import subprocess
@@ -69,15 +67,6 @@ class Loading:
 
     model: str = "smollm2"
     shard_bytes: int = 10**8
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A Llama-2 7B training step: traced, sharded and compiled without allocating it."""
-
-    devices: tuple[int, ...] = (1, 8, 64)
-    rows: int = 64
-    steps: int = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,85 +304,17 @@ def loading(args: Loading) -> None:
     report(peak_mib=grown, bound_mib=1.3 * total + largest, **sizes, **copies, seconds=seconds)
 
 
-def plan(args: Plan) -> None:
-    """Prints the plan for each number of devices; XLA's own count comes from a child process."""
-    from pairgrpo_jax.lm.models import sharding
-
-    for count in args.devices:
-        axes = mesh_axes(count)
-        planned = sharding.memory_plan(llama2_config(), axes, rows=args.rows, steps=args.steps)
-        parts = {k: v / 2**30 for k, v in dataclasses.asdict(planned).items() if k != "devices"}
-        report(mesh=axes, unit="GiB per device", **parts, total=planned.total / 2**30)
-        flags = f"--xla_force_host_platform_device_count={count}"
-        call = f"compile_step({count}, {args.rows}, {args.steps})"
-        code = f"from experiments.benchmarks.lm import compile_step; {call}"
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-
-
-def mesh_axes(count: int) -> dict[str, int]:
-    """Returns a mesh: fully sharded first, at most 2-way tensor parallel."""
-    tensor = 1 if count == 1 else 2
-    return {"fsdp": count // tensor, "tensor": tensor}
-
-
-def llama2_config():
-    """Returns Llama-2 7B's config."""
-    from pairgrpo_jax.lm.models.model import read_config
-
-    return read_config({"model_type": "llama", "max_position_embeddings": 4096}, "llama-2-7b")
-
-
-def compile_step(count: int, rows: int, steps: int) -> None:
-    """Compiles loss and gradient on sharded abstract arrays; prints XLA's memory count."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from pairgrpo_jax.lm import Policy, score
-    from pairgrpo_jax.lm.models import sharding
-    from pairgrpo_jax.lm.models.model import Model
-    from pairgrpo_jax.lm.models.params import abstract_params
-
-    axes = mesh_axes(count)
-    auto = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=auto)
-    model = Model(llama2_config(), None, dtype=jnp.bfloat16, remat=True)
-    abstract = abstract_params(model.config)
-    places = sharding.shardings(abstract, mesh)
-    make = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
-    params = jax.tree.map(make, abstract, places)
-    split = NamedSharding(mesh, PartitionSpec("fsdp"))
-    shapes = ((rows, steps // 2), (rows,), (rows, 1, steps // 2), (rows, 1))
-    batch = [jax.ShapeDtypeStruct(s, jnp.int32, sharding=split) for s in shapes]
-
-    def loss(params, *batch):
-        return score(Policy(model, params), *batch).logp.mean()
-
-    start = time.perf_counter()
-    compiled = jax.jit(jax.grad(loss), out_shardings=places).lower(params, *batch).compile()
-    memory: Any = compiled.memory_analysis()
-    gib = {
-        "xla_arguments": memory.argument_size_in_bytes / 2**30,
-        "xla_outputs": memory.output_size_in_bytes / 2**30,
-        "xla_temporaries": memory.temp_size_in_bytes / 2**30,
-    }
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract))
-    report(devices=count, parameters=parameters, compile_seconds=time.perf_counter() - start, **gib)
-
-
 Command = (
     Annotated[Speed, tyro.conf.subcommand("speed")]
     | Annotated[Scoring, tyro.conf.subcommand("scoring")]
     | Annotated[Loading, tyro.conf.subcommand("loading")]
-    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Peer, tyro.conf.subcommand("peer")]
 )
 
 
-def main(args: Speed | Scoring | Loading | Plan | Peer) -> None:
+def main(args: Speed | Scoring | Loading | Peer) -> None:
     """Runs one of the measurements."""
-    tasks = {Speed: speed, Scoring: scoring, Loading: loading, Plan: plan, Peer: peer}
+    tasks = {Speed: speed, Scoring: scoring, Loading: loading, Peer: peer}
     tasks[type(args)](args)
 
 

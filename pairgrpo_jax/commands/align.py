@@ -24,6 +24,7 @@ from rich.console import Console
 from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
+from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import (
     DONE,
@@ -82,8 +83,10 @@ FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
-_WATCHED = ("reward", "kl_ref", "pair_accuracy", "delta")
-_TIMES = tuple(f"time/{part}" for part in (*PARTS, "evaluation"))
+# On the progress line.
+_WATCHED = {"score": "score", "reward": "reward", "kl_ref": "KL to the reference", "pair_accuracy": "pair accuracy"}
+_WATCHED |= {"delta": "delta"}
+_TIMES = {f"time/{part}": f"time/{part}" for part in (*PARTS, "evaluation")}
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ def execute(run: Run, console: Console) -> int:
             trainer.init(jax.random.key(run.seed)),
             make_schedule(run),
             evaluate=make_evaluation(run, trainer, judges, held_out.pairs, accuracy),
-            shown=_WATCHED + _TIMES * run.show_times,
+            shown=_WATCHED | (_TIMES if run.show_times else {}),
             console=console,
         )
         if stopped is not None:
@@ -315,7 +318,7 @@ def prepare(run: Run, model: Model, placement: Placement, console: Console) -> P
             raise ValueError(f"data: {run.data} holds no preference pairs, which {run.label} or sft_iterations needs")
         prompts = PromptStream(model, functools.partial(gym.training, run.seed), limits[0])
         held_out = encode_prompts(model, gym.held_out(run.evaluation_prompts), limits[0])
-        console.print(f"{run.data}: endless, {len(held_out)} problems held out", highlight=False, soft_wrap=True)
+        console.print(f"{run.data}: endless, {len(held_out)} problems held out")
         data, held_out_pairs = Data(prompts), []
     else:
         data, held_out, held_out_pairs = read_data(run, model, source, console)
@@ -337,14 +340,14 @@ def read_data(
         rows = split_by_first_turn(unseen(loaded.rows, half))
         pairs, held_out_pairs = (encode_pairs(model, part, *limits) for part in rows)
         held_out_pairs = spread(held_out_pairs, run.evaluation_pairs)
-        tell(run, loaded, pairs, held_out_pairs, f"{len(rows[0]) - len(pairs)} too long or alike when cut", console)
+        tell(run, loaded, rows, (pairs, held_out_pairs), "too long or alike when cut", console)
     loaded = with_readable_answers(run, load_prompts(run.data, columns=columns_of(source), **reading(run)), source)
     rows = split_by_first_turn(unseen(loaded.rows, half))
     if half is not None:
         console.print(f"{len(loaded.rows) - len(rows[0]) - len(rows[1])} left out: {name} was fitted on that half")
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
     held_out = spread(held_out, run.evaluation_prompts)
-    tell(run, loaded, prompts, held_out, f"{len(rows[0]) - len(prompts)} too long", console)
+    tell(run, loaded, rows, (prompts, held_out), "too long", console)
     return Data(prompts, pairs), held_out, held_out_pairs
 
 
@@ -357,10 +360,10 @@ def with_readable_answers(run: Run, loaded: Loaded, source: Source | RewardHead 
     return Loaded(kept, loaded.dropped | ({"unreadable answer": lost} if lost else {}))
 
 
-def tell(run: Run, loaded: Loaded, kept: Sequence, held_out: Sequence, left_out: str, console: Console) -> None:
-    """Says what became of the data."""
-    line = f"{run.data}: {describe(loaded)}; {len(kept)} to train on ({left_out}), {len(held_out)} held out"
-    console.print(line, highlight=False, soft_wrap=True)
+def tell(run: Run, loaded: Loaded, rows: Sequence[Sequence], used: Sequence[Sequence], lost: str, console: Console):
+    """Says what became of the data: `rows` to train on and held out, and what of them is `used`."""
+    parts = f"{len(used[0])} to train on ({len(rows[0]) - len(used[0])} {lost}), {len(rows[1])} held out"
+    console.print(f"{run.data}: {describe(loaded)}; {parts}, {len(used[1])} of them to evaluate on")
 
 
 def make_placement(run: Run) -> Placement:
@@ -438,7 +441,7 @@ def judge_accuracy(run: Run, judges: Judges, console: Console) -> dict[str, floa
     rows = spread(unseen(loaded.rows, fitted_on(name, run.data)), run.evaluation_pairs)
     pairs = encode_pairs(judges.reference.model, rows, texts.prompt_tokens, texts.completion_tokens)
     row = head_accuracy(judges.reference, judges.head, pairs)
-    console.print("\n".join(told_accuracy(row)), highlight=False, soft_wrap=True)
+    console.print("\n".join(told_accuracy(row)))
     return row
 
 
@@ -494,12 +497,14 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     """Prints the summary and marks the run as finished."""
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
-    files = {"metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
+    files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
     files |= exported
-    console.print(f"\n[bold]{title(run)}[/bold]: {run.iterations} batches in {last['seconds']:.0f} s")
-    for line in summary(last):
-        console.print(line, highlight=False)
+    after = [f"pairgrpo generate --model {run.output / 'model'}"] if run.export else []
+    after += [f"tensorboard --logdir {run.output}"]
+    lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
+    console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))
+    write_report(run.output, title(run), lines, _WATCHED, axis="batches", after=after)
     if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
         total = run.iterations * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
@@ -513,7 +518,7 @@ def export(run: Run, trainer: Trainer, state: TrainState, console: Console) -> d
         checkpoints = open_checkpoints(run)
         step, state = checkpoints.restore(state, "best")
         checkpoints.close()
-        console.print(f"exporting the best checkpoint, after {step} of {run.iterations} batches", highlight=False)
+        console.print(f"exporting the best checkpoint, after {step} of {run.iterations} batches")
     params = processes.local(merged(run.config, trainer.model, state.params))
     processes.on_lead(lambda: save_pretrained(trainer.model, params, run.output / "model"))
     if (adapters := run.config.adapters.lora) is None:
@@ -541,9 +546,10 @@ def summary(row: dict) -> list[str]:
             f"{row['win_rate_length_controlled']:.1%} at equal length"
         )
         lines += told_accuracy(row)
+    by_chance = " (an estimate from samples, below 0 by chance)" if round(row["kl_reference"], 2) < 0 else ""
     lines.append(
         f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
-        f"KL to the start {row['kl_reference']:.2f} nats a reply"
+        f"KL to the start {row['kl_reference']:z.2f} nats a reply{by_chance}"
     )
     if "implicit_accuracy" in row:
         lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
@@ -555,7 +561,7 @@ def reward_line(row: dict, key: str) -> str:
     best = max(
         (name for name in row if name.startswith(f"{key}/pass@")), key=lambda x: int(x.split("@")[1]), default=""
     )
-    form = ".1%" if best else ".4g"
+    form = ".1%" if best else "z.4g"
     interval = f"[{row[f'{key}/low']:{form}}, {row[f'{key}/high']:{form}}]"
     line = f"{key.replace('held_out/', 'held-out ')} {row[key]:{form}} {interval} (start {row[f'{key}/rival']:{form}})"
     failed = row[f"{key}/failed"]

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run, peek
 from pairgrpo_jax.commands.plots import learning_curves
+from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.runs import DONE, make_console, print_files, require_mesh, stopped_code, train_in_folder
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
@@ -28,6 +29,11 @@ from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, 
 
 # May differ on --resume: they do not change what the state means.
 FREE = ("output", "resume", "keep", "video_steps")
+# On the progress line; the score is the deterministic return.
+SHOWN = {"score": "return", "stochastic_score": "stochastic", "return": "in training", "realised_kl": "KL"}
+SHOWN |= {"delta": "delta"}
+DRAWN = {"score": "return, deterministic", "stochastic_score": "return, stochastic", "return": "return in training"}
+DRAWN |= {"realised_kl": "KL(new, old), nats a step", "std": "action std", "delta": "delta"}
 ONLINE = tuple(method.name for method in METHODS if method.online)
 
 
@@ -108,7 +114,7 @@ def execute(run: Run, console: Console) -> int:
             initial_state(run, trainer, places),
             schedule,
             evaluate=make_evaluation(trainer, run.episodes),
-            shown=("return", "realised_kl", "delta"),
+            shown=SHOWN,
             console=console,
         )
     if stopped is not None:
@@ -192,9 +198,12 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
         poses, rewards = trainer.episode(jax.tree.map(lambda x: x[0], state), jax.random.key(run.seed), run.video_steps)
         write_video(run.output / "cheetah.mp4", np.asarray(poses), np.asarray(rewards), env.dt)
         files["video"] = "cheetah.mp4"
-    console.print(f"\n[bold]{title}[/bold]: {last['steps']:,} steps in {last['seconds']:.0f} s")
-    console.print(
-        f"return {np.mean(last['score']):.0f} deterministic, {np.mean(last['stochastic_score']):.0f} stochastic"
-    )
+    took = f"{last['steps']:,} steps in {last['seconds']:.0f} s"
+    returns = f"return {np.mean(last['score']):z.0f} deterministic, {np.mean(last['stochastic_score']):z.0f} stochastic"
+    console.print(f"\n[bold]{title}[/bold]: {took}\n{returns}")
+    another = f"pairgrpo cheetah {run.label} --seed {run.seed + run.seeds} --output {run.output}-another-seed"
+    after = [f"tensorboard --logdir {run.output}", another]
+    write_report(run.output, title, [took, returns], DRAWN, axis="iterations", after=after)
+    files = {"page": REPORT} | files
     print_files(run.output, files, console)
     (run.output / DONE).touch()

@@ -281,7 +281,7 @@ def tell_other_model(model: str, head: str) -> None:
     """Warns of a reward head that was made on another model than this one."""
     made_on = about_head(head).get("model", model)
     if made_on != model:
-        print(f"warning: {head} was made on {made_on}; is {model} the same model?", file=sys.stderr)
+        print(f"pairgrpo: warning: {head} was made on {made_on}; is {model} the same model?", file=sys.stderr)
 
 
 def resolve(name: str) -> str:

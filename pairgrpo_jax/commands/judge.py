@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pairgrpo_jax.commands.cli import parse, peek
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
-from pairgrpo_jax.commands.runs import reading
+from pairgrpo_jax.commands.runs import make_console, reading
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.data import Preference, describe, load_preferences, spread
@@ -71,7 +71,7 @@ class Measuring(Settings):
 def main(words: Sequence[str]) -> int:
     """Parses the command line, asks, and reports."""
     asking = Asking() if peek(words, "judge", "").startswith(OPENAI) else None
-    return execute(parse(Measuring(asking=asking), words, "pairgrpo judge", __doc__), Console())
+    return execute(parse(Measuring(asking=asking), words, "pairgrpo judge", __doc__), make_console())
 
 
 def execute(run: Measuring, console: Console) -> int:
@@ -88,7 +88,7 @@ def execute(run: Measuring, console: Console) -> int:
     columns_of(source).shared(row.columns for row in rows)
     run.output.mkdir(parents=True, exist_ok=True)
     memory.open()
-    console.print(f"{run.data}: {describe(loaded)}; {len(rows)} pairs", highlight=False, soft_wrap=True)
+    console.print(f"{run.data}: {describe(loaded)}; {len(rows)} pairs")
     verdicts, told = ask(source, rows)
     found = figures(rows, verdicts)
     row = {"settings": settings(run), "pairs": len(rows), "failed": int(np.isnan(verdicts).any(0).sum())}
@@ -176,7 +176,7 @@ def report(run: Measuring, row: dict, found: dict, told: dict[str, float], conso
     table = Table("the judge ...", "% [95% interval]", "of", title=run.judge)
     for cell in cells(found):
         table.add_row(*cell)
-    console.print(table)
+    console.print(table, soft_wrap=False)
     cost = f", cost {told['judge_cost']:.4g}" if "judge_cost" in told else ""
     console.print(
         f"{told['judge_questions']:.0f} questions ({told['judge_cached']:.0f} more known, {told['judge_retries']:.0f} "
@@ -185,4 +185,4 @@ def report(run: Measuring, row: dict, found: dict, told: dict[str, float], conso
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"figures: {run.output / 'figures.json'}, {run.output / 'table.md'}", highlight=False, soft_wrap=True)
+    console.print(f"figures: {run.output / 'figures.json'}, {run.output / 'table.md'}")

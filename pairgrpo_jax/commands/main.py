@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -13,6 +14,7 @@ COMMANDS = {
     "evaluate": "which of two models a held-out judge prefers",
     "judge": "measure a judge on labelled pairs before it is trusted",
     "reward-model": "train a reward model on preferences",
+    "plan": "will a run fit, and what does it cost: pairgrpo plan align METHOD",
     "theory": "what is true of the methods, checked on exact problems",
 }
 USAGE = "usage: pairgrpo COMMAND ...\n\nThe Pair-GRPO family in JAX.\n\n"
@@ -45,6 +47,8 @@ def run(name: str, words: list[str] | None = None) -> None:
     from pairgrpo_jax.commands.cli import run_main, start_of
     from pairgrpo_jax.commands.compiled import keep_compiled
     from pairgrpo_jax.training import processes
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there, which nothing here needs
 
     def command() -> int | None:
         rest = keep_compiled(sys.argv[1:] if words is None else words)

@@ -27,6 +27,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.runs import make_console
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
@@ -124,7 +125,7 @@ Fit = Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]
 
 def main(words: Sequence[str]) -> int:
     """Parses the command line, trains, and says where everything is."""
-    return execute(parse(Run(), words, "pairgrpo reward-model", __doc__), Console())
+    return execute(parse(Run(), words, "pairgrpo reward-model", __doc__), make_console())
 
 
 def execute(run: Run, console: Console) -> int:
@@ -144,15 +145,15 @@ def execute(run: Run, console: Console) -> int:
         text = table(rows)
         (run.output / "table.md").write_text(text + "\n")
     console.print(f"\n{run.data}, {len(pairs.rows)} pairs, {run.mode} {run.model}", style="bold")
-    console.print(text, highlight=False, soft_wrap=True)
-    console.print(f"\nheads: {run.output}/a.safetensors, {run.output}/b.safetensors", highlight=False, soft_wrap=True)
+    console.print(text)
+    console.print(f"\nheads: {run.output}/a.safetensors, {run.output}/b.safetensors")
     return 0
 
 
 def read(run: Run, model: Model, console: Console) -> Pairs:
     """Loads, cleans and encodes the data, and says what was left out."""
     loaded = load_preferences(run.data, split=run.split)
-    console.print(f"{run.data}: {describe(loaded)}", highlight=False, soft_wrap=True)
+    console.print(f"{run.data}: {describe(loaded)}")
     tokens = training.encode(model, loaded.rows, run.prompt_tokens, run.reply_tokens)
     kept = [(row, pair) for row, pair in zip(loaded.rows, tokens) if pair is not None]
     if len(kept) < len(tokens):
@@ -178,7 +179,7 @@ def pool(run: Run, model: Model, pairs: Pairs, console: Console) -> np.ndarray:
     def progress(done: int) -> None:
         if done > before and done * 10 // total > max(done - run.batch, before) * 10 // total:
             left = (time.monotonic() - started) * (total - done) / (done - before)
-            console.print(f"pooled {done} of {total} pairs, {left:.0f} s left", highlight=False)
+            console.print(f"pooled {done} of {total} pairs, {left:.0f} s left")
 
     policy = Policy(model, model.params)
     training.pair_features(policy, pairs.tokens, run.features, batch=run.batch, progress=progress, into=pooled)
@@ -275,7 +276,7 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[d
         margins["TF-IDF + length"][test] = tfidf_margins(replies, test)[test]
         score = preference_accuracy(margins["reward model"][test])
         about = f"{test.sum()} pairs, accuracy {100 * score:.1f}%, l2 {fitted['l2']:g}"
-        console.print(f"fold {fold + 1} of {run.folds}: {about}", highlight=False)
+        console.print(f"fold {fold + 1} of {run.folds}: {about}")
     margins["longer reply"] = longer_margins(replies)
     return [figures(name, values, margins["reward model"]) for name, values in margins.items()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ DONE = "done"  # an empty file that marks a finished run
 
 
 def make_console() -> Console:
-    """Where a run says what it does; of several processes one speaks."""
-    return Console(quiet=not processes.leads())
+    """Where a run says what it does; of several processes one speaks. Lines are never wrapped: a pipe has no width."""
+    return Console(quiet=not processes.leads(), soft_wrap=True, highlight=False)
 
 
 def require_mesh(run: Any) -> None:
@@ -57,7 +57,7 @@ def train_in_folder(
     schedule: Schedule,
     *,
     evaluate: Callable[[TrainState, int], dict[str, Any]],
-    shown: tuple[str, ...],
+    shown: Mapping[str, str],
     console: Console,
 ) -> tuple[TrainState, int, int | None]:
     """`training.train` in `run.output`, from `state` or, with `run.resume`, from its last checkpoint.
@@ -68,7 +68,7 @@ def train_in_folder(
       state: where a new run starts.
       schedule: when things happen.
       evaluate: see `training.train`, as the next two.
-      shown: metrics on the progress line.
+      shown: metrics on the progress line, and what they are called there.
       console: where progress goes.
 
     Returns:
@@ -112,8 +112,9 @@ def stopped_code(number: int, done: int, console: Console) -> int:
 
 def print_files(output: Path, files: dict[str, str], console: Console) -> None:
     """Prints where each thing is; names of several files are separated by ", "."""
+    width = max(map(len, files))
     for name, where in files.items():
-        console.print(f"  {name:12} {', '.join(str(output / part) for part in where.split(', '))}", highlight=False)
+        console.print(f"  {name:{width}}  {', '.join(str(output / part) for part in where.split(', '))}")
 
 
 def complete(program: Any, run: Any, title: str, console: Console) -> int:

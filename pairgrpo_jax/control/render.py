@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -60,8 +61,10 @@ def write_video(path: Path, qpos: np.ndarray, rewards: np.ndarray, dt: float) ->
     totals = np.cumsum(rewards)
     gif = path.suffix == ".gif"
     options = {"duration": 1000 * dt, "loop": 0} if gif else {"fps": 1 / dt, "macro_block_size": 2}
-    with imageio.get_writer(path, **options) as writer:
+    with warnings.catch_warnings(), imageio.get_writer(path, **options) as writer:
+        # The encoder is a process of its own, started at once and fed by a pipe: no code of ours runs in the fork.
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         for t, pose in enumerate(qpos):
             data.qpos[:] = pose
             mujoco.mj_kinematics(model, data)
-            writer.append_data(draw(model, data, f"{t * dt:5.1f} s   return {totals[t]:.0f}"))
+            writer.append_data(draw(model, data, f"{t * dt:5.1f} s   return {totals[t]:z.0f}"))

@@ -101,7 +101,7 @@ def train(
     checkpoints: Checkpoints,
     log: MetricLog | NoLog,
     evaluate: Callable[[TrainState, int], dict[str, Any]],
-    shown: tuple[str, ...] = (),
+    shown: Mapping[str, str] | None = None,
     console: Console | None = None,
 ) -> tuple[TrainState, int, int | None]:
     """Trains from iteration `start` to the end of the schedule, or to a signal.
@@ -114,7 +114,7 @@ def train(
       checkpoints: where to save.
       log: where metrics go; one row per iteration.
       evaluate: `(state, iteration) -> row`, with a number `score` that decides which checkpoint is the best.
-      shown: names of metrics for the progress line.
+      shown: metrics for the progress line and what they are called there, `score` among them.
       console: where progress goes.
 
     Returns:
@@ -126,7 +126,10 @@ def train(
     """
     done, began = start, time.perf_counter() - log.seconds
     evaluated, diverged, stopped = set(schedule.evaluated()), frozenset(), 0
-    with StopRequest() as stop, _Progress(schedule, start, shown, console or Console()) as progress:
+    with (
+        StopRequest() as stop,
+        _Progress(schedule, start, shown or {}, console or Console(soft_wrap=True, highlight=False)) as progress,
+    ):
         for count in schedule.chunks(start):
             before = state
             try:
@@ -172,7 +175,7 @@ def _row(metrics, index, iteration, schedule):
 class _Progress:
     """A live line on a terminal; elsewhere a plain line per evaluation."""
 
-    def __init__(self, schedule: Schedule, start: int, shown: tuple[str, ...], console: Console):
+    def __init__(self, schedule: Schedule, start: int, shown: Mapping[str, str], console: Console):
         self.schedule, self.start, self.shown, self.console = schedule, start, shown, console
         columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -192,11 +195,12 @@ class _Progress:
         elapsed = time.perf_counter() - self.began
         self.tokens += sum(row.get("tokens", 0.0) for row in rows)
         count = self.tokens or (done - self.start) * self.schedule.steps_per_iteration * self.schedule.seeds
-        values = "  ".join(f"{name} {np.mean(row[name]):.4g}" for name in self.shown if name in row)
+        named = {"score": "score"} | dict(self.shown)
+        values = "  ".join(f"{words} {np.mean(row[name]):z.4g}" for name, words in named.items() if name in row)
         left = elapsed * (self.schedule.iterations - done) / max(done - self.start, 1)
-        unit = "tokens/s" if self.tokens else "/s"
-        line = f"{row['steps']:,} steps  {count / elapsed:,.0f}{unit}  {values}"
+        unit = "tokens" if self.tokens else "steps"
+        where = f"batch {done} of {self.schedule.iterations}" if self.tokens else f"{row['steps']:,} steps"
+        line = f"{where}  {count / elapsed:,.0f} {unit}/s  {values}"
         self.bar.update(self.task, completed=done, description=line)
         if "score" in row:
-            score = np.mean(row["score"])
-            self.console.print(f"{line}  score {score:.4g}  {elapsed:.0f} s, {left:.0f} s left", highlight=False)
+            self.console.print(f"{line}  {elapsed:.0f} s, {left:.0f} s left")

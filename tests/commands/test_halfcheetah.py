@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def test_leaves_what_the_readme_says(finished):
         "tensorboard",
         "checkpoints",
         "learning_curve.png",
+        "report.html",
     } <= names
     config = json.loads((output / "config.json").read_text())
     assert (
@@ -147,8 +149,14 @@ def test_brax_trains_seeds_side_by_side_in_one_program(tmp_path):
 
 def test_resume_alone_goes_on_with_the_run_that_is_there(tmp_path, run_here):
     output = tmp_path / "out"
-    done = run_here(cheetah.main, "soft", *TINY.split(), "--steps", "1280", "--no-anneal", "--output", output)
-    assert done.returncode == 0, done.stderr
+    words = ["--steps", "1280", "--no-anneal", "--video-steps", "2", "--output", output]
+    done = run_here(cheetah.main, "soft", *TINY.split(), *words)
+    assert done.returncode == 0 and "fork" not in done.stderr, done.stderr
+    *lines, _, title, returns = done.stdout.splitlines()[:-6]
+    progress = r"[\d,]+ steps  [\d,]+ steps/s  return -?[\d.]+  stochastic .*  in training .*  KL .* s left"
+    assert len(lines) == 4 and all(re.fullmatch(progress, line) for line in lines)
+    assert ", 1 seed: 1,280 steps in " in title and str(output / "cheetah.mp4") in done.stdout
+    assert re.fullmatch(r"return -?\d+ deterministic, -?\d+ stochastic", returns) and "return -0 " not in returns
     assert run_here(cheetah.main, "--resume", "--output", output, "--steps", "2560").returncode == 0
     rows = read_metrics(output)
     assert rows[-1]["steps"] == 2560 and "delta" not in rows[-1]

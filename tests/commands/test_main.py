@@ -39,6 +39,16 @@ def test_every_name_of_the_package_is_importable():
     assert all(getattr(pairgrpo_jax, name) is not None for name in pairgrpo_jax.__all__)
 
 
+def test_no_word_of_torch_that_nothing_needs(tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra lm")
+    hide = "import importlib.util as u; real = u.find_spec; "
+    hide += "u.find_spec = lambda *x: x[0] != 'torch' and real(*x) or None; "
+    hide += "import sys; sys.argv = ['pairgrpo', 'generate', '--model', 'nowhere']; "
+    done = subprocess.run([sys.executable, "-c", hide + START], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("pairgrpo generate: error: "), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "orch" not in done.stderr
+
+
 COMPILE = (
     "from pairgrpo_jax.commands.compiled import keep_compiled; import jax, sys; left = keep_compiled(sys.argv[1:]); "
 )

@@ -170,8 +170,9 @@ def test_the_reference_is_scored_for_a_loss_or_when_asked_and_then_moves_nothing
     (state, rows), (watched, told) = (run(trainer_of(tiny, BASE.replace(watch_kl=how)), 2) for how in (False, True))
     assert digest(state) == digest(watched) and set(told[1]) - set(rows[1]) == {"kl_ref", "pair_accuracy"}
     assert rows[0]["time/reference"] == 0 < told[0]["time/reference"]
-    assert all(config.scores_reference for config in (small("dpo"), small("ipo"), BASE.replace(ref_beta=0.1)))
-    assert not any(small(name, name in OFFLINE).scores_reference for name in {*ONLINE, *OFFLINE} - {"dpo", "ipo"})
+    needing = {"dpo", "ipo", "kto"}
+    assert all(config.scores_reference for config in (*map(small, needing), BASE.replace(ref_beta=0.1)))
+    assert not any(small(name, name in OFFLINE).scores_reference for name in {*ONLINE, *OFFLINE} - needing)
 
 
 def test_the_times_of_an_iteration_add_up(tiny):

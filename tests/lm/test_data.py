@@ -355,8 +355,11 @@ def test_prompts(tmp_path):
     assert prompts(load_prompts(write(tmp_path / "x.jsonl", rows))) == [(USER,), (said("q", "user"),)]
     assert prompts(load_prompts(write(tmp_path / "y.jsonl", [LAYOUTS["transcripts"]]))) == [(USER,)]
     loaded = load_prompts(write(tmp_path / "w.jsonl", [*rows, {"prompt": None}, {"prompt": "b", "text": "c"}]))
-    assert prompts(loaded)[2:] == [(said("b", "user"),)] and loaded.dropped == {"empty prompt": 2}
-    assert data.describe(loaded) == "3 prompts; dropped 2: 2 empty prompt"
+    assert prompts(loaded)[2:] == [(said("b", "user"),)] and loaded.dropped == {
+        "empty prompt": 2,
+        "duplicate prompt": 1,
+    }
+    assert data.describe(loaded) == "3 prompts; dropped 3: 1 duplicate prompt, 2 empty prompt"
     with pytest.raises(ValueError, match=r"column 'prompt' or 'messages'.*--prompt-column question"):
         load_prompts(write(tmp_path / "z.jsonl", [{"question": "q"}]))
 
@@ -497,9 +500,11 @@ def test_batches_cover_every_epoch_and_depend_on_the_position_alone():
 def test_encoding_with_the_chat_template(smollm2):
     turns = (said("You are terse.", "system"), USER, said("Hello."), said("Name a colour, please.", "user"))
     ids = data.encode_prompt(smollm2, turns, 1000)
+    assert ids is not None
     text = smollm2.tokenizer.decode(ids)
     assert text.startswith("<|im_start|>system\nYou are terse.") and text.endswith("<|im_start|>assistant\n")
     short = data.encode_prompt(smollm2, turns, len(ids) - 1)
+    assert short is not None
     text = smollm2.tokenizer.decode(short)
     assert "You are terse." in text and "Name a colour" in text and "Hi there" not in text and "Hello." not in text
     assert data.encode_prompt(smollm2, turns, 8) is None
@@ -555,7 +560,13 @@ def test_the_shipped_heads_say_which_half_they_were_fitted_on(data_folder):
     rows = load_preferences(str(data_folder / "hh-rlhf-harmless-base"), split="all").rows
     for number, half in enumerate("ab"):
         found = fitted_on(f"harmless-{half}", "hh-rlhf-harmless-base")
-        assert found == Half(number, 0) and fitted_on(f"harmless-{half}", "tiny") is None
+        assert found is not None and found == Half(number, 0) and fitted_on(f"harmless-{half}", "tiny") is None
         assert sum(found.holds(row) for row in rows) == about_head(f"harmless-{half}")["pairs"]
     turns = {data.first_turn(row) for row in rows}
     assert not turns & {data.first_turn(row) for row in load_preferences("tiny").rows}
+
+
+def test_prompts_that_come_again_are_counted(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"Question {i % 3}?"}) for i in range(5)))
+    assert data.describe(data.load_prompts(str(file))) == "3 prompts; dropped 2: 2 duplicate prompt"

@@ -39,7 +39,7 @@ def evaluate(state, iteration):
     return {"score": -abs(iteration - 8.0)}  # best at 8
 
 
-def run(folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=evaluate, **options):
+def run(folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=evaluate, console=None, **options):
     checkpoints, log = Checkpoints(folder / "checkpoints", keep=1), MetricLog(folder, after=start)
     try:
         return train(
@@ -50,7 +50,7 @@ def run(folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=eval
             checkpoints=checkpoints,
             log=log,
             evaluate=judge,
-            console=Console(quiet=True),
+            console=console or Console(quiet=True),
             **options,
         )
     finally:
@@ -159,5 +159,26 @@ def test_non_finite_updates_end_the_run_and_spare_the_last_good_checkpoint(tmp_p
 
     with pytest.raises(NonFiniteError, match="99 updates in a row"):
         run(tmp_path, step=step)
-    step, state = Checkpoints(tmp_path / "checkpoints").restore(make_state())
-    assert step == 6 and state.params["w"] == 6
+    saved, state = Checkpoints(tmp_path / "checkpoints").restore(make_state())
+    assert saved == 6 and state.params["w"] == 6
+
+
+def test_a_line_of_progress_is_one_line_names_what_it_shows_and_has_no_minus_0(tmp_path, capsys):
+    def step(state, count):
+        state, metrics = program(state, count)
+        return state, metrics | {"kl_ref": -1e-9 * jnp.ones(count), "tokens": 100 * jnp.ones(count)}
+
+    shown = {"score": "return", "kl_ref": "KL to the reference, of which the name is long", "count": "so many of these"}
+    for folder, made in (("steps", program), ("tokens", step)):
+        console = Console(soft_wrap=True, highlight=False, width=40)
+        run(tmp_path / folder, step=made, judge=lambda *_: {"score": -0.00000001}, shown=shown, console=console)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and all(line.endswith(" s left") for line in lines)
+    assert lines[0].startswith("40 steps  ") and " steps/s  return -1e-08  " in lines[0]
+    assert lines[5].startswith("batch 12 of 12  ") and " tokens/s  return " in lines[5]
+
+
+def test_zero_has_no_sign(tmp_path, capsys):
+    console = Console(soft_wrap=True)
+    run(tmp_path, judge=lambda *_: {"score": -0.0}, console=console)
+    assert "score 0  " in capsys.readouterr().out

@@ -150,6 +150,19 @@ def make_loss(
     return loss
 
 
+def make_update(
+    config: AlignConfig, model: Model, optimizer: optax.GradientTransformation, supervised: Any = None
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, core.Metrics]]:
+    """`(state, frozen, batch) -> (state, metrics)`; a batch without a signal takes the `supervised` optimizer."""
+
+    def update(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, core.Metrics]:
+        loss, how = make_loss(config, model, frozen, adaptive_of(state)), config.optimizer
+        chosen = supervised if batch.signal is None else optimizer
+        return make_update_step(loss, chosen, accumulate=how.accumulate, parallel=None)(state, batch)
+
+    return update
+
+
 def _check(config: AlignConfig, model: Model, data: Data, source, iterations: int, placement: Placement) -> None:
     name, texts, adapters = config.method.name, config.texts, config.adapters.lora
     placement.check(texts.prompts // config.optimizer.minibatches // config.optimizer.accumulate)
@@ -207,7 +220,7 @@ class _Run:
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
         self.supervised = make_optimizer(config, iterations, supervised=True)
-        self.update = jax.jit(self._update, donate_argnums=0)
+        self.update = jax.jit(make_update(config, model, self.optimizer, self.supervised), donate_argnums=0)
         self.old_scores = jax.jit(self._old_scores)
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
         self.realised_kl = jax.jit(self._realised_kl)
@@ -300,12 +313,6 @@ class _Run:
     def frozen(self) -> Any:
         """What updates and old scores take beside the trained parameters."""
         return None if self.config.adapters.lora is None else self.model.params
-
-    def _update(self, state: TrainState, frozen: Any, batch: Batch):
-        loss = make_loss(self.config, self.model, frozen, adaptive_of(state))
-        accumulate = self.config.optimizer.accumulate
-        optimizer = self.supervised if batch.signal is None else self.optimizer
-        return make_update_step(loss, optimizer, accumulate=accumulate, parallel=None)(state, batch)
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
         return score(policy, *batch.tokens, sampling=self.config.scored).logp

@@ -121,7 +121,8 @@ def load_prompts(
     once: dict[str, PromptRow] = {}
     for row in loaded.rows:
         once.setdefault(repr(row), row)
-    return loaded._replace(rows=list(once.values()))
+    again = len(loaded.rows) - len(once)
+    return Loaded(list(once.values()), loaded.dropped | ({"duplicate prompt": again} if again else {}))
 
 
 def _with_prompt(row: dict[str, Any], where: str, column: str | None) -> dict[str, Any]:

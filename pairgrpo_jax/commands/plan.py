@@ -1,0 +1,151 @@
+"""Will it fit, and what does it cost: `pairgrpo plan align METHOD --model FOLDER_OR_CONFIG --topology v5e:2x4 ...`.
+
+Compiles the run's own update, prefill and decode for a slice of machines that need not be here, and prints the memory
+of each, its collectives, its FLOPs and a lower bound of its seconds. Takes the options of `pairgrpo align`; of the
+model a `config.json` is enough. Exit code 1: it does not fit.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pairgrpo_jax.commands.align import LABELS, Run, preset
+from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.topologies import Topology, known, open_topology
+from pairgrpo_jax.lm.alignment import Placement
+from pairgrpo_jax.lm.alignment.programs import Program, programs
+from pairgrpo_jax.lm.files import gguf_model
+from pairgrpo_jax.lm.files.checkpoint import open_model, resolve
+from pairgrpo_jax.lm.files.text_files import read_json
+from pairgrpo_jax.lm.models.model import Model, read_config
+from pairgrpo_jax.training.cost import bytes_on_a_device, collectives, matmul_flops
+
+_GIB = 2**30
+_HEAD = "| program | arguments | outputs | temporaries | beside | total GiB | TFLOP | seconds, at least | collectives |"
+
+
+class Cost(NamedTuple):
+    """Of one program on one device: bytes (None: not compiled), FLOPs of all devices, collectives by kind."""
+
+    name: str
+    arguments: int
+    beside: int
+    outputs: int | None
+    temporaries: int | None
+    flops: float
+    steps: int
+    collectives: dict[str, tuple[int, int]]
+
+    @property
+    def total(self) -> int:
+        """All bytes that are held at once."""
+        return self.arguments + self.beside + (self.outputs or 0) + (self.temporaries or 0)
+
+
+def main(words: Sequence[str]) -> int:
+    """Parses the command line, compiles, and prints the table."""
+    if words[:1] != ["align"]:
+        asked = list(words[:1]) in ([], ["-h"], ["--help"])
+        usage = "usage: pairgrpo plan align METHOD --model FOLDER_OR_CONFIG --topology NAME [options of align]"
+        usage += f"\nNAME: {known()}"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    name = peek(words, "topology", "")
+    if not name:
+        raise ValueError(f"topology: name one: {known()}")
+    rest = _without(list(words[1:]), "--topology")
+    run = parse_run(rest, LABELS, preset, "pairgrpo plan align")
+    topology = open_topology(name)
+    if topology.devices > 1 and not peek(rest, "mesh", ""):
+        run = run.replace(mesh="fsdp")
+    return report(run, name, topology)
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != option and not word.startswith(option + "="):
+            kept.append(word)
+        skip = word == option
+    return kept
+
+
+def model_of(run: Run) -> Model:
+    """The model without parameters, from the config alone."""
+    path = Path(run.model)
+    if path.suffix == ".json":
+        fields, where = read_json(path), str(path)
+    else:
+        path = resolve(run.model)
+        file = open_model(path)
+        where = str(path / "config.json") if file is None else file.where
+        fields = read_json(path / "config.json") if file is None else gguf_model.read_config(file, run.ignore_fields)
+    config = read_config(fields, where, run.ignore_fields)
+    return Model(config, None, dtype=jnp.dtype(run.dtype), remat=run.remat)
+
+
+def report(run: Run, name: str, topology: Topology) -> int:
+    """Prints a line for each program; the exit code, 1 where one does not fit."""
+    placement = Placement(topology.mesh, *([{}] if run.mesh != "fsdp" else []))
+    how = run.config.optimizer
+    placement.check(run.config.texts.prompts // how.minibatches // how.accumulate)
+    chip = topology.chip
+    memory = chip.gib * _GIB if chip else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / topology.devices
+    print(
+        f"{run.label}, {run.model}, {run.dtype}, mesh {run.mesh}, on {name}: {topology.devices} devices\n", flush=True
+    )
+    print(f"{_HEAD}\n|{'---|' * _HEAD.count(' | ')}---|", flush=True)
+    fits, start = True, time.perf_counter()
+    for program in programs(run.config, model_of(run), placement, run.iterations):
+        cost = cost_of(program, topology)
+        print(line(cost, topology), flush=True)
+        fits &= cost.total <= memory
+    print(f"\ncompiled in {time.perf_counter() - start:.0f} s; memory is GiB on one device")
+    if topology.platform == "cuda":
+        print("lowered only: outputs and temporaries need the card's own compiler")
+        return 0
+    where = f"rates and memory of {chip.source}" if chip else "this machine's memory"
+    print(f"{'fits' if fits else 'DOES NOT FIT'} in {memory / _GIB:.1f} GiB a device ({where})")
+    return 0 if fits else 1
+
+
+def cost_of(program: Program, topology: Topology) -> Cost:
+    """Compiles a program and reads what it takes."""
+    traced = program.traced
+    flops = matmul_flops(traced.jaxpr, program.steps)
+    arguments, beside = (bytes_on_a_device(tree) for tree in (_arguments(traced), program.beside))
+    lowered = traced.lower(lowering_platforms=(topology.platform,))
+    if topology.platform == "cuda":
+        return Cost(program.name, arguments, beside, None, None, flops, program.steps, {})
+    compiled = lowered.compile()
+    memory: Any = compiled.memory_analysis()
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    found = collectives(compiled.as_text(), program.steps)
+    held = memory.argument_size_in_bytes, beside, new, memory.temp_size_in_bytes
+    return Cost(program.name, *held, flops, program.steps, found)
+
+
+def _arguments(traced: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced.args_info)
+
+
+def line(cost: Cost, topology: Topology) -> str:
+    """A row of the table. A loop over tokens reads its arguments once a token."""
+    chip = topology.chip
+    sizes = [cost.arguments, cost.outputs, cost.temporaries, cost.beside, cost.total]
+    parts = ["-" if x is None else f"{x / _GIB:.2f}" for x in sizes] + [f"{cost.flops / 1e12:.3g}"]
+    if chip:
+        by_products = cost.flops / topology.devices / chip.tflops / 1e12
+        parts.append(f"{max(by_products, cost.steps * cost.arguments / chip.gb_per_second / 1e9):.2g}")
+    else:
+        parts.append("-")
+    moved = [f"{n} {kind} {size / _GIB:.2f} GiB" for kind, (n, size) in cost.collectives.items()]
+    return f"| {cost.name} | {' | '.join(parts)} | {', '.join(moved) or '-'} |"

@@ -1,0 +1,106 @@
+"""`pairgrpo plan`: what a run takes, on machines that are not here."""
+
+import importlib.util
+import json
+import os
+
+import jax
+import pytest
+
+from pairgrpo_jax.commands import plan
+from pairgrpo_jax.commands.align import preset
+from pairgrpo_jax.lm.alignment import Data, EncodedPair, Placement, make_trainer
+from pairgrpo_jax.lm.alignment.programs import programs
+from pairgrpo_jax.lm.models.model import read_config
+from pairgrpo_jax.lm.models.params import init_params
+
+FIELDS = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+FIELDS |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+FIELDS |= {"tie_word_embeddings": True}
+SMALL = ("--prompt-tokens", "8", "--completion-tokens", "8")
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(FIELDS))
+    return path
+
+
+def rows(stdout: str) -> dict[str, list[str]]:
+    """Program -> cells of the printed table."""
+    lines = [[x.strip() for x in line.strip("|").split(" | ")] for line in stdout.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines[1:]}
+
+
+def test_all_programs_of_an_online_run_are_lowered_for_a_card_that_is_not_here(config, run_here):
+    done = run_here(plan.main, "align", "hard", "--model", config, "--topology", "cuda", *SMALL)
+    assert done.returncode == 0, done.stderr
+    table = rows(done.stdout)
+    assert list(table) == ["update", "prefill", "decode"]
+    assert all(float(cells[5]) > 0 for cells in table.values())
+    assert "lowered only" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_fits_and_one_that_does_not(config, run_here, monkeypatch):
+    words = ("align", "dpo", "--model", config, "--topology=cpu:2", "--prompts", "2", "--lora-rank", "0", *SMALL)
+    done = run_here(plan.main, *words)
+    assert done.returncode == 0, done.stderr
+    assert "mesh fsdp" in done.stdout and "all-gather" in rows(done.stdout)["update"][-1]
+    monkeypatch.setattr(plan.os, "sysconf", lambda name: 8)
+    done = run_here(plan.main, *words)
+    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_state_is_the_run_s_own(rank):
+    """Shapes, dtypes and where each part is, beside a trainer with real parameters."""
+    run = preset("dpo", ())
+    config = run.config.replace(lora_rank=rank, prompts=8, prompt_tokens=8, completion_tokens=8)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    placement = Placement(mesh)
+    model = plan.Model(read_config(FIELDS, "config.json"), None)
+    full = plan.Model(model.config, init_params(model.config, jax.random.key(0)))
+    trainer = make_trainer(config, full, Data(pairs=[EncodedPair([3, 4], [5], [6])]), iterations=2, placement=placement)
+    real = trainer.init(jax.random.key(0))
+    (update,) = programs(config, model, placement, 2)
+    planned = update.traced.args_info[0][0]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(lambda x: (x.shape, x.dtype), real)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("align", "hard", "--topology", "v5e:2x3"), "'v5e:2x3' is unknown; did you mean v5e:2x"),
+        (("align", "hard", "--topology", "cpu:0"), "v6e:1x1"),
+        (("align", "hard"), "v5p:2x2x1"),
+        (("align", "hard", "--topology", "cpu:99"), "XLA_FLAGS=--xla_force_host_platform_device_count=99"),
+        (
+            ("align", "hard", "--topology", "cpu:8", "--prompts", "4"),
+            "prompts=4 per micro-batch must be a multiple of the 8 devices",
+        ),
+        (("align", "hard", "--topology", "cuda", "--candidate", "4"), "--candidates"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(words, said, config, run_here):
+    done = run_here(plan.main, *words, "--model", config)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_missing_compiler_is_told_with_its_install(config, run_here, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    done = run_here(plan.main, "align", "hard", "--model", config, "--topology", "v5e:2x4")
+    assert done.returncode == 2 and "pip install 'pairgrpo-jax[tpu]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_real_tpu_compiler(config, run_here):
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        pytest.skip("libtpu is not here: pip install libtpu, or set TPU_LIBRARY_PATH")
+    words = ("align", "dpo", "--model", config, "--topology", "v5e:2x4", "--prompts", "8", *SMALL)
+    done = run_here(plan.main, *words)
+    assert done.returncode == 0, done.stderr
+    assert "fits in 16.0 GiB a device" in done.stdout

@@ -1,0 +1,86 @@
+"""The page that a run leaves."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from pairgrpo_jax.commands.report import write_report
+
+VOID = {"meta", "br", "img", "link"}
+
+
+class Page(HTMLParser):
+    """The page's tags, which must close in order, its words, and everything that it would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.words, self.loads = [], [], "", []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.loads += [value for name, value in attrs if name in ("src", "href") and tag not in ("use", "a")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [{"iteration": i, "steps": 10 * i, "reward": [i, i + 1.0], "kl": float("nan")} for i in range(1, 6)]
+    rows[-1]["score"] = 0.5
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "config.json").write_text(json.dumps({"model": "<b>x</b>", "config": {"method": {"clip": 0.2}}}))
+    (tmp_path / "versions.json").write_text(json.dumps({"python": "3.11"}))
+    (tmp_path / "replies.md").write_text("after\n\n> </pre><script>alert(1)</script> caf\u00e9", encoding="utf-8")
+    (tmp_path / "cheetah.mp4").write_bytes(b"not a film")
+    shown = {"score": "score", "reward": "reward in training", "kl": "KL", "missing": "nothing"}
+    after = ["pairgrpo generate --model runs/x"]
+    write_report(tmp_path, "hard & <soft>", ["win rate 50%"], shown, axis="batches", after=after)
+    return tmp_path
+
+
+def test_it_holds_all_and_needs_nothing_else(folder):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    for words in ("hard & <soft>", "win rate 50%", "config.method.clip", "0.2", "<b>x</b>", "3.11", "caf\u00e9"):
+        assert words in page.words
+    assert "reward in training" in page.words and "batches" in page.words and "nothing" not in page.words
+    assert "pairgrpo generate --model runs/x" in page.words and "</pre><script>" in page.words
+    assert "script" not in page.tags and {"svg", "video", "table"} <= {*page.tags}
+    assert len(page.loads) == 1 and page.loads[0].startswith("data:video/mp4;base64,")
+
+
+def test_a_run_without_a_film_or_replies_has_a_page_too(folder):
+    (folder / "cheetah.mp4").unlink()
+    (folder / "replies.md").unlink()
+    write_report(folder, "x", [], {"none": "none"}, axis="batches", after=[])
+    page = Page((folder / "report.html").read_text())
+    assert "video" not in page.tags and "Replies" not in page.words and "svg" in page.tags
+
+
+def test_a_browser_shows_it(folder):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser here (apt-get install chromium)")
+    from PIL import Image
+
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,900", "--screenshot=page.png"]
+    words.append(f"file://{folder}/report.html")
+    subprocess.run(words, cwd=folder, capture_output=True, timeout=120, check=True)
+    pixels = np.asarray(Image.open(folder / "page.png").convert("RGB"), int)
+    blue = (np.abs(pixels - [0, 114, 178]).sum(-1) < 60).sum()  # the curves' colour
+    dark = (pixels.sum(-1) < 200).sum()  # words
+    assert blue > 100 and dark > 1000
