@@ -125,7 +125,6 @@ ALTERNATIVES = {
     "rank.level": (SEGMENT, "sequence"),
     "ppo.clip": (FAST, 0.01),
     "ppo.clip_high": (FAST, 0.01),
-    "ppo.dual_clip": (FAST, 1.001),
     "soft.clip": (FAST, 0.01),
     "soft.clip_high": (FAST, 0.01),
     "soft.level": (SEGMENT, "sequence"),
@@ -146,8 +145,8 @@ ALTERNATIVES = {
 }
 # All candidates have as many steps, so these means are one; tests/lm/test_alignment.py has sequences of many lengths.
 SAME = {f"{name}.aggregate" for name in ("grpo", "rank", "soft", "hard")}
-# Fields of one base class, which acts as with PPO; tests/methods holds each method to core's loss.
-SHARED = {f"{name}.dual_clip" for name in ("grpo", "rank", "soft")}
+# Of the surrogate that language models have too: the same file shows that these act in every method.
+SHARED = {f"{name}.dual_clip" for name in ("grpo", "rank", "ppo", "soft")}
 
 
 def names(prefix, settings):
