@@ -55,7 +55,7 @@ class StepRules(Clipped):
     """How steps are averaged: in a candidate first (GRPO), over all (DAPO), or over a constant (Dr. GRPO)."""
 
     @property
-    def rules(self):
+    def rules(self) -> dict[str, Any]:
         """With `level` and `aggregate`."""
         return super().rules | {"level": self.level, "aggregate": self.aggregate}
 
