@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args
 
 import numpy as np
-from rich.console import Console
 
 from experiments import sweeps
 from experiments.grid import Cell, Grid, interval, rows_of, table, tell
 from experiments.plots import comparison
 from pairgrpo_jax.commands import cheetah, cli
+from pairgrpo_jax.commands.runs import make_console
 from pairgrpo_jax.control import ControlConfig, tuned
 from pairgrpo_jax.control.config import Advantage
 from pairgrpo_jax.core.bounds import AtLeast
@@ -82,7 +82,7 @@ class Comparison(Grid):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Comparison(), sys.argv[1:], "python -m experiments.compare", __doc__)
-    console, failed = Console(), {}
+    console, failed = make_console(), {}
     if not args.report_only:
         code, failed = args.make_missing(console)
         if code:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pairgrpo_jax.commands import align
 from pairgrpo_jax.commands.cli import run_main
-from pairgrpo_jax.commands.runs import complete, finished_metrics
+from pairgrpo_jax.commands.runs import complete, finished_metrics, make_console
 from pairgrpo_jax.core.statistics import mean_interval, noise_variance, relative_noise_variance
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
 from pairgrpo_jax.lm.data import ranked_right
@@ -104,7 +104,7 @@ def main() -> int:
     """Makes the runs that are missing and reports; 1 if one has diverged."""
     args = tyro.cli(Tables, description=__doc__)
     check(args)
-    console, diverged = Console(), 0
+    console, diverged = make_console(), 0
     for cell in [] if args.report_only else cells(args):
         title = f"{cell.domain}, {cell.label}, seed {cell.seed}"
         try:

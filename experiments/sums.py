@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from rich.console import Console
 
 from experiments.grid import Cell, Grid, interval, rows_of, table, tell
 from experiments.plots import success
 from pairgrpo_jax.commands import align, cli
+from pairgrpo_jax.commands.runs import make_console
 from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.statistics import (
     improvement_interval,
@@ -87,7 +87,7 @@ class Sums(Grid):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Sums(), sys.argv[1:], "python -m experiments.sums", __doc__)
-    console, failed = Console(), {}
+    console, failed = make_console(), {}
     if not args.report_only:
         code, failed = args.make_missing(console)
         if code:

@@ -22,6 +22,7 @@ from pairgrpo_jax.core.terms import (
     require_positive,
     require_rank,
     require_same_shape,
+    require_values,
 )
 
 Level = Literal["token", "sequence"]
@@ -30,29 +31,40 @@ LEVELS, AGGREGATES = get_args(Level), get_args(Aggregate)
 Clip = float | tuple[float, float]
 
 
-def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: Clip = 0.2) -> tuple[jax.Array, jax.Array]:
+def clipped_surrogate(
+    log_ratio: jax.Array, advantages: jax.Array, clip: Clip = 0.2, dual_clip: jax.typing.ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Elementwise `-min(rho A, clip(rho, 1 - low, 1 + high) A)` (arXiv 1707.06347, eq. 7).
+
+    With `dual_clip` = c, `-max(min(rho A, clip(rho) A), c A)` where A < 0 (dual clip, arXiv 1912.09729): the min alone
+    has no bound there, so that one step that became far more likely would outweigh a batch.
 
     Args:
       log_ratio: log rho, any shape.
       advantages: broadcasts against it.
       clip: epsilon, or `(low, high)` (DAPO's clip-higher, arXiv 2503.14476).
+      dual_clip: c, more than 1; None for no bound.
 
     Returns:
       The loss and a 0/1 array that marks where clipping removed the gradient, both of `log_ratio`'s shape.
 
     Raises:
-      ValueError: for a negative clip.
+      ValueError: for a negative clip, or a dual_clip of at most 1.
     """
     low, high = clip if isinstance(clip, (tuple, list)) else (clip, clip)
     require_nonnegative(**{"clip (low)": low, "clip (high)": high})
+    require_values("> 1", lambda x: x > 1, dual_clip=dual_clip)
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
     outside = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
+    ceiling = 1 + high
+    if dual_clip is not None:
+        outside |= (ratio > dual_clip) & (advantages < 0)
+        ceiling = jnp.where(advantages < 0, dual_clip, ceiling)
     flat = outside | (advantages == 0)
     # Where no gradient flows nothing is differentiated either: 0 * exp(90) would be nan.
     moving = jnp.exp(jnp.where(flat, 0, log_ratio))
     lower = jnp.minimum(moving * advantages, jnp.clip(moving, 1 - low, 1 + high) * advantages)
-    value = jnp.where(flat, jnp.clip(ratio, 1 - low, 1 + high) * advantages, lower)
+    value = jnp.where(flat, jnp.clip(ratio, 1 - low, ceiling) * advantages, lower)
     return -value, outside.astype(value.dtype)
 
 
@@ -144,6 +156,7 @@ def grpo_loss(
     *,
     mask: jax.Array | None = None,
     clip: Clip = 0.2,
+    dual_clip: jax.typing.ArrayLike | None = None,
     kl: jax.Array | None = None,
     beta: jax.typing.ArrayLike = 0.0,
     level: str = "token",
@@ -159,6 +172,7 @@ def grpo_loss(
       advantages: `[B,K]`, or `[B,K,T]` for per-step advantages. No gradient flows into them.
       mask: like `logp`, 1 where a step counts; build it from lengths.
       clip: epsilon, or `(low, high)`.
+      dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp)`), `[B,K]` or `[B,K,T]`; None for
         no KL term.
       beta: weight of `kl`.
@@ -172,7 +186,7 @@ def grpo_loss(
 
     Raises:
       ValueError: for shapes that do not fit, an unknown `level` or `aggregate`, a negative clip, mask, weight or beta,
-        or advantages that are not finite where they count (where these are concrete).
+        a dual_clip of at most 1, or advantages that are not finite where they count (where these are concrete).
     """
     log_ratio, _, mask = prepare(logp, old_logp, mask)
     require_choice("level", level, LEVELS)
@@ -185,7 +199,7 @@ def grpo_loss(
     if level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
-    policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
+    policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)
 
     def term(x: jax.Array, weight: jax.typing.ArrayLike = 0.0) -> Term:
         return aggregate_steps(
@@ -206,6 +220,7 @@ def soft_pair_grpo_loss(
     *,
     mask: jax.Array | None = None,
     clip: Clip = 0.2,
+    dual_clip: jax.typing.ArrayLike | None = None,
     kl: jax.Array | None = None,
     beta: jax.typing.ArrayLike = 0.01,
     level: str = "token",
@@ -222,6 +237,7 @@ def soft_pair_grpo_loss(
       pairs: `Pairs`, `[B,P]`.
       mask: like `logp`, 1 where a step counts.
       clip: epsilon, or `(low, high)`.
+      dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       kl: elementwise KL estimate, the paper's is to pi_old: `kl_k2(logp, old_logp)`; None for no KL term.
       beta: weight of `kl`.
       level: "token" or "sequence".
@@ -244,6 +260,7 @@ def soft_pair_grpo_loss(
         pair_rewards(pairs, logp.shape[1]),
         mask=mask,
         clip=clip,
+        dual_clip=dual_clip,
         kl=kl,
         beta=beta,
         level=level,
@@ -299,6 +316,7 @@ def ppo_loss(
     *,
     mask: jax.Array | None = None,
     clip: Clip = 0.2,
+    dual_clip: jax.typing.ArrayLike | None = None,
     value_clip: float | None = None,
     value_weight: jax.typing.ArrayLike = 0.5,
     entropy: jax.Array | None = None,
@@ -315,6 +333,7 @@ def ppo_loss(
       returns: value targets.
       mask: 1 where a step counts.
       clip: epsilon, or `(low, high)`.
+      dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       value_clip: see `value_terms`.
       value_weight: weight of the mean squared value error.
       entropy: the policy's entropy at each step, like `logp`; None for no bonus.
@@ -325,14 +344,15 @@ def ppo_loss(
       masked steps.
 
     Raises:
-      ValueError: if shapes differ, a clip, value_weight or mask is negative, or an advantage that counts is not finite.
+      ValueError: if shapes differ, a clip, value_weight or mask is negative, dual_clip is at most 1, or an advantage
+        that counts is not finite.
     """
     given = {name: x for name, x in {"mask": mask, "entropy": entropy}.items() if x is not None}
     require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values, **given)
     log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
     advantages = masked(frozen(advantages), mask)
     require_finite(advantages=advantages)
-    policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
+    policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)
     terms = {
         "policy": mean_term(policy, mask, 1.0),
         "clip_fraction": mean_term(clipped, mask),

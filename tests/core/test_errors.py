@@ -134,6 +134,9 @@ BAD = [
     ("clip", grpo, dict(clip=(0.1, -0.1))),
     ("clip", soft, dict(clip=(-0.1, 0.1))),
     ("clip", ppo, dict(clip=-0.1)),
+    ("dual_clip", grpo, dict(dual_clip=1.0)),
+    ("dual_clip", soft, dict(dual_clip=np.float32(0.5))),
+    ("dual_clip", ppo, dict(dual_clip=float("nan"))),
     ("value_clip", ppo, dict(value_clip=-0.1)),
     ("delta", hard, dict(delta=jnp.float32(-0.1))),
     ("delta", hard, dict(delta=jnp.float32(jnp.nan))),
@@ -250,7 +253,7 @@ def test_a_pair_that_makes_no_sense_is_refused_or_counted_where_it_is_traced(pai
 def test_an_unused_slot_may_hold_any_indices(slot):
     for call in (lambda x: pg.hard_pair_grpo_loss(X, X, x, 0.1), lambda x: pg.soft_pair_grpo_loss(X, X, x)):
         for run in (call, jax.jit(call)):
-            unused, without = run(with_pair(*slot, 0.0)), run(with_pair(0, 1, 0.0))  # type: ignore[call-arg]
+            unused, without = run(with_pair(*slot, 0.0)), run(with_pair(0, 1, 0.0))
             jax.tree.map(np.testing.assert_array_equal, unused, without)
             assert unused[1]["invalid_pairs"] == 0
 

@@ -158,8 +158,8 @@ def test_hyperparameters_may_be_traced():
     pairs = case.pairs("all")
 
     def loss(h):
-        soft, _ = pg.soft_pair_grpo_loss(case.logp, case.old_logp, pairs, clip=(h, 2 * h), beta=h)  # type: ignore[arg-type]
-        hard, _ = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, h, alpha=h, beta=h)  # type: ignore[arg-type]
+        soft, _ = pg.soft_pair_grpo_loss(case.logp, case.old_logp, pairs, clip=(h, 2 * h), beta=h)
+        hard, _ = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, h, alpha=h, beta=h)
         return soft + hard + pg.pairs_from_rewards(jnp.asarray(case.rewards), margin=h).weight.sum()
 
     swept = jax.jit(jax.vmap(loss))(jnp.asarray([0.1, 0.3]))

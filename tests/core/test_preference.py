@@ -21,8 +21,8 @@ def test_dpo_and_ipo_match_the_reference(seed, beta, label_smoothing):
     x = draw(seed)
     dpo, _ = pg.dpo_loss(*x, beta=beta, label_smoothing=label_smoothing)
     ipo, _ = pg.ipo_loss(*x, beta=beta)
-    np.testing.assert_allclose(dpo, reference.dpo(*x, beta, label_smoothing), rtol=1e-11)  # type: ignore[call-arg]
-    np.testing.assert_allclose(ipo, reference.ipo(*x, beta), rtol=1e-11)  # type: ignore[call-arg]
+    np.testing.assert_allclose(dpo, reference.dpo(*x, beta, label_smoothing), rtol=1e-11)
+    np.testing.assert_allclose(ipo, reference.ipo(*x, beta), rtol=1e-11)
 
 
 @given(seed=st.integers(0, 1000), weight=st.sampled_from([0.0, 0.1, 2.0]), scale=st.sampled_from([0.1, 1.0, 5.0]))
@@ -46,7 +46,7 @@ def test_kto_matches_the_reference(seed, beta, weights, shift):
     options = {"beta": beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
 
     def loss(logp):
-        return pg.kto_loss(logp, ref_logp, desirable, pg.kto_reference_point(other, ref_other), **options)  # type: ignore[arg-type]
+        return pg.kto_loss(logp, ref_logp, desirable, pg.kto_reference_point(other, ref_other), **options)
 
     (value, metrics), slope = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logp))
     expected, gradient = reference.kto(logp, ref_logp, desirable, other, ref_other, beta, *weights)

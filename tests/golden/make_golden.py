@@ -46,13 +46,13 @@ def rows(x):
     return torch.as_tensor(x).reshape(-1, *x.shape[2:])
 
 
-def trl_grpo(x, *, loss_type, clip=(0.2, 0.2), beta=0.0, level="token", max_length=T, keep=slice(None)):
+def trl_grpo(x, *, loss_type, clip=(0.2, 0.2), beta=0.0, level="token", max_length=T, delta=None, keep=slice(None)):
     """GRPOTrainer._compute_loss on the groups `keep`; `x` holds logp, old_logp, ref_logp, advantages, mask."""
     x = {name: value[keep] for name, value in x.items()}
     logp = rows(x["logp"])
     self = trainer(
         _get_per_token_logps_and_entropies=lambda *_, **__: (logp, torch.zeros_like(logp), None),
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
         current_gradient_accumulation_steps=1,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
@@ -167,7 +167,7 @@ def entry(name, function, inputs, with_grad, call, kwargs, dtype="float64"):
         "inputs": {key: value.tolist() for key, value in inputs.items()},
         "kwargs": kwargs,
         "value": value.item(),
-        "gradients": {key: tensors[key].grad.tolist() for key in with_grad},  # type: ignore[union-attr]
+        "gradients": {key: tensors[key].grad.tolist() for key in with_grad},
     }
 
 
@@ -195,6 +195,11 @@ def policy_entries(rng):
             {"level": "sequence", "aggregate": "token_mean"},
         ),
         ("narrow_clip", {"loss_type": "grpo", "clip": (0.05, 0.1)}, {"clip": [0.05, 0.1]}),
+        (
+            "dual_clip",
+            {"loss_type": "grpo", "delta": 1.4},
+            {"dual_clip": 1.4},
+        ),  # TRL's bounds A > 0 too: at least 1 + high
     ]
     for name, theirs, ours in cases:
         yield entry(name, "grpo_loss", data, ["logp"], lambda x, o=theirs: trl_grpo(x, **o), ours)
@@ -216,8 +221,8 @@ def policy_entries(rng):
             call = lambda x, o=theirs: trl_grpo(  # noqa: E731
                 {k: x[k] for k in shared} | {"advantages": rewards},
                 beta=0.3,
-                keep=[0, 2],  # type: ignore[arg-type]
-                **o,  # type: ignore[arg-type]
+                keep=[0, 2],
+                **o,
             )
             yield entry(f"soft_{name}", "soft_pair_grpo_loss", shared | pairs, ["logp"], call, ours | {"beta": 0.3})
 

@@ -1,8 +1,5 @@
 """Alignment on a tiny model: every method learns, and nothing depends on how the work is cut up."""
 
-# pyright: reportIndexIssue=false, reportCallIssue=false, reportOptionalMemberAccess=false
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
-
 import dataclasses
 import re
 import time
@@ -229,7 +226,7 @@ def terms_of(config, fixed):
 
     def terms(rows):
         part = jax.tree.map(lambda x: x[rows] if x.ndim else x, (batch, scores, 0.3 * batch.old_logp))
-        return objective(config, *part, ADAPTIVE)  # type: ignore[call-arg]
+        return objective(config, *part, ADAPTIVE)
 
     return terms(slice(None)), [terms(slice(0, 2)), terms(slice(2, 4))]
 
@@ -284,6 +281,7 @@ PENALTY, TOKENS = {"ref_beta": 0.2}, {"hinge": "tokens", "beta": 0.0}
 CHANGES = [
     ("grpo", "clip", 0.01, {}),
     ("grpo", "clip_high", 0.0, {}),
+    ("grpo", "dual_clip", 1.01, {}),
     ("grpo", "level", "sequence", {}),
     ("grpo", "aggregate", "token_mean", {}),
     ("grpo", "aggregate", "constant", {}),
@@ -293,15 +291,18 @@ CHANGES = [
     ("grpo", "ref_beta", 0.1, {}),
     ("rank", "clip", 0.01, {}),
     ("rank", "clip_high", 0.0, {}),
+    ("rank", "dual_clip", 1.01, {}),
     ("rank", "level", "sequence", {}),
     ("rank", "aggregate", "token_mean", {}),
     ("ppo", "clip", 0.01, {}),
     ("ppo", "clip_high", 0.0, {}),
+    ("ppo", "dual_clip", 1.01, {}),
     ("ppo", "trace", 0.5, {}),
     ("ppo", "value_weight", 2.0, {}),
     ("ppo", "ref_beta", 0.2, {}),
     ("soft", "clip", 0.01, {}),
     ("soft", "clip_high", 0.0, {}),
+    ("soft", "dual_clip", 1.01, {}),
     ("soft", "level", "sequence", {}),
     ("soft", "aggregate", "token_mean", {}),
     ("soft", "beta", 1.0, {}),
@@ -380,10 +381,10 @@ def test_no_name_belongs_to_two_parts(name):
 
 def test_scores_are_those_of_the_distribution_before_the_cut():
     config = BASE.replace(temperature=0.5, top_k=3, top_p=0.9)
-    assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores  # type: ignore[union-attr]
+    assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores
     assert BASE.replace(temperature=0.5).replace(samples=None).scored == Sampling()
     for cut in ({"top_k": 3}, {"top_p": 0.9}, {"rescore": True}):
-        assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)  # type: ignore[union-attr]
+        assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)
 
 
 @pytest.mark.slow
@@ -423,7 +424,7 @@ def test_the_method_and_its_supervised_start_anneal_over_horizons_of_their_own()
         state, rates = optimizer.init(jnp.ones(3)), []
         for _ in range(updates + 1):
             update, state = optimizer.update(jnp.ones(3), state)
-            rates.append(-float(update[0]) / config.optimizer.learning_rate)  # type: ignore[arg-type]
+            rates.append(-float(update[0]) / config.optimizer.learning_rate)
         np.testing.assert_allclose(rates, 1 - np.arange(updates + 1) / updates, atol=1e-3)
 
 
@@ -540,7 +541,7 @@ def test_held_out_figures_are_the_same_on_a_mesh(tiny):
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     head = dataclasses.replace(init_head(tiny.config.hidden_size), weight=jnp.ones(2 * tiny.config.hidden_size))
     limits, data = {"prompt_tokens": 8}, make_data()
-    prompts, found = data.prompts[:3], []  # type: ignore[index]
+    prompts, found = data.prompts[:3], []
     for placement in (Placement(), Placement(mesh)):
         model = placement.model(tiny)
         policy, rows = Policy(model, model.params), placement.rows
@@ -548,7 +549,7 @@ def test_held_out_figures_are_the_same_on_a_mesh(tiny):
         replies = write_replies(policy, prompts, completion_tokens=6, key=jax.random.key(0), samples=2, **options)
         judged = judge_replies(policy, head, prompts, replies, **limits, **options)
         other = Policy(model, jax.tree.map(lambda x: 1.01 * x, model.params))
-        ranked = implicit_margins(policy, other, data.pairs[:3], **limits, completion_tokens=6, rows=rows)  # type: ignore[arg-type]
+        ranked = implicit_margins(policy, other, data.pairs[:3], **limits, completion_tokens=6, rows=rows)
         found.append((replies.tokens, replies.logp, *judged, ranked))
     for here, there in zip(*found):
         assert len(here) == 3
@@ -565,7 +566,7 @@ def test_iterations_of_both_phases_are_stacked(tiny):
 def test_the_std_of_a_batch_leaves_failed_groups_out():
     config = small("grpo", scale="batch")
     rewards = jnp.array([[99.0, 101.0, 100.0, 100.0], [0.0, 0.0, 0.0, 0.0], [98.0, 100.0, 101.0, 99.0]])
-    batch = Batch(*[jnp.zeros(())] * 2, jnp.zeros((3, 4, 2)), jnp.ones((3, 4)), alive=jnp.array([1.0, 0.0, 1.0]))  # type: ignore[call-arg]
+    batch = Batch(*[jnp.zeros(())] * 2, jnp.zeros((3, 4, 2)), jnp.ones((3, 4)), alive=jnp.array([1.0, 0.0, 1.0]))
     found = learning_signal(config, batch, rewards, None, jax.random.key(0), ADAPTIVE).signal.advantages
     alive = jnp.array([0, 2])
     np.testing.assert_allclose(found[alive], group_advantages(rewards[alive], scale="batch"), rtol=1e-4)  # eps
@@ -642,7 +643,7 @@ def test_columns_stay_with_their_rows_through_shuffles_devices_and_resume(tiny, 
 
 def test_a_column_that_some_prompts_lack_is_named_before_anything_runs(tiny):
     data = with_columns(make_data())
-    lacking = data._replace(prompts=[*data.prompts, data.prompts[0]._replace(columns={"numbr": 1})])  # type: ignore[misc]
+    lacking = data._replace(prompts=[*data.prompts, data.prompts[0]._replace(columns={"numbr": 1})])
     for some, message in ((make_data(), "there are no columns"), (lacking, "there are no columns")):
         with pytest.raises(ValueError, match=f"reward: it asks for a column 'number'; {message}"):
             make_trainer(BASE, tiny, some, reward_function(lambda p, c, number: number), iterations=1, decode=decode)

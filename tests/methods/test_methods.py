@@ -53,6 +53,7 @@ NAN = float("nan")
 REFUSED = {
     "clip": (-0.1, NAN, "wide"),
     "clip_high": (-0.1, NAN, "wide"),
+    "dual_clip": (1.0, 0.5, NAN, "wide"),
     "level": ("word", None),
     "aggregate": ("sum", None),
     "baseline": ("median", None),
@@ -77,6 +78,7 @@ SWITCHES = {"project_target", "length_normalize"}
 TAKEN = {
     "clip": (0.0, 2),
     "clip_high": (0.0, 0.5),
+    "dual_clip": (1.01, 3.0),
     "level": ("sequence",),
     "aggregate": ("token_mean", "constant"),
     "baseline": ("leave_one_out",),
@@ -316,7 +318,7 @@ def test_hards_multiplier_follows_the_kl_and_delta_the_batches():
         found = dual.renewed(ADAPTIVE, jnp.float32(kl))
         assert found.batches == 4 and found.multiplier == expected != 1.5
         assert (expected > 1.5) == (kl > 0.1)
-    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made  # type: ignore[arg-type]
+    assert dual.renewed(ADAPTIVE) == Adaptive(4, 1.5)  # no update was made
     np.testing.assert_allclose(dual.report(ADAPTIVE)["delta"], 0.1 * 0.5**3, rtol=1e-6)
 
 
@@ -361,12 +363,12 @@ def test_grpo_and_rank_grpo_are_grpo_loss_on_their_advantages(level, aggregate):
         return lambda logp: core.grpo_loss(logp, OLD, advantages, mask=MASK, clip=clip, **rules, **options)
 
     grpo = Grpo(clip=0.1, clip_high=0.3, level=level, aggregate=aggregate)
-    rank = RankGrpo(clip=0.05, level=level, aggregate=aggregate)
+    rank = RankGrpo(clip=0.05, dual_clip=1.1, level=level, aggregate=aggregate)
     standard, ranks = core.group_advantages(SCORES), core.rank_advantages(SCORES)
     same(grpo, loss(standard, (0.1, 0.3)), None, POLICY)
-    same(rank, loss(ranks, 0.05), None, POLICY)
+    same(rank, loss(ranks, 0.05, dual_clip=1.1), None, POLICY)
     same(grpo, loss(standard, (0.1, 0.3), candidate_weight=COUNTED), ALIVE, POLICY)
-    same(rank, loss(ranks, 0.05, candidate_weight=COUNTED), ALIVE, POLICY)
+    same(rank, loss(ranks, 0.05, dual_clip=1.1, candidate_weight=COUNTED), ALIVE, POLICY)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -391,11 +393,13 @@ def test_ppo_is_ppo_loss_without_the_critic(alive):
     mask, none = jnp.asarray(counted, jnp.float32), jnp.zeros((B, K, T))
 
     def loss(logp):
-        value, metrics = core.ppo_loss(logp, OLD, advantages, none, none, none, mask=mask, clip=(0.1, 0.3))
+        value, metrics = core.ppo_loss(
+            logp, OLD, advantages, none, none, none, mask=mask, clip=(0.1, 0.3), dual_clip=1.2
+        )
         everywhere = core.ppo_loss(logp, OLD, *[none] * 4, mask=MASK)[1]["approx_kl"]  # dead groups too
         return value, {name: x for name, x in metrics.items() if name != "value"} | {"approx_kl": everywhere}
 
-    same(Ppo(clip=0.1, clip_high=0.3), loss, alive, POLICY)
+    same(Ppo(clip=0.1, clip_high=0.3, dual_clip=1.2), loss, alive, POLICY)
 
 
 @pytest.mark.parametrize(("level", "aggregate"), RULES)
@@ -404,7 +408,7 @@ def test_soft_is_soft_pair_grpo_loss(level, aggregate, alive):
     pairs = core.pairs_from_rewards(SCORES, scheme="matched", margin=0.2)
     if alive is not None:
         pairs = pairs._replace(weight=pairs.weight * alive[:, None])
-    rules = {"beta": 0.4, "level": level, "aggregate": aggregate}
+    rules = {"beta": 0.4, "dual_clip": 1.1, "level": level, "aggregate": aggregate}
 
     def loss(logp):
         kl = core.kl_k2(logp, OLD)
