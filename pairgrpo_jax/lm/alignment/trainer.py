@@ -205,6 +205,16 @@ def mean_of_finite(rewards: np.ndarray) -> float:
     return float(kept.mean()) if kept.size else float("nan")
 
 
+def on_host(tree: Any) -> Any:
+    """Arrays of all devices as each process's own: small programs on all of them, run one by one, may wait for ever."""
+    return jax.tree.map(jnp.asarray, processes.fetch(tree))
+
+
+def known(batch: Batch, rewards: jax.Array | None, ended: np.ndarray) -> core.Metrics:
+    """See `verdict_metrics`."""
+    return verdict_metrics(*on_host((batch.lengths, batch.alive, ended, rewards, batch.pairs)))
+
+
 def adaptive_of(state: TrainState) -> Adaptive:
     """What the method has in the train state."""
     return Adaptive(state.delta_step, state.multiplier)
@@ -350,12 +360,13 @@ class _Run:
         if samples.rescores or self.config.critic is not None:
             logp, values = self.old_scores(state.params, self.frozen, batch)
             if not samples.cuts:
-                gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
+                one, other, mask = on_host((logp, sampled_logp, batch.mask))
+                gap = {"sampler_gap": core.mean_term(jnp.abs(one - other), mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
             laps.end("updates", batch)
         batch, rewards, pairs, told = self.judge(state, prompts, batch, position, laps)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, verdict_metrics(batch, rewards, self.placement.batch(whole)) | gap | told
+        return batch, known(batch, rewards, whole) | gap | told
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -441,7 +452,7 @@ class _Run:
             others = self.likelihoods(state, mismatched(rows))
             laps.end("reference", others)
         batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
-        return batch, verdict_metrics(batch, None, self.placement.batch(whole))
+        return batch, known(batch, None, whole)
 
     def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
         """What the policy and the reference say of pairs before any update on them."""
