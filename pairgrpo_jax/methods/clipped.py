@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pairgrpo_jax import core
-from pairgrpo_jax.core.bounds import Above, AtLeast
-from pairgrpo_jax.core.surrogate import Aggregate, Level
+from pairgrpo_jax.core.bounds import Above, AtLeast, require_idle
+from pairgrpo_jax.core.surrogate import Aggregate, Level, PolicyLoss
 from pairgrpo_jax.methods.method import Advantages, Likelihoods, Method
 
 
@@ -53,12 +53,22 @@ class StepRules(Clipped):
     """Ratio per token (or control step) or per sequence (GSPO)."""
     aggregate: Aggregate = "sequence_mean"
     """How steps are averaged: in a candidate first (GRPO), over all (DAPO), or over a constant (Dr. GRPO)."""
+    policy_loss: PolicyLoss = "clip"
+    """The clipped surrogate, or `-min(rho, 1 + clip_high) A log p` with a constant weight (CISPO, arXiv 2506.13585)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.policy_loss == "cispo":
+            require_idle(self, "dual_clip", 'with policy_loss="cispo", whose weight is capped for every advantage')
+            if self.clip_high is not None:
+                require_idle(self, "clip", 'with policy_loss="cispo", whose weight is capped by clip_high alone')
 
     @property
     def rules(self) -> dict[str, Any]:
-        """With `level` and `aggregate`."""
-        return super().rules | {"level": self.level, "aggregate": self.aggregate}
+        """With those of the steps."""
+        steps = {"level": self.level, "aggregate": self.aggregate, "policy_loss": self.policy_loss}
+        return super().rules | steps | ({"clip": self.clip_range[1]} if self.policy_loss == "cispo" else {})
 
     def objective(self, likelihoods, signal, adaptive):
-        """`-min(rho A, clip(rho) A)`, aggregated."""
+        """`-min(rho A, clip(rho) A)` or CISPO's loss, aggregated."""
         return self.surrogate(likelihoods, signal)

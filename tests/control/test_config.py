@@ -146,7 +146,8 @@ ALTERNATIVES = {
 # All candidates have as many steps, so these means are one; tests/lm/test_alignment.py has sequences of many lengths.
 SAME = {f"{name}.aggregate" for name in ("grpo", "rank", "soft", "hard")}
 # Of the surrogate that language models have too: the same file shows that these act in every method.
-SHARED = {f"{name}.dual_clip" for name in ("grpo", "rank", "ppo", "soft")}
+SHARED = {f"{name}.{field}" for name in ("grpo", "rank", "soft") for field in ("dual_clip", "policy_loss")}
+SHARED |= {"ppo.dual_clip"}
 
 
 def names(prefix, settings):

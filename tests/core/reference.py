@@ -66,8 +66,8 @@ def clipped(ratio, advantage, low, high, dual_clip=None):
 
 
 def surrogate(
-    logp, old_logp, advantages, mask, *, clip=0.2, dual_clip=None, kl=None, beta=0.0, level="token",
-    aggregate="sequence_mean", max_length=None, groups=None,
+    logp, old_logp, advantages, mask, *, clip=0.2, dual_clip=None, policy_loss="clip", kl=None, beta=0.0,
+    level="token", aggregate="sequence_mean", max_length=None, groups=None,
 ):  # fmt: skip
     low, high = clip if isinstance(clip, tuple) else (clip, clip)
     groups = range(len(logp)) if groups is None else groups
@@ -77,7 +77,10 @@ def surrogate(
         if level == "sequence":
             log_ratio = np.mean((logp - old_logp)[b, i][mask[b, i] > 0])
         ratio, advantage = np.exp(log_ratio), advantages[b, i, t] if advantages.ndim == 3 else advantages[b, i]
-        losses[b, i, t] = -clipped(ratio, advantage, low, high, dual_clip)
+        if policy_loss == "cispo":
+            losses[b, i, t] = -min(ratio, 1 + clip) * advantage * logp[b, i, t]
+        else:
+            losses[b, i, t] = -clipped(ratio, advantage, low, high, dual_clip)
     loss = reduce_steps(losses, mask, aggregate, groups, max_length)
     return loss if kl is None else loss + beta * reduce_steps(kl, mask, aggregate, groups, max_length)
 

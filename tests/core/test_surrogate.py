@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import AGGREGATES, CLIPS, LEVELS, SCHEMES, cases, make
+from cases import AGGREGATES, CLIPS, LEVELS, SCHEMES, SHAPES, cases, make
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
@@ -133,6 +133,42 @@ def test_dual_clip_bounds_what_a_rejected_candidate_adds(level):
     assert np.isinf(loss(logp)[0]) and metrics["clip_fraction"] == 0.5
     np.testing.assert_allclose(value, (6 - np.exp(0.1)) / 2, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[0.0, -np.exp(0.1) / 2]], rtol=1e-6)
+
+
+@given(case=cases(shapes=SHAPES[1:]), clip=st.sampled_from([0.0, 0.2, 4.0]), level=st.sampled_from(LEVELS),
+       aggregate=st.sampled_from(AGGREGATES))  # fmt: skip
+def test_cispo_and_its_gradient_match_the_reference(case, clip, level, aggregate):
+    how = {"clip": clip, "level": level, "aggregate": aggregate, "policy_loss": "cispo"}
+    advantages, mask = case.rewards - 1.1, case.steps(case.mask)
+    loss = lambda x: pg.grpo_loss(x, case.old_logp, advantages, mask=case.mask, **how)  # noqa: E731
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(case.logp))
+    np.testing.assert_allclose(
+        value, reference.surrogate(case.logp, case.old_logp, advantages, mask, **how), rtol=1e-11, atol=1e-12
+    )
+    log_ratio, lengths = (case.logp - case.old_logp) * mask, np.maximum(mask.sum(-1, keepdims=True), 1)
+    if level == "sequence":
+        log_ratio = np.broadcast_to(log_ratio.sum(-1, keepdims=True) / lengths, mask.shape)
+    counts = {"sequence_mean": 8 * lengths, "token_mean": np.maximum(mask.sum(), 1), "constant": 24}[aggregate]
+    expected = -np.minimum(np.exp(log_ratio), 1 + clip) * advantages[..., None] * mask / counts
+    np.testing.assert_allclose(gradient, expected, rtol=1e-11, atol=1e-14)
+    capped = reference.reduce_steps((np.exp(log_ratio) > 1 + clip).astype(float), mask, aggregate, range(2))
+    np.testing.assert_allclose(metrics["clip_fraction"], capped, rtol=1e-12)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_cispo_is_the_policy_gradient_at_ratio_one_and_keeps_one_beyond(level):
+    case = make(0, masked=False)
+
+    def gradient(logp, policy_loss):
+        loss = lambda x: pg.grpo_loss(x, case.old_logp, case.rewards - 1.1, level=level, policy_loss=policy_loss)[0]  # noqa: E731
+        return jax.grad(loss)(jnp.asarray(logp))
+
+    policy_gradient = np.broadcast_to((1.1 - case.rewards)[..., None] / 24, case.logp.shape)
+    np.testing.assert_allclose(gradient(case.old_logp, "cispo"), policy_gradient, rtol=1e-12)
+    np.testing.assert_allclose(gradient(case.old_logp, "clip"), policy_gradient, rtol=1e-12)
+    good = case.rewards > 1.1
+    np.testing.assert_allclose(gradient(case.old_logp + 800, "cispo"), 1.2 * policy_gradient, rtol=1e-12)
+    assert not gradient(case.old_logp + 1, "clip")[good].any() and good.any()
 
 
 def test_only_logp_carries_a_gradient():

@@ -200,6 +200,12 @@ def policy_entries(rng):
             {"loss_type": "grpo", "delta": 1.4},
             {"dual_clip": 1.4},
         ),  # TRL's bounds A > 0 too: at least 1 + high
+        # TRL's epsilon_high is the cap itself there, not its distance from 1.
+        (
+            "cispo",
+            {"loss_type": "cispo", "clip": (None, 1.28)},
+            {"policy_loss": "cispo", "aggregate": "token_mean", "clip": 0.28},
+        ),
     ]
     for name, theirs, ours in cases:
         yield entry(name, "grpo_loss", data, ["logp"], lambda x, o=theirs: trl_grpo(x, **o), ours)

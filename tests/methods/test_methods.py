@@ -55,6 +55,7 @@ REFUSED = {
     "clip_high": (-0.1, NAN, "wide"),
     "dual_clip": (1.0, 0.5, NAN, "wide"),
     "level": ("word", None),
+    "policy_loss": ("reinforce", None),
     "aggregate": ("sum", None),
     "baseline": ("median", None),
     "scale": ("std", None),
@@ -80,6 +81,7 @@ TAKEN = {
     "clip_high": (0.0, 0.5),
     "dual_clip": (1.01, 3.0),
     "level": ("sequence",),
+    "policy_loss": ("cispo",),
     "aggregate": ("token_mean", "constant"),
     "baseline": ("leave_one_out",),
     "scale": ("batch", "none"),
@@ -415,6 +417,31 @@ def test_soft_is_soft_pair_grpo_loss(level, aggregate, alive):
         return core.soft_pair_grpo_loss(logp, OLD, pairs, mask=MASK, clip=(0.1, 0.3), kl=kl, **rules)
 
     same(SoftPair(scheme="matched", margin=0.2, clip=0.1, clip_high=0.3, **rules), loss, alive, POLICY)
+
+
+@pytest.mark.parametrize("cls", [Grpo, RankGrpo, SoftPair], ids=lambda cls: cls.name)
+def test_cispo_is_its_loss_of_core_with_the_cap_of_clip_high(cls):
+    def loss(logp):
+        cispo = {"mask": MASK, "policy_loss": "cispo", "clip": 0.3}
+        if cls is SoftPair:
+            pairs = core.pairs_from_rewards(SCORES, scheme=cls().scheme)
+            return core.soft_pair_grpo_loss(logp, OLD, pairs, kl=core.kl_k2(logp, OLD), beta=cls().beta, **cispo)
+        advantages = {Grpo: core.group_advantages, RankGrpo: core.rank_advantages}[cls](SCORES)
+        return core.grpo_loss(logp, OLD, advantages, **cispo)
+
+    for clips in ({"clip_high": 0.3}, {"clip": 0.3}):
+        same(cls(policy_loss="cispo", **clips), loss, None, POLICY)
+
+
+CISPO = [({"dual_clip": 3.0}, "dual_clip=3.0"), ({"clip": 0.1, "clip_high": 0.3}, "clip=0.1")]
+
+
+@pytest.mark.parametrize("cls", [Grpo, RankGrpo, SoftPair], ids=lambda cls: cls.name)
+@pytest.mark.parametrize(("changes", "named"), CISPO, ids=["dual_clip", "clip"])
+def test_settings_without_effect_in_cispo_are_refused(cls, changes, named):
+    assert cls(**changes) != cls()
+    with pytest.raises(ValueError, match=rf'^{named} has no effect with policy_loss="cispo"'):
+        cls(**changes).replace(policy_loss="cispo")
 
 
 HARD = list(itertools.product(("reverse", "forward"), ("hinge", "lagrangian"), ("candidates", "tokens"), (False, True)))
