@@ -22,38 +22,79 @@ from pairgrpo_jax.core.terms import (
     require_positive,
     require_rank,
     require_same_shape,
+    require_values,
 )
 
 Level = Literal["token", "sequence"]
 Aggregate = Literal["sequence_mean", "token_mean", "constant"]
-LEVELS, AGGREGATES = get_args(Level), get_args(Aggregate)
+PolicyLoss = Literal["clip", "cispo"]
+LEVELS, AGGREGATES, POLICY_LOSSES = get_args(Level), get_args(Aggregate), get_args(PolicyLoss)
 Clip = float | tuple[float, float]
 
 
-def clipped_surrogate(log_ratio: jax.Array, advantages: jax.Array, clip: Clip = 0.2) -> tuple[jax.Array, jax.Array]:
+def clipped_surrogate(
+    log_ratio: jax.Array, advantages: jax.Array, clip: Clip = 0.2, dual_clip: jax.typing.ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Elementwise `-min(rho A, clip(rho, 1 - low, 1 + high) A)` (arXiv 1707.06347, eq. 7).
+
+    With `dual_clip` = c, `-max(min(rho A, clip(rho) A), c A)` where A < 0 (dual clip, arXiv 1912.09729): the min alone
+    has no bound there, so that one step that became far more likely would outweigh a batch.
 
     Args:
       log_ratio: log rho, any shape.
       advantages: broadcasts against it.
       clip: epsilon, or `(low, high)` (DAPO's clip-higher, arXiv 2503.14476).
+      dual_clip: c, more than 1; None for no bound.
 
     Returns:
       The loss and a 0/1 array that marks where clipping removed the gradient, both of `log_ratio`'s shape.
 
     Raises:
-      ValueError: for a negative clip.
+      ValueError: for a negative clip, or a dual_clip of at most 1.
     """
     low, high = clip if isinstance(clip, (tuple, list)) else (clip, clip)
     require_nonnegative(**{"clip (low)": low, "clip (high)": high})
+    require_values("> 1", lambda x: x > 1, dual_clip=dual_clip)
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
     outside = ((ratio > 1 + high) & (advantages > 0)) | ((ratio < 1 - low) & (advantages < 0))
+    ceiling = 1 + high
+    if dual_clip is not None:
+        outside |= (ratio > dual_clip) & (advantages < 0)
+        ceiling = jnp.where(advantages < 0, dual_clip, ceiling)
     flat = outside | (advantages == 0)
     # Where no gradient flows nothing is differentiated either: 0 * exp(90) would be nan.
     moving = jnp.exp(jnp.where(flat, 0, log_ratio))
     lower = jnp.minimum(moving * advantages, jnp.clip(moving, 1 - low, 1 + high) * advantages)
-    value = jnp.where(flat, jnp.clip(ratio, 1 - low, 1 + high) * advantages, lower)
+    value = jnp.where(flat, jnp.clip(ratio, 1 - low, ceiling) * advantages, lower)
     return -value, outside.astype(value.dtype)
+
+
+def capped_weight_loss(
+    log_ratio: jax.Array, logp: jax.Array, advantages: jax.Array, clip: Clip = 0.2
+) -> tuple[jax.Array, jax.Array]:
+    """Elementwise `-min(rho, 1 + clip) A log p` (CISPO, arXiv 2506.13585, eq. 4 and 5); no gradient flows through rho.
+
+    Every step keeps its gradient, with a weight that is capped; as in that paper's runs, nothing bounds it below.
+
+    Args:
+      log_ratio: log rho, any shape.
+      logp: log-probabilities of the steps under the policy, like it.
+      advantages: broadcasts against it.
+      clip: how far above 1 the weight goes.
+
+    Returns:
+      The loss and a 0/1 array that marks where the weight is capped, both of `log_ratio`'s shape.
+
+    Raises:
+      ValueError: for a clip that is negative, or has a lower part, which would have no effect.
+    """
+    if isinstance(clip, (tuple, list)):
+        raise ValueError(f'clip must be one number with policy_loss="cispo", which has no lower bound, got {clip}')
+    require_nonnegative(clip=clip)
+    ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
+    weighted = jnp.minimum(ratio, 1 + clip) * advantages
+    value = weighted * jnp.where(weighted == 0, 0, logp)  # 0 * -inf would be nan
+    return -value, (ratio > 1 + clip).astype(value.dtype)
 
 
 def aggregate_steps(
@@ -144,6 +185,8 @@ def grpo_loss(
     *,
     mask: jax.Array | None = None,
     clip: Clip = 0.2,
+    dual_clip: jax.typing.ArrayLike | None = None,
+    policy_loss: str = "clip",
     kl: jax.Array | None = None,
     beta: jax.typing.ArrayLike = 0.0,
     level: str = "token",
@@ -159,6 +202,8 @@ def grpo_loss(
       advantages: `[B,K]`, or `[B,K,T]` for per-step advantages. No gradient flows into them.
       mask: like `logp`, 1 where a step counts; build it from lengths.
       clip: epsilon, or `(low, high)`.
+      dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
+      policy_loss: "clip", or "cispo", see `capped_weight_loss`; its `clip` is one number, and `dual_clip` None.
       kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp)`), `[B,K]` or `[B,K,T]`; None for
         no KL term.
       beta: weight of `kl`.
@@ -171,11 +216,13 @@ def grpo_loss(
       `(loss, metrics)`; metrics `policy`, `kl`, `clip_fraction`, and `approx_kl`, see `policy_kl`.
 
     Raises:
-      ValueError: for shapes that do not fit, an unknown `level` or `aggregate`, a negative clip, mask, weight or beta,
-        or advantages that are not finite where they count (where these are concrete).
+      ValueError: for shapes that do not fit, an unknown `level`, `aggregate` or `policy_loss`, a negative clip, mask,
+        weight or beta, a dual_clip of at most 1, a clip or dual_clip without effect, or advantages that are not finite
+        where they count (where these are concrete).
     """
     log_ratio, _, mask = prepare(logp, old_logp, mask)
     require_choice("level", level, LEVELS)
+    require_choice("policy_loss", policy_loss, POLICY_LOSSES)
     advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
     require_finite(advantages=advantages)
     require_nonnegative(candidate_weight=candidate_weight, beta=beta)
@@ -185,7 +232,13 @@ def grpo_loss(
     if level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
-    policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
+    if policy_loss == "clip":
+        policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)
+    elif dual_clip is None:
+        logp = masked(with_steps("logp", logp, log_ratio.shape), mask)
+        policy, clipped = capped_weight_loss(log_ratio, logp, advantages, clip)
+    else:
+        raise ValueError(f"dual_clip={dual_clip} has no effect with policy_loss={policy_loss!r}; leave it at None")
 
     def term(x: jax.Array, weight: jax.typing.ArrayLike = 0.0) -> Term:
         return aggregate_steps(
@@ -206,6 +259,8 @@ def soft_pair_grpo_loss(
     *,
     mask: jax.Array | None = None,
     clip: Clip = 0.2,
+    dual_clip: jax.typing.ArrayLike | None = None,
+    policy_loss: str = "clip",
     kl: jax.Array | None = None,
     beta: jax.typing.ArrayLike = 0.01,
     level: str = "token",
@@ -222,6 +277,8 @@ def soft_pair_grpo_loss(
       pairs: `Pairs`, `[B,P]`.
       mask: like `logp`, 1 where a step counts.
       clip: epsilon, or `(low, high)`.
+      dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
+      policy_loss: "clip" or "cispo"; see `grpo_loss`.
       kl: elementwise KL estimate, the paper's is to pi_old: `kl_k2(logp, old_logp)`; None for no KL term.
       beta: weight of `kl`.
       level: "token" or "sequence".
@@ -244,6 +301,8 @@ def soft_pair_grpo_loss(
         pair_rewards(pairs, logp.shape[1]),
         mask=mask,
         clip=clip,
+        dual_clip=dual_clip,
+        policy_loss=policy_loss,
         kl=kl,
         beta=beta,
         level=level,
@@ -299,6 +358,7 @@ def ppo_loss(
     *,
     mask: jax.Array | None = None,
     clip: Clip = 0.2,
+    dual_clip: jax.typing.ArrayLike | None = None,
     value_clip: float | None = None,
     value_weight: jax.typing.ArrayLike = 0.5,
     entropy: jax.Array | None = None,
@@ -315,6 +375,7 @@ def ppo_loss(
       returns: value targets.
       mask: 1 where a step counts.
       clip: epsilon, or `(low, high)`.
+      dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       value_clip: see `value_terms`.
       value_weight: weight of the mean squared value error.
       entropy: the policy's entropy at each step, like `logp`; None for no bonus.
@@ -325,14 +386,15 @@ def ppo_loss(
       masked steps.
 
     Raises:
-      ValueError: if shapes differ, a clip, value_weight or mask is negative, or an advantage that counts is not finite.
+      ValueError: if shapes differ, a clip, value_weight or mask is negative, dual_clip is at most 1, or an advantage
+        that counts is not finite.
     """
     given = {name: x for name, x in {"mask": mask, "entropy": entropy}.items() if x is not None}
     require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values, **given)
     log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
     advantages = masked(frozen(advantages), mask)
     require_finite(advantages=advantages)
-    policy, clipped = clipped_surrogate(log_ratio, advantages, clip)
+    policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)
     terms = {
         "policy": mean_term(policy, mask, 1.0),
         "clip_fraction": mean_term(clipped, mask),

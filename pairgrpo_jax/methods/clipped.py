@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pairgrpo_jax import core
-from pairgrpo_jax.core.bounds import AtLeast
-from pairgrpo_jax.core.surrogate import Aggregate, Level
+from pairgrpo_jax.core.bounds import Above, AtLeast, require_idle
+from pairgrpo_jax.core.surrogate import Aggregate, Level, PolicyLoss
 from pairgrpo_jax.methods.method import Advantages, Likelihoods, Method
 
 
@@ -19,22 +19,28 @@ class Clipped(Method):
     """PPO clip epsilon of the ratio."""
     clip_high: Annotated[float | None, AtLeast(0)] = None
     """Epsilon above 1, if it differs (DAPO's clip-higher)."""
+    dual_clip: Annotated[float | None, Above(1)] = None
+    """Bound of the ratio where the advantage is negative (dual clip, arXiv 1912.09729, with 3); None: no bound."""
 
     @property
     def clip_range(self) -> tuple[float, float]:
         """Epsilon below and above 1."""
         return self.clip, self.clip if self.clip_high is None else self.clip_high
 
+    @property
+    def rules(self) -> dict[str, Any]:
+        """Its settings as options of core's losses."""
+        return {"clip": self.clip_range, "dual_clip": self.dual_clip}
+
     def surrogate(self, likelihoods: Likelihoods, signal: Advantages, **options: Any) -> core.Objective:
-        """The clipped surrogate's terms on given advantages."""
+        """The surrogate's terms on given advantages; `options` of `core.grpo_loss` go before `rules`."""
         terms = core.grpo_loss.objective(
             likelihoods.logp,
             likelihoods.old_logp,
             signal.advantages,
             mask=likelihoods.mask,
-            clip=self.clip_range,
             candidate_weight=signal.candidate_weight,
-            **options,
+            **self.rules | options,
         )
         return {"surrogate": terms.pop("policy")} | terms
 
@@ -47,7 +53,22 @@ class StepRules(Clipped):
     """Ratio per token (or control step) or per sequence (GSPO)."""
     aggregate: Aggregate = "sequence_mean"
     """How steps are averaged: in a candidate first (GRPO), over all (DAPO), or over a constant (Dr. GRPO)."""
+    policy_loss: PolicyLoss = "clip"
+    """The clipped surrogate, or `-min(rho, 1 + clip_high) A log p` with a constant weight (CISPO, arXiv 2506.13585)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.policy_loss == "cispo":
+            require_idle(self, "dual_clip", 'with policy_loss="cispo", whose weight is capped for every advantage')
+            if self.clip_high is not None:
+                require_idle(self, "clip", 'with policy_loss="cispo", whose weight is capped by clip_high alone')
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """With those of the steps."""
+        steps = {"level": self.level, "aggregate": self.aggregate, "policy_loss": self.policy_loss}
+        return super().rules | steps | ({"clip": self.clip_range[1]} if self.policy_loss == "cispo" else {})
 
     def objective(self, likelihoods, signal, adaptive):
-        """`-min(rho A, clip(rho) A)`, aggregated."""
-        return self.surrogate(likelihoods, signal, level=self.level, aggregate=self.aggregate)
+        """`-min(rho A, clip(rho) A)` or CISPO's loss, aggregated."""
+        return self.surrogate(likelihoods, signal)

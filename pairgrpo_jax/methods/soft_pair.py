@@ -31,10 +31,8 @@ class SoftPair(StepRules, PairMethod):
             likelihoods.old_logp,
             signal.pairs,
             mask=likelihoods.mask,
-            clip=self.clip_range,
             kl=likelihoods.kl_old,
             beta=self.beta,
-            level=self.level,
-            aggregate=self.aggregate,
+            **self.rules,
         )
         return {"surrogate": terms.pop("policy"), "kl_penalty": terms.pop("kl")} | terms

@@ -60,9 +60,14 @@ def reduce_steps(x, mask, rule, groups, max_length=None):
     return sum(sums) / count if count else 0.0
 
 
+def clipped(ratio, advantage, low, high, dual_clip=None):
+    value = min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+    return value if dual_clip is None or advantage >= 0 else max(value, dual_clip * advantage)
+
+
 def surrogate(
-    logp, old_logp, advantages, mask, *, clip=0.2, kl=None, beta=0.0, level="token", aggregate="sequence_mean",
-    max_length=None, groups=None,
+    logp, old_logp, advantages, mask, *, clip=0.2, dual_clip=None, policy_loss="clip", kl=None, beta=0.0,
+    level="token", aggregate="sequence_mean", max_length=None, groups=None,
 ):  # fmt: skip
     low, high = clip if isinstance(clip, tuple) else (clip, clip)
     groups = range(len(logp)) if groups is None else groups
@@ -72,7 +77,10 @@ def surrogate(
         if level == "sequence":
             log_ratio = np.mean((logp - old_logp)[b, i][mask[b, i] > 0])
         ratio, advantage = np.exp(log_ratio), advantages[b, i, t] if advantages.ndim == 3 else advantages[b, i]
-        losses[b, i, t] = -min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+        if policy_loss == "cispo":
+            losses[b, i, t] = -min(ratio, 1 + clip) * advantage * logp[b, i, t]
+        else:
+            losses[b, i, t] = -clipped(ratio, advantage, low, high, dual_clip)
     loss = reduce_steps(losses, mask, aggregate, groups, max_length)
     return loss if kl is None else loss + beta * reduce_steps(kl, mask, aggregate, groups, max_length)
 
@@ -122,14 +130,14 @@ def hard(
 
 
 def ppo(
-    logp, old_logp, advantages, values, old_values, returns, mask, *, clip=0.2, value_clip=None, value_weight=0.5,
-    entropy=None, entropy_weight=0.0,
+    logp, old_logp, advantages, values, old_values, returns, mask, *, clip=0.2, dual_clip=None, value_clip=None,
+    value_weight=0.5, entropy=None, entropy_weight=0.0,
 ):  # fmt: skip
     low, high = clip if isinstance(clip, tuple) else (clip, clip)
     total = 0.0
     for where in map(tuple, np.argwhere(mask)):
         ratio = np.exp(logp[where] - old_logp[where])
-        total -= min(ratio * advantages[where], min(max(ratio, 1 - low), 1 + high) * advantages[where])
+        total -= clipped(ratio, advantages[where], low, high, dual_clip)
         error = (values[where] - returns[where]) ** 2
         if value_clip is not None:
             near = old_values[where] + min(max(values[where] - old_values[where], -value_clip), value_clip)

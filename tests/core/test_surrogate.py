@@ -3,16 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from cases import AGGREGATES, CLIPS, LEVELS, SCHEMES, cases, make
+from cases import AGGREGATES, CLIPS, LEVELS, SCHEMES, SHAPES, cases, make
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import pairgrpo_jax as pg
+from pairgrpo_jax.core.surrogate import clipped_surrogate
 
 pytestmark = pytest.mark.usefixtures("x64")
 OPTIONS = {
     "clip": st.sampled_from(CLIPS),
+    "dual_clip": st.sampled_from([None, 1.1, 3.0]),
     "level": st.sampled_from(LEVELS),
     "aggregate": st.sampled_from(AGGREGATES),
     "beta": st.sampled_from([0.0, 0.3]),
@@ -52,12 +54,13 @@ def test_soft_matches_the_reference(case, scheme, with_kl, **options):
     value_clip=st.sampled_from([None, 0.1]),
     entropy_weight=st.sampled_from([None, 0.0, 0.2]),
     clip=st.sampled_from(CLIPS),
+    dual_clip=st.sampled_from([None, 1.1]),
     masked=st.booleans(),
 )
-def test_ppo_matches_the_reference(seed, value_clip, entropy_weight, clip, masked):
+def test_ppo_matches_the_reference(seed, value_clip, entropy_weight, clip, dual_clip, masked):
     case = make(seed, masked=masked)
     advantages, values, old_values, returns, entropy = np.random.default_rng(seed).normal(size=(5, 2, 4, 3))
-    options = {"clip": clip, "value_clip": value_clip, "value_weight": 0.7}
+    options = {"clip": clip, "dual_clip": dual_clip, "value_clip": value_clip, "value_weight": 0.7}
     if entropy_weight is not None:
         options |= {"entropy": entropy, "entropy_weight": entropy_weight}
     arrays = (case.logp, case.old_logp, advantages, values, old_values, returns)
@@ -91,6 +94,81 @@ def test_clipping_is_pessimistic_and_reported(advantage, log_ratio, gradient):
     (_, metrics), grads = jax.value_and_grad(pg.grpo_loss, has_aux=True)(*arguments)
     np.testing.assert_allclose(grads, np.full((3, 2), gradient * np.exp(log_ratio) / 6), rtol=1e-12)
     assert metrics["clip_fraction"] == (gradient == 0)
+
+
+@given(seed=st.integers(0, 2**16), low=st.floats(0, 0.9), high=st.floats(0, 2), dual_clip=st.floats(1.01, 4))
+def test_dual_clip_and_its_gradient_match_the_reference(seed, low, high, dual_clip):
+    """Gradients against central differences, wherever the reference has no corner."""
+    rng = np.random.default_rng(seed)
+    log_ratio, advantages, h = rng.normal(0, 1, 32), rng.normal(size=32), 1e-6
+    (value, flat), gradient = DUAL(log_ratio, advantages, low, high, dual_clip)
+
+    def expected(x):
+        return -np.array([reference.clipped(*each, low, high, dual_clip) for each in zip(np.exp(x), advantages)])
+
+    np.testing.assert_allclose(value, expected(log_ratio), rtol=1e-12)
+    corners = np.abs(np.exp(log_ratio)[:, None] - [1 - low, 1 + high, dual_clip]).min(axis=1)
+    slope = (expected(log_ratio + h) - expected(log_ratio - h)) / (2 * h)
+    smooth = corners > 1e-4
+    np.testing.assert_allclose(gradient[smooth], slope[smooth], rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(flat[smooth] > 0, slope[smooth] == 0)
+
+
+@jax.jit
+def DUAL(log_ratio, advantages, low, high, dual_clip):
+    """Value, flat places and gradient; all traced, so that it is compiled once."""
+    surrogate = lambda x: clipped_surrogate(x, advantages, (low, high), dual_clip)  # noqa: E731
+    return surrogate(log_ratio), jax.grad(lambda x: jnp.sum(surrogate(x)[0]))(log_ratio)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_dual_clip_bounds_what_a_rejected_candidate_adds(level):
+    """exp(800) is inf in float64: without the bound the loss is too."""
+    logp, advantages = jnp.array([[800.0, 0.1]]), jnp.array([[-2.0, 1.0]])
+
+    def loss(x, **options):
+        return pg.grpo_loss(x, jnp.zeros_like(x), advantages, level=level, **options)
+
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(logp, dual_clip=3.0)
+    assert np.isinf(loss(logp)[0]) and metrics["clip_fraction"] == 0.5
+    np.testing.assert_allclose(value, (6 - np.exp(0.1)) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[0.0, -np.exp(0.1) / 2]], rtol=1e-6)
+
+
+@given(case=cases(shapes=SHAPES[1:]), clip=st.sampled_from([0.0, 0.2, 4.0]), level=st.sampled_from(LEVELS),
+       aggregate=st.sampled_from(AGGREGATES))  # fmt: skip
+def test_cispo_and_its_gradient_match_the_reference(case, clip, level, aggregate):
+    how = {"clip": clip, "level": level, "aggregate": aggregate, "policy_loss": "cispo"}
+    advantages, mask = case.rewards - 1.1, case.steps(case.mask)
+    loss = lambda x: pg.grpo_loss(x, case.old_logp, advantages, mask=case.mask, **how)  # noqa: E731
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(case.logp))
+    np.testing.assert_allclose(
+        value, reference.surrogate(case.logp, case.old_logp, advantages, mask, **how), rtol=1e-11, atol=1e-12
+    )
+    log_ratio, lengths = (case.logp - case.old_logp) * mask, np.maximum(mask.sum(-1, keepdims=True), 1)
+    if level == "sequence":
+        log_ratio = np.broadcast_to(log_ratio.sum(-1, keepdims=True) / lengths, mask.shape)
+    counts = {"sequence_mean": 8 * lengths, "token_mean": np.maximum(mask.sum(), 1), "constant": 24}[aggregate]
+    expected = -np.minimum(np.exp(log_ratio), 1 + clip) * advantages[..., None] * mask / counts
+    np.testing.assert_allclose(gradient, expected, rtol=1e-11, atol=1e-14)
+    capped = reference.reduce_steps((np.exp(log_ratio) > 1 + clip).astype(float), mask, aggregate, range(2))
+    np.testing.assert_allclose(metrics["clip_fraction"], capped, rtol=1e-12)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_cispo_is_the_policy_gradient_at_ratio_one_and_keeps_one_beyond(level):
+    case = make(0, masked=False)
+
+    def gradient(logp, policy_loss):
+        loss = lambda x: pg.grpo_loss(x, case.old_logp, case.rewards - 1.1, level=level, policy_loss=policy_loss)[0]  # noqa: E731
+        return jax.grad(loss)(jnp.asarray(logp))
+
+    policy_gradient = np.broadcast_to((1.1 - case.rewards)[..., None] / 24, case.logp.shape)
+    np.testing.assert_allclose(gradient(case.old_logp, "cispo"), policy_gradient, rtol=1e-12)
+    np.testing.assert_allclose(gradient(case.old_logp, "clip"), policy_gradient, rtol=1e-12)
+    good = case.rewards > 1.1
+    np.testing.assert_allclose(gradient(case.old_logp + 800, "cispo"), 1.2 * policy_gradient, rtol=1e-12)
+    assert not gradient(case.old_logp + 1, "clip")[good].any() and good.any()
 
 
 def test_only_logp_carries_a_gradient():

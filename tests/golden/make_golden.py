@@ -46,13 +46,13 @@ def rows(x):
     return torch.as_tensor(x).reshape(-1, *x.shape[2:])
 
 
-def trl_grpo(x, *, loss_type, clip=(0.2, 0.2), beta=0.0, level="token", max_length=T, keep=slice(None)):
+def trl_grpo(x, *, loss_type, clip=(0.2, 0.2), beta=0.0, level="token", max_length=T, delta=None, keep=slice(None)):
     """GRPOTrainer._compute_loss on the groups `keep`; `x` holds logp, old_logp, ref_logp, advantages, mask."""
     x = {name: value[keep] for name, value in x.items()}
     logp = rows(x["logp"])
     self = trainer(
         _get_per_token_logps_and_entropies=lambda *_, **__: (logp, torch.zeros_like(logp), None),
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
         current_gradient_accumulation_steps=1,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
@@ -195,6 +195,17 @@ def policy_entries(rng):
             {"level": "sequence", "aggregate": "token_mean"},
         ),
         ("narrow_clip", {"loss_type": "grpo", "clip": (0.05, 0.1)}, {"clip": [0.05, 0.1]}),
+        (
+            "dual_clip",
+            {"loss_type": "grpo", "delta": 1.4},
+            {"dual_clip": 1.4},
+        ),  # TRL's bounds A > 0 too: at least 1 + high
+        # TRL's epsilon_high is the cap itself there, not its distance from 1.
+        (
+            "cispo",
+            {"loss_type": "cispo", "clip": (None, 1.28)},
+            {"policy_loss": "cispo", "aggregate": "token_mean", "clip": 0.28},
+        ),
     ]
     for name, theirs, ours in cases:
         yield entry(name, "grpo_loss", data, ["logp"], lambda x, o=theirs: trl_grpo(x, **o), ours)

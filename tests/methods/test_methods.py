@@ -53,7 +53,9 @@ NAN = float("nan")
 REFUSED = {
     "clip": (-0.1, NAN, "wide"),
     "clip_high": (-0.1, NAN, "wide"),
+    "dual_clip": (1.0, 0.5, NAN, "wide"),
     "level": ("word", None),
+    "policy_loss": ("reinforce", None),
     "aggregate": ("sum", None),
     "baseline": ("median", None),
     "scale": ("std", None),
@@ -77,7 +79,9 @@ SWITCHES = {"project_target", "length_normalize"}
 TAKEN = {
     "clip": (0.0, 2),
     "clip_high": (0.0, 0.5),
+    "dual_clip": (1.01, 3.0),
     "level": ("sequence",),
+    "policy_loss": ("cispo",),
     "aggregate": ("token_mean", "constant"),
     "baseline": ("leave_one_out",),
     "scale": ("batch", "none"),
@@ -361,12 +365,12 @@ def test_grpo_and_rank_grpo_are_grpo_loss_on_their_advantages(level, aggregate):
         return lambda logp: core.grpo_loss(logp, OLD, advantages, mask=MASK, clip=clip, **rules, **options)
 
     grpo = Grpo(clip=0.1, clip_high=0.3, level=level, aggregate=aggregate)
-    rank = RankGrpo(clip=0.05, level=level, aggregate=aggregate)
+    rank = RankGrpo(clip=0.05, dual_clip=1.1, level=level, aggregate=aggregate)
     standard, ranks = core.group_advantages(SCORES), core.rank_advantages(SCORES)
     same(grpo, loss(standard, (0.1, 0.3)), None, POLICY)
-    same(rank, loss(ranks, 0.05), None, POLICY)
+    same(rank, loss(ranks, 0.05, dual_clip=1.1), None, POLICY)
     same(grpo, loss(standard, (0.1, 0.3), candidate_weight=COUNTED), ALIVE, POLICY)
-    same(rank, loss(ranks, 0.05, candidate_weight=COUNTED), ALIVE, POLICY)
+    same(rank, loss(ranks, 0.05, dual_clip=1.1, candidate_weight=COUNTED), ALIVE, POLICY)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -391,11 +395,13 @@ def test_ppo_is_ppo_loss_without_the_critic(alive):
     mask, none = jnp.asarray(counted, jnp.float32), jnp.zeros((B, K, T))
 
     def loss(logp):
-        value, metrics = core.ppo_loss(logp, OLD, advantages, none, none, none, mask=mask, clip=(0.1, 0.3))
+        value, metrics = core.ppo_loss(
+            logp, OLD, advantages, none, none, none, mask=mask, clip=(0.1, 0.3), dual_clip=1.2
+        )
         everywhere = core.ppo_loss(logp, OLD, *[none] * 4, mask=MASK)[1]["approx_kl"]  # dead groups too
         return value, {name: x for name, x in metrics.items() if name != "value"} | {"approx_kl": everywhere}
 
-    same(Ppo(clip=0.1, clip_high=0.3), loss, alive, POLICY)
+    same(Ppo(clip=0.1, clip_high=0.3, dual_clip=1.2), loss, alive, POLICY)
 
 
 @pytest.mark.parametrize(("level", "aggregate"), RULES)
@@ -404,13 +410,38 @@ def test_soft_is_soft_pair_grpo_loss(level, aggregate, alive):
     pairs = core.pairs_from_rewards(SCORES, scheme="matched", margin=0.2)
     if alive is not None:
         pairs = pairs._replace(weight=pairs.weight * alive[:, None])
-    rules = {"beta": 0.4, "level": level, "aggregate": aggregate}
+    rules = {"beta": 0.4, "dual_clip": 1.1, "level": level, "aggregate": aggregate}
 
     def loss(logp):
         kl = core.kl_k2(logp, OLD)
         return core.soft_pair_grpo_loss(logp, OLD, pairs, mask=MASK, clip=(0.1, 0.3), kl=kl, **rules)
 
     same(SoftPair(scheme="matched", margin=0.2, clip=0.1, clip_high=0.3, **rules), loss, alive, POLICY)
+
+
+@pytest.mark.parametrize("cls", [Grpo, RankGrpo, SoftPair], ids=lambda cls: cls.name)
+def test_cispo_is_its_loss_of_core_with_the_cap_of_clip_high(cls):
+    def loss(logp):
+        cispo = {"mask": MASK, "policy_loss": "cispo", "clip": 0.3}
+        if cls is SoftPair:
+            pairs = core.pairs_from_rewards(SCORES, scheme=cls().scheme)
+            return core.soft_pair_grpo_loss(logp, OLD, pairs, kl=core.kl_k2(logp, OLD), beta=cls().beta, **cispo)
+        advantages = {Grpo: core.group_advantages, RankGrpo: core.rank_advantages}[cls](SCORES)
+        return core.grpo_loss(logp, OLD, advantages, **cispo)
+
+    for clips in ({"clip_high": 0.3}, {"clip": 0.3}):
+        same(cls(policy_loss="cispo", **clips), loss, None, POLICY)
+
+
+CISPO = [({"dual_clip": 3.0}, "dual_clip=3.0"), ({"clip": 0.1, "clip_high": 0.3}, "clip=0.1")]
+
+
+@pytest.mark.parametrize("cls", [Grpo, RankGrpo, SoftPair], ids=lambda cls: cls.name)
+@pytest.mark.parametrize(("changes", "named"), CISPO, ids=["dual_clip", "clip"])
+def test_settings_without_effect_in_cispo_are_refused(cls, changes, named):
+    assert cls(**changes) != cls()
+    with pytest.raises(ValueError, match=rf'^{named} has no effect with policy_loss="cispo"'):
+        cls(**changes).replace(policy_loss="cispo")
 
 
 HARD = list(itertools.product(("reverse", "forward"), ("hinge", "lagrangian"), ("candidates", "tokens"), (False, True)))
