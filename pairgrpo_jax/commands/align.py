@@ -32,6 +32,7 @@ from pairgrpo_jax.commands.runs import (
     open_checkpoints,
     print_files,
     reading,
+    require_mesh,
     stopped_code,
     train_in_folder,
 )
@@ -74,7 +75,7 @@ from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, fitted_on, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, head_source, readable
 from pairgrpo_jax.methods import METHODS
-from pairgrpo_jax.training import Schedule, TrainState, open_folder, read_metrics, settings
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 
 # May differ on --resume: they do not change what the state means.
 FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times")
@@ -238,6 +239,7 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
+    require_mesh(run)
     placement = make_placement(run)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)
@@ -257,8 +259,8 @@ def execute(run: Run, console: Console) -> int:
         )
         if stopped is not None:
             return stopped_code(stopped, done, console)
-        report(run, trainer, state, console)
-        (run.output / DONE).touch()
+        files = export(run, trainer, state, console) if run.export else {}
+        processes.on_lead(lambda: report(run, files, console))
     return 0
 
 
@@ -483,7 +485,7 @@ def make_evaluation(
             )
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
-        (run.output / "replies.md").write_text(page(run, iteration, row, replies))
+        processes.on_lead(lambda: (run.output / "replies.md").write_text(page(run, iteration, row, replies)))
         scores = [*(row.get(f"held_out/{name}") for name in after.rewards), row.get("win_rate")]
         known = [x for x in (*scores, row.get("implicit_accuracy")) if x is not None]
         return row | {"score": known[0] if known else 0.0, "time/evaluation": time.perf_counter() - began}
@@ -491,14 +493,13 @@ def make_evaluation(
     return evaluate
 
 
-def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> None:
-    """Exports the model and prints the summary."""
+def report(run: Run, exported: dict[str, str], console: Console) -> None:
+    """Prints the summary and marks the run as finished."""
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
     files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
-    if run.export:
-        files |= export(run, trainer, state, console)
+    files |= exported
     after = [f"pairgrpo generate --model {run.output / 'model'}"] if run.export else []
     after += [f"tensorboard --logdir {run.output}"]
     lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
@@ -508,6 +509,7 @@ def report(run: Run, trainer: Trainer, state: TrainState, console: Console) -> N
         total = run.iterations * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
     print_files(run.output, files, console)
+    (run.output / DONE).touch()
 
 
 def export(run: Run, trainer: Trainer, state: TrainState, console: Console) -> dict[str, str]:
@@ -517,10 +519,12 @@ def export(run: Run, trainer: Trainer, state: TrainState, console: Console) -> d
         step, state = checkpoints.restore(state, "best")
         checkpoints.close()
         console.print(f"exporting the best checkpoint, after {step} of {run.iterations} batches")
-    save_pretrained(trainer.model, merged(run.config, trainer.model, state.params), run.output / "model")
+    params = processes.local(merged(run.config, trainer.model, state.params))
+    processes.on_lead(lambda: save_pretrained(trainer.model, params, run.output / "model"))
     if (adapters := run.config.adapters.lora) is None:
         return {"model": "model/"}
-    save_peft(run.output / "adapter", trainer.model.config, adapters, state.params["lora"], base=run.model)
+    lora = processes.local(state.params["lora"])
+    processes.on_lead(lambda: save_peft(run.output / "adapter", trainer.model.config, adapters, lora, base=run.model))
     return {"model": "model/", "adapters for PEFT": "adapter/"}
 
 

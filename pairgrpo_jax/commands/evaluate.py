@@ -45,6 +45,7 @@ from pairgrpo_jax.lm.data import (
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_head, fitted_on, load_head
 from pairgrpo_jax.lm.rewards.reward_training import pair_features
+from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import SourceError, columns_of, compares, judged
 
 
@@ -160,10 +161,14 @@ class Judges:
             return {self.source_name: rewards} if rewards is not None else {}
         if self.source is None or compares(self.source):
             return {}
-        columns = {name: [prompt.columns[name] for prompt in self.prompts] for name in self.columns}
-        messages = [prompt.messages for prompt in self.prompts]
+
+        def judge(mine: slice):
+            prompts = self.prompts[mine]
+            columns = {name: [prompt.columns[name] for prompt in prompts] for name in self.columns}
+            return judged(self.source, [prompt.messages for prompt in prompts], replies.texts[mine], **columns)
+
         try:
-            return judged(self.source, messages, replies.texts, **columns)[1]
+            return by_share(len(self.prompts), judge)[1]
         except SourceError as error:
             raise SourceError(f"held-out prompts: {error}") from error
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import warnings
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,18 @@ with warnings.catch_warnings():
     # Brax says on import that its environments moved to MuJoCo Playground; this one is wanted as it is.
     warnings.filterwarnings("ignore", module="brax")
     from brax import envs
+    from mujoco import mjx
+
+
+@contextlib.contextmanager
+def _own_device():
+    """mjx puts a model on the first of all devices; of several processes, only one could read it there."""
+    own = jax.local_devices()[0]
+    if own == jax.devices()[0]:
+        yield
+        return
+    with mock.patch.object(mjx, "put_model", functools.partial(mjx.put_model, device=own)):
+        yield
 
 
 class BraxHalfCheetah(Env):
@@ -24,7 +39,8 @@ class BraxHalfCheetah(Env):
 
     def __init__(self, backend: str = "spring"):
         self.name = f"brax:{backend}"
-        self._env = envs.get_environment("halfcheetah", backend=backend)
+        with _own_device():
+            self._env = envs.get_environment("halfcheetah", backend=backend)
         self.dt = float(self._env.dt)
         self.sys = self._env.sys
 

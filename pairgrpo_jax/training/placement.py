@@ -23,6 +23,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def put_rows(tree: Any, rows: NamedSharding | None) -> Any:
+    """`tree` with every leaf split as `rows` say, or on the default device."""
+    return jax.device_put(tree) if rows is None else jax.tree.map(lambda x: processes.put(x, rows), tree)
+
+
 def split(tree: Any, mesh: Mesh, axis_name: str) -> Any:
     """`tree` with the leading axis of every leaf split over a mesh axis; scalars are replicated."""
 

@@ -86,6 +86,8 @@ def start(how: Start) -> None:
     if how.alone:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Programs that run side by side on a CPU may meet their collectives in another order in each process, and wait.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # Signals are ours: `training.train` stops after the same iteration everywhere.
     jax.config.update("jax_enable_preemption_service", False)
     options: dict[str, Any] = {}
@@ -105,7 +107,7 @@ def start(how: Start) -> None:
         ) from error
     finally:
         clock.cancel()
-    threading.Thread(target=_end_with_the_others, daemon=True).start()
+    threading.Thread(target=_end_with_the_others, name=_FAILED, daemon=True).start()
     if leads():
         print(f"{count()} processes, {jax.device_count()} devices ({jax.devices()[0].device_kind})", flush=True)
 
@@ -170,6 +172,11 @@ def fetch(tree: Any) -> Any:
         return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(whole, tree)
+
+
+def local(tree: Any) -> Any:
+    """The arrays of a tree where each process can compute with them by itself. All must call it."""
+    return tree if count() == 1 else jax.tree.map(jnp.asarray, fetch(tree))
 
 
 def gather(value: Any) -> list[Any]:
@@ -310,6 +317,10 @@ def leaving_together() -> Iterator[None]:
         return
     if code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         gather(code)
+        jax.distributed.shutdown()
+        for thread in threading.enumerate():  # a thread that still waits would abort the interpreter's end
+            if thread.name == _FAILED:
+                thread.join(_GRACE)
         sys.exit(code)
     all_here("leave")
     time.sleep(leads())  # the coordinator's end would end the others with a stack trace

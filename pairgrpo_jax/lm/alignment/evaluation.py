@@ -18,6 +18,8 @@ from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.lm.models.scoring import Policy, score
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, score_and_reward
 from pairgrpo_jax.methods import Dpo, Likelihoods, Method
+from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.placement import put_rows
 
 
 class Replies(NamedTuple):
@@ -102,7 +104,7 @@ def in_batches(run: Callable[[np.ndarray], Sequence], count: int, batch: int) ->
     The last batch is filled up with the first rows, so that one shape compiles.
     """
     parts = [
-        [np.asarray(x)[: count - start] for x in run(np.arange(start, start + batch) % count)]
+        [processes.fetch(x)[: count - start] for x in run(np.arange(start, start + batch) % count)]
         for start in range(0, count, batch)
     ]
     return [np.concatenate(x) for x in zip(*parts)]
@@ -130,7 +132,7 @@ def judge_replies(
 
     def run(index: np.ndarray):
         texts = pad_texts([prompts[i].ids for i in index.tolist()], prompt_tokens)
-        part = jax.device_put(Batch(*texts, replies.tokens[index], replies.lengths[index]), rows)
+        part = put_rows(Batch(*texts, replies.tokens[index], replies.lengths[index]), rows)
         return _logp_and_rewards(reference.model.skeleton, *reference[1:], head, part, sampling)
 
     logp, *rewards = in_batches(run, len(prompts), _batch(batch, len(prompts), rows))
@@ -165,7 +167,7 @@ def implicit_margins(
 
     def run(index: np.ndarray):
         part = pair_batch([pairs[i] for i in index.tolist()], prompt_tokens, completion_tokens)
-        return [_margins(models, how, (policy[1:], reference[1:]), jax.device_put(part, rows))]
+        return [_margins(models, how, (policy[1:], reference[1:]), put_rows(part, rows))]
 
     return in_batches(run, len(pairs), _batch(batch, len(pairs), rows))[0]
 

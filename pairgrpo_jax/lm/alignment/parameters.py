@@ -14,6 +14,7 @@ from pairgrpo_jax.lm.models import lora, sharding
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy
 from pairgrpo_jax.training.placement import replicate, split
+from pairgrpo_jax.training.processes import put
 
 
 def init_trainable(config: AlignConfig, model: Model, key: jax.Array) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Placement:
         if self.mesh is None:
             return model
         places = self.shardings(jax.eval_shape(lambda: model.params))
-        return dataclasses.replace(model, params=jax.device_put(model.params, places), mesh=self.mesh)
+        return dataclasses.replace(model, params=jax.tree.map(put, model.params, places), mesh=self.mesh)
 
     def shardings(self, params: Any) -> Any:
         """Where parameters belong, for `load_model`; None on one device."""

@@ -63,25 +63,28 @@ def _value_targets(batch: Batch, rewards, trace: float, ref_beta: float) -> tupl
     return batch._replace(returns=(advantages + values) * mask), advantages
 
 
-def verdict_metrics(batch: Batch, rewards: jax.Array | None, ended: jax.Array) -> core.Metrics:
+def verdict_metrics(
+    lengths: jax.Array, alive: jax.Array, ended: jax.Array, rewards: jax.Array | None, pairs: Pairs | None
+) -> core.Metrics:
     """What is known before an update.
 
     Args:
-      batch: with its learning signal.
-      rewards: `[B,K]`, or None.
+      lengths: of completions, `[B,K]`.
+      alive: `[B]`, 0 for a group without a usable verdict.
       ended: `[B,K]`, 1 where a completion stopped by itself.
+      rewards: `[B,K]`, or None.
+      pairs: `[B,P]` that are learned from, or None.
 
     Returns:
       `length` (tokens), `truncated` (share), `failed_groups` (count); with rewards, `reward`, `reward_std` in a group,
       `flat_groups` (share whose rewards are all equal), `rank_correlation` (the equivalence certificate); with pairs,
       `pairs` (count), `ties` (pair slots that hold none), `groups_without_pair` (share).
     """
-    alive = batch.alive
     metrics = {
-        "length": jnp.mean(batch.lengths.astype(jnp.float32)),
+        "length": jnp.mean(lengths.astype(jnp.float32)),
         "truncated": 1 - jnp.mean(ended),
         "failed_groups": jnp.sum(1 - alive),
-        "tokens": jnp.sum(batch.lengths).astype(jnp.float32),
+        "tokens": jnp.sum(lengths).astype(jnp.float32),
     }
     if rewards is not None:
 
@@ -92,9 +95,9 @@ def verdict_metrics(batch: Batch, rewards: jax.Array | None, ended: jax.Array) -
         metrics["reward_std"] = mean(jnp.std(rewards, axis=-1))
         metrics["flat_groups"] = mean((jnp.max(rewards, -1) == jnp.min(rewards, -1)).astype(jnp.float32))
         metrics["rank_correlation"] = mean(core.reward_rank_correlation(rewards))
-    if batch.pairs is not None:
-        held = (batch.pairs.weight > 0).astype(jnp.float32)
+    if pairs is not None:
+        held = (pairs.weight > 0).astype(jnp.float32)
         metrics["pairs"] = jnp.sum(held)
         metrics["ties"] = jnp.sum(alive[:, None] * (1 - held))
-        metrics["groups_without_pair"] = 1 - jnp.mean(groups_with_pairs(batch.pairs))
+        metrics["groups_without_pair"] = 1 - jnp.mean(groups_with_pairs(pairs))
     return metrics

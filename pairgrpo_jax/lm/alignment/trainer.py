@@ -35,9 +35,10 @@ from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
+from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, judged
 from pairgrpo_jax.methods import Adaptive, Likelihoods
-from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
+from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -204,6 +205,16 @@ def mean_of_finite(rewards: np.ndarray) -> float:
     return float(kept.mean()) if kept.size else float("nan")
 
 
+def on_host(tree: Any) -> Any:
+    """Arrays of all devices as each process's own: small programs on all of them, run one by one, may wait for ever."""
+    return jax.tree.map(jnp.asarray, processes.fetch(tree))
+
+
+def known(batch: Batch, rewards: jax.Array | None, ended: np.ndarray) -> core.Metrics:
+    """See `verdict_metrics`."""
+    return verdict_metrics(*on_host((batch.lengths, batch.alive, ended, rewards, batch.pairs)))
+
+
 def adaptive_of(state: TrainState) -> Adaptive:
     """What the method has in the train state."""
     return Adaptive(state.delta_step, state.multiplier)
@@ -249,7 +260,7 @@ class _Run:
         rows = []
         for _ in range(count):
             state, metrics = self.iteration(state)
-            rows.append(jax.device_get(metrics))
+            rows.append(processes.fetch(metrics))
         return state, _stacked(rows)
 
     def iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -263,7 +274,7 @@ class _Run:
             batch, metrics = self.pairs(state, position, pair_key, laps)
         metrics |= self.config.method.report(adaptive_of(state))
         batch = self.placement.batch(batch)
-        if np.any(np.asarray(batch.alive)):
+        if np.any(processes.fetch(batch.alive)):
             state, measured = self.fit(state, batch, *update_keys)
             metrics = metrics | measured
             if self.config.method.dual:
@@ -349,12 +360,13 @@ class _Run:
         if samples.rescores or self.config.critic is not None:
             logp, values = self.old_scores(state.params, self.frozen, batch)
             if not samples.cuts:
-                gap = {"sampler_gap": core.mean_term(jnp.abs(logp - sampled_logp), batch.mask).mean}
+                one, other, mask = on_host((logp, sampled_logp, batch.mask))
+                gap = {"sampler_gap": core.mean_term(jnp.abs(one - other), mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
             laps.end("updates", batch)
         batch, rewards, pairs, told = self.judge(state, prompts, batch, position, laps)
         batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, verdict_metrics(batch, rewards, jnp.asarray(whole)) | gap | told
+        return batch, known(batch, rewards, whole) | gap | told
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -391,20 +403,24 @@ class _Run:
         judgement, each = self.ask(prompts, batch, position)
         laps.end("judging")
         alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
-        rewards, pairs = jax.tree.map(jnp.asarray, (judgement.rewards, judgement.pairs))
+        rewards, pairs = self.placement.batch((judgement.rewards, judgement.pairs))
         means = {f"reward/{name}": np.float32(mean_of_finite(x)) for name, x in each.items()}
         return batch._replace(alive=alive), rewards, pairs, means | dict(judgement.metrics)
 
     def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> tuple[Any, dict[str, np.ndarray]]:
         """The source's verdict on the texts, checked, failed groups with rewards of 0; and each of its rewards."""
         b, k = batch.lengths.shape
-        lengths = np.asarray(batch.lengths).reshape(-1)
-        rows = [row[:n].tolist() for row, n in zip(np.asarray(batch.completions).reshape(b * k, -1), lengths)]
-        texts = self.decode(rows)
-        groups = [texts[i : i + k] for i in range(0, b * k, k)]
+        completions, lengths = processes.fetch((batch.completions, batch.lengths))
+
+        def judge(mine: slice):
+            rows = zip(completions[mine].reshape(-1, completions.shape[-1]), lengths[mine].reshape(-1))
+            texts = self.decode([row[:n].tolist() for row, n in rows])
+            columns = {name: [prompt.columns[name] for prompt in prompts[mine]] for name in self.columns}
+            groups = [texts[i : i + k] for i in range(0, len(texts), k)]
+            return judged(self.source, [prompt.messages for prompt in prompts[mine]], groups, **columns)
+
         try:
-            columns = {name: [prompt.columns[name] for prompt in prompts] for name in self.columns}
-            judgement, each = judged(self.source, [prompt.messages for prompt in prompts], groups, **columns)
+            judgement, each = by_share(b, judge)
         except SourceError as error:
             raise SourceError(f"batch {position}: {error}") from error
         if np.any(judgement.failed):
@@ -422,7 +438,7 @@ class _Run:
         indices = batch_indices(len(self.data.pairs), self.config.texts.prompts, position, self.seed)
         rows = [self.data.pairs[i] for i in indices]
         batch = self.placement.batch(self.padded(rows))
-        whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
+        whole = ended(self.model, *processes.fetch((batch.completions, batch.lengths))).astype(np.float32)
         laps.end("host", batch)
         if self.config.scores_reference:
             batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
@@ -436,7 +452,7 @@ class _Run:
             others = self.likelihoods(state, mismatched(rows))
             laps.end("reference", others)
         batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
-        return batch, verdict_metrics(batch, None, jnp.asarray(whole))
+        return batch, known(batch, None, whole)
 
     def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
         """What the policy and the reference say of pairs before any update on them."""

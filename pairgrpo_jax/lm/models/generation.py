@@ -19,6 +19,8 @@ from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
 from pairgrpo_jax.lm.models.places import KV
 from pairgrpo_jax.lm.models.sampling import Sampling
+from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.placement import put_rows
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _PIECE = 8  # prompts that are read together where rows are refilled
@@ -117,10 +119,10 @@ def generate(
     tokens, lengths = _pad_prompts([prompts[i] for i in order.tolist()], multiple)
     extra = jnp.broadcast_to(keys[:1], (len(tokens) - len(keys), num_samples))
     row_key = jnp.concatenate([keys[order], extra]).reshape(-1)
-    settings = (chosen, jnp.asarray(stops or (-1,), jnp.int32), row_key)
+    settings = (chosen, np.asarray(stops or (-1,), np.int32), row_key)
     real = jnp.arange(len(tokens)) < len(prompts)
     if rows is not None:
-        tokens, lengths, real = jax.device_put((tokens, lengths, real), rows)
+        tokens, lengths, real = put_rows((tokens, lengths, real), rows)
     view = functools.partial(_outputs, shape=(len(tokens), num_samples), places=np.argsort(order))
 
     def watch(state: Any) -> Any:
@@ -151,7 +153,7 @@ def _whole_batch(decoder: Decoder, inputs: tuple, new: int, watch: Callable, eve
         state = watch(state)
         if int(state.step) >= new or bool(state.done.all()):
             return state
-        limit = jnp.int32(min(int(state.step) + every, new))
+        limit = np.int32(min(int(state.step) + every, new))
         state = _decode(decoder, params, state, limit, settings, lora)
 
 
@@ -306,7 +308,7 @@ def _decode(decoder: Decoder, params, state: _State, limit, settings, lora) -> _
 
 def _outputs(state: Any, shape: tuple[int, int], places: np.ndarray) -> list[np.ndarray]:
     """Returns tokens, lengths and log-probabilities of the prompts at `places`, `[B, K, ...]`."""
-    arrays = (np.asarray(x) for x in (state.tokens, state.lengths, state.logp))
+    arrays = processes.fetch((state.tokens, state.lengths, state.logp))
     return [x.reshape(*shape, *x.shape[1:])[places] for x in arrays]
 
 

@@ -16,6 +16,7 @@ from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, feature_count, features, reward
+from pairgrpo_jax.training import processes
 
 MODES = ("frozen", "lora", "full")
 L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
@@ -97,7 +98,7 @@ def pair_features(
         if not np.isfinite(into[index]).all():
             tokens = pad_pairs([pairs[i] for i in index], batch)
             values = _pooled(policy.model.skeleton, names, *policy[1:], tokens)
-            into[index] = np.asarray(values)[: len(index)]
+            into[index] = processes.fetch(values)[: len(index)]
         done += len(index)
         if progress is not None:
             progress(done)

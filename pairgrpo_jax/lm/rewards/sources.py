@@ -22,6 +22,7 @@ from pairgrpo_jax.lm.data import Columns, Prompt, asked_by, encode_prompt, encod
 from pairgrpo_jax.lm.models.scoring import Policy as LanguageModel
 from pairgrpo_jax.lm.rewards.asking import Asker, JudgeError, Manner, Memory, Question, digest, in_thread, run
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, reward
+from pairgrpo_jax.training import processes
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -355,6 +356,8 @@ def head_source(
       reply_tokens: longer replies lose their end.
     """
 
+    params, lora = processes.local((policy.params, policy.lora))  # each process judges other texts
+
     @jax.jit
     def run(params, lora, tokens):
         return reward(LanguageModel(policy.model, params, lora), head, *tokens)
@@ -369,7 +372,7 @@ def head_source(
         replies = [encode_reply(policy.model, text, reply_tokens) for group in completions for text in group]
         tokens, lengths = pad_texts(replies)
         shaped = (tokens.reshape(groups, size, -1), lengths.reshape(groups, size))
-        values = np.asarray(run(policy.params, policy.lora, (*pad_texts([x or filler for x in ids]), *shaped)))
+        values = np.asarray(run(params, lora, (*pad_texts([x or filler for x in ids]), *shaped)))
         return Judgement(np.where(failed[:, None], 0.0, values).astype(np.float32), None, failed)
 
     return source
