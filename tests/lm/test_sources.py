@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,6 +54,21 @@ def test_rewards(function):
     rewards, pairs, failed, *_ = reward_function(function)(PROMPTS, COMPLETIONS)
     np.testing.assert_array_equal(rewards, LENGTHS)
     assert rewards.dtype == np.float32 and pairs is None and not failed.any()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"requires_grad": True}, {"dtype": "float16"}])
+def test_rewards_may_be_tensors_of_torch(options, flat):
+    torch = pytest.importorskip("torch")
+    options = options | ({"dtype": getattr(torch, options["dtype"])} if "dtype" in options else {})
+    whole = torch.tensor(LENGTHS.reshape(-1 if flat else LENGTHS.shape).tolist(), **options)
+    for values in (whole, list(whole), [list(row) for row in whole] if not flat else tuple(whole)):
+        np.testing.assert_array_equal(reward_function(returns(values))(PROMPTS, COMPLETIONS).rewards, LENGTHS)
+
+
+def test_rewards_may_be_bfloat16_of_jax():
+    values = jnp.asarray(LENGTHS, jnp.bfloat16)
+    np.testing.assert_array_equal(reward_function(returns(values))(PROMPTS, COMPLETIONS).rewards, LENGTHS)
 
 
 def test_weighted_sum():

@@ -215,13 +215,18 @@ def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> n
 
 
 def _as_rewards(values: Any, shape: tuple[int, int]) -> np.ndarray:
-    rows = [list(row) if isinstance(row, Sequence | np.ndarray) else row for row in values]
-    array = np.array(rows, dtype=object)
+    array = np.array([_plain(row) for row in (values.tolist() if hasattr(values, "tolist") else values)], dtype=object)
     if array.shape not in (shape, (shape[0] * shape[1],)):
         raise ValueError(
             f"expected {shape[0]} lists of {shape[1]} rewards or {shape[0] * shape[1]} in one, got {array.shape}"
         )
     return np.array([math.nan if x is None else float(x) for x in array.ravel()]).reshape(shape)
+
+
+def _plain(x: Any) -> Any:
+    """Nested lists, of arrays and tensors too: numpy refuses torch's bfloat16, and tensors with a gradient."""
+    x = x.tolist() if hasattr(x, "tolist") else x
+    return [_plain(y) for y in x] if isinstance(x, list | tuple) else x
 
 
 def judge(
