@@ -500,7 +500,7 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
     files |= exported
-    after = [f"pairgrpo generate --model {run.output / 'model'}"] if run.export else []
+    after = [f"pairgrpo generate --model {run.output}"] if run.export else []
     after += [f"tensorboard --logdir {run.output}"]
     lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
     console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.exported import chat_of, exported
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import reading
 from pairgrpo_jax.core.bounds import AtLeast, Settings
@@ -43,6 +44,8 @@ from pairgrpo_jax.lm.data import (
     unseen,
 )
 from pairgrpo_jax.lm.data.gym import Gym
+from pairgrpo_jax.lm.files.tokenizer import with_chat
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_head, fitted_on, load_head
 from pairgrpo_jax.lm.rewards.reward_training import pair_features
 from pairgrpo_jax.lm.rewards.shares import by_share
@@ -93,6 +96,7 @@ class Evaluation(Settings):
     """Draw b's replies with random keys of their own, not a's: no ties of equal replies, and a wider interval."""
     output: Path | None = None
     """A .json file for the figures and both sides' replies."""
+    chat: Chat = field(default_factory=Chat)
 
 
 class Heard(NamedTuple):
@@ -284,19 +288,12 @@ def tell_other_model(model: str, head: str) -> None:
         print(f"pairgrpo: warning: {head} was made on {made_on}; is {model} the same model?", file=sys.stderr)
 
 
-def resolve(name: str) -> str:
-    """A run of pairgrpo align stands for the model it exported."""
-    folder = Path(name)
-    if (folder / "versions.json").exists() and not (folder / "model" / "config.json").exists():
-        raise ValueError(f"{name}: this run has exported no model; finish it, without --no-export")
-    return str(folder / "model") if (folder / "model" / "config.json").exists() else name
-
-
-def as_policy(name: str, **options: Any) -> Policy:
+def as_policy(name: str, chat: Chat, **options: Any) -> Policy:
     """Loads a model as a policy, with options of `load_model`."""
-    model = load_model(resolve(name), **options)
+    model = load_model(exported(name), **options)
     if model.tokenizer is None:
         raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
+    model, _ = with_chat(model, chat)
     return Policy(model, model.params)
 
 
@@ -336,8 +333,9 @@ def main(words: Sequence[str]) -> None:
     if name:
         tell_other_model(args.reference, name)
     options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
-    reference, head = as_policy(args.reference, **options), load_head(name) if name else None
-    a, b = (reference if name == args.reference else as_policy(name, **options) for name in (args.a, args.b))
+    chat, head = chat_of(args.a, args.chat), load_head(name) if name else None
+    reference = as_policy(args.reference, chat, **options)
+    a, b = (reference if name == args.reference else as_policy(name, chat, **options) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():

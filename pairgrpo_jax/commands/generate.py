@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.exported import chat_of, exported
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
@@ -28,7 +29,7 @@ class Args:
     """What to generate, and how.
 
     Attributes:
-      model: a folder, a .gguf file, a hub repository, or smollm2.
+      model: a folder, a run of pairgrpo align, a .gguf file, a hub repository, or smollm2.
       ignore_fields: fields of its config to load without.
       end_of_turn: the token that ends a reply, where the chat template does not write it.
       prompt: answer this one message and stop.
@@ -177,8 +178,8 @@ def main(words: Sequence[str]) -> None:
     args = parse(Args(), words, "pairgrpo generate", __doc__)
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING)
     prompts = None if args.prompts is None else read_prompts(args.prompts)
-    model = load_model(args.model, ignore_fields=args.ignore_fields, end_of_turn=args.end_of_turn)
-    model, _ = with_chat(model, args.format)
+    model = load_model(exported(args.model), ignore_fields=args.ignore_fields, end_of_turn=args.end_of_turn)
+    model, _ = with_chat(model, chat_of(args.model, args.format))
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
     if prompts is not None:

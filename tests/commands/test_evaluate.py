@@ -5,12 +5,16 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from byte_model import write_model
 
 from pairgrpo_jax.commands import evaluate
 from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, pair_accuracy
+from pairgrpo_jax.commands.exported import chat_of
+from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.lm import Policy, Sampling
 from pairgrpo_jax.lm.alignment import EncodedPrompt
 from pairgrpo_jax.lm.alignment.evaluation import Judged, Replies
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
 from tests.lm.conftest import tiny_model
 
@@ -70,3 +74,23 @@ def test_rewards_of_binary_replies_have_intervals_and_pass_at_k():
     assert [row[f"held_out/right/pass@{k}"] for k in (2, 4)] == [0.75, 1.0] and row["held_out/right/failed"] == 1
     assert row["held_out/right/low"] <= 0.625 <= row["held_out/right/high"] and row["held_out/right/each"] == [0.25, 1]
     assert "win_rate" not in row and row["kl_reference"] == -1
+
+
+def test_conversations_become_text_as_in_the_run_unless_asked_otherwise(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "versions.json").write_text("{}")
+    kept = Chat(template_option=("enable_thinking=false",), system_turn="fold")
+    (run / "config.json").write_text(json.dumps({"model": "smollm2", "chat": to_values(kept)}))
+    assert chat_of(str(run), Chat()) == kept and "enable_thinking=false" in capsys.readouterr().err
+    other = Chat(template_date="2026-01-02")
+    assert chat_of(str(run), other) == other
+    (run / "versions.json").unlink()  # a model's folder, with a config.json of its own
+    assert chat_of(str(run), Chat()) == chat_of("smollm2", Chat()) == Chat() and not capsys.readouterr().err
+
+
+def test_options_that_a_template_does_not_name_are_refused(tmp_path, run_here):
+    write_model(tmp_path / "model")
+    words = ["--a", tmp_path / "model", "--reference", tmp_path / "model", "--judge", "", "--reward", "verify:math"]
+    done = run_here(evaluate.main, *words, "--template-option", "enable_thinking=false")
+    assert done.returncode == 2 and "template_option: the chat template does not name 'enable_thinking'" in done.stderr

@@ -1,0 +1,29 @@
+"""What a run of `pairgrpo align` stands for where a model is asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pairgrpo_jax.core.bounds import from_values
+from pairgrpo_jax.lm.models.chat import Chat
+
+
+def exported(name: str) -> str:
+    """The model that a run exported, or the name of another model as it is."""
+    folder = Path(name)
+    if (folder / "versions.json").exists() and not (folder / "model" / "config.json").exists():
+        raise ValueError(f"{name}: this run has exported no model; finish it, without --no-export")
+    return str(folder / "model") if (folder / "model" / "config.json").exists() else name
+
+
+def chat_of(name: str, chat: Chat) -> Chat:
+    """How conversations become text: as asked for, or else as in the run that `name` is."""
+    stored = Path(name) / "config.json"
+    if chat != Chat() or not (stored.parent / "versions.json").exists():
+        return chat
+    kept = from_values(Chat, json.loads(stored.read_text()).get("chat", {}))
+    if kept != chat:
+        print(f"pairgrpo: conversations become text as in {name}: {kept}", file=sys.stderr)
+    return kept
