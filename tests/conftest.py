@@ -5,6 +5,7 @@ programs for all tests and the command lines they start, most of which compile t
 optimisations, as most tests compile for longer than they compute; those of the real model and the notebooks are not.
 """
 
+import gc
 import inspect
 import os
 import sys
@@ -29,6 +30,18 @@ def optimised_for_the_real_model(request):
     jax.config.update(name, before and not real)
     yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Compiled programs hold some of the 65,530 pieces of memory that Linux gives; without any the compiler crashes."""
+    yield
+    import jax
+
+    pieces = Path("/proc/self/maps")
+    if pieces.exists() and pieces.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
