@@ -16,19 +16,16 @@ from typing import Annotated, Any, ClassVar, get_args
 import numpy as np
 
 from experiments import sweeps
-from experiments.grid import Cell, Grid, interval, rows_of, table, tell
+from experiments.grid import Cell, Grid, carry_out, compared, interval
 from experiments.plots import comparison
 from pairgrpo_jax.commands import cheetah, cli
-from pairgrpo_jax.commands.runs import make_console
 from pairgrpo_jax.control import ControlConfig, tuned
 from pairgrpo_jax.control.config import Advantage
 from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.statistics import (
-    improvement_interval,
     interquartile_interval,
     interquartile_mean,
     noise_variance,
-    probability_of_improvement,
     relative_noise_variance,
 )
 
@@ -82,15 +79,7 @@ class Comparison(Grid):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Comparison(), sys.argv[1:], "python -m experiments.compare", __doc__)
-    console, failed = make_console(), {}
-    if not args.report_only:
-        code, failed = args.make_missing(console)
-        if code:
-            return code
-    found = args.finished()
-    rows = rows_of(found)
-    comparison(rows, args.where / f"{args.step}.png", f"HalfCheetah, {args.env}, {args.steps:,.0f} steps")
-    return tell(args, table_of(rows), found, failed, console)
+    return carry_out(args, comparison, f"HalfCheetah, {args.env}, {args.steps:,.0f} steps", table_of)
 
 
 def parse(method: str) -> ControlConfig:
@@ -111,19 +100,12 @@ def parse(method: str) -> ControlConfig:
 
 def table_of(rows: dict[str, list[list[dict]]]) -> str:
     """A Markdown table of methods, each with the metrics of its runs; the first is the baseline."""
-    scores = {method: np.array([metrics[-1]["score"] for metrics in runs]) for method, runs in rows.items()}
-    first = next(iter(scores))
-    columns = ("method", "return, IQM [95% interval]", "stochastic policy", f"P(beats {first}) [95% interval]")
+    columns = ("return, IQM [95% interval]", "stochastic policy", "P(beats {first}) [95% interval]")
     columns += ("KL noise std", f"KL ≤ {2 * _RADIUS} nats", "grad-norm noise variance / mean²", "seeds")
-    rivals = {method: None if method == first else scores[first] for method in scores}
-    return table(columns, [(m, *_figures(scores[m], runs, rivals[m])) for m, runs in rows.items()])
+    return compared(rows, columns, _figures)
 
 
-def _figures(scores: np.ndarray, runs: list[list[dict]], rival: np.ndarray | None) -> tuple[str, ...]:
-    beats = "–"
-    if rival is not None:
-        share, between = probability_of_improvement(scores, rival), improvement_interval(scores, rival)
-        beats = f"{share:.2f}" + interval(*between, ".2f")
+def _figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
     kls, norms = ([np.array([row[name] for row in of]) for of in runs] for name in ("realised_kl", "grad_norm"))
     return (
         f"**{interquartile_mean(scores):.0f}**" + interval(*interquartile_interval(scores), ".0f"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -13,8 +14,9 @@ import tyro
 from rich.console import Console
 
 from experiments import results, sweeps
-from pairgrpo_jax.commands.runs import complete
+from pairgrpo_jax.commands.runs import complete, make_console
 from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.core.statistics import improvement_interval, probability_of_improvement
 from pairgrpo_jax.training import read_metrics, settings
 
 TUNING_SEEDS = range(100)  # the presets, too, were chosen on seed 0
@@ -184,9 +186,30 @@ def rows_of(found: dict[Cell, list[dict]]) -> dict[str, list[list[dict]]]:
     return rows
 
 
-def table(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    """In Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *lines))
+def compared(
+    rows: dict[str, list[list[dict]]],
+    columns: tuple[str, ...],
+    figures: Callable[[np.ndarray, list[list[dict]], str], tuple[str, ...]],
+) -> str:
+    """A Markdown table of methods, each with the metrics of its runs; the first is the baseline.
+
+    Args:
+      rows: see `rows_of`.
+      columns: after the method's; `{first}` in one stands for the baseline.
+      figures: `(scores, runs, how often it beats the baseline) -> cells`, scores of the runs' ends.
+    """
+    scores = {method: np.array([metrics[-1]["score"] for metrics in runs]) for method, runs in rows.items()}
+    first = next(iter(scores))
+    lines = [("method", *(column.format(first=first) for column in columns)), ("---",) * (1 + len(columns))]
+    for method, runs in rows.items():
+        beats = "–" if method == first else _beats(scores[method], scores[first])
+        lines.append((method, *figures(scores[method], runs, beats)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _beats(scores: np.ndarray, rival: np.ndarray) -> str:
+    between = improvement_interval(scores, rival)
+    return f"{probability_of_improvement(scores, rival):.2f}" + interval(*between, ".2f")
 
 
 def interval(low: float, high: float, form: str) -> str:
@@ -194,15 +217,36 @@ def interval(low: float, high: float, form: str) -> str:
     return "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
 
 
-def tell(grid: Grid, made: str, found: dict[Cell, list[dict]], failed: dict[Cell, str], console: Console) -> int:
-    """Writes a table beside the results and prints it, with the runs that are missing; 1 if some failed."""
+def carry_out(
+    grid: Grid,
+    draw: Callable[[dict[str, list[list[dict]]], Path, str], None],
+    title: str,
+    table_of: Callable[[dict[str, list[list[dict]]]], str],
+) -> int:
+    """Makes the runs that are missing, draws and tells; the exit code, 1 if one of them could not be finished.
+
+    Args:
+      grid: what to compare.
+      draw: `(rows, path, title)`, see `experiments.plots`.
+      title: of the picture.
+      table_of: of `rows_of`, in Markdown.
+    """
+    console, failed = make_console(), {}
+    if not grid.report_only:
+        code, failed = grid.make_missing(console)
+        if code:
+            return code
+    found = grid.finished()
+    rows = rows_of(found)
+    draw(rows, grid.where / f"{grid.step}.png", title)
+    made = table_of(rows)
     if missing := [cell.title for cell in grid.cells() if cell not in found]:
         made += f"\n\nNot finished, and not counted: {'; '.join(missing)}."
     (grid.where / f"{grid.step}.md").write_text(made + "\n")
-    console.print(made, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"\nin {grid.where}: {grid.step}.md, {grid.step}.png", highlight=False)
+    console.print(made, markup=False)
+    console.print(f"\nin {grid.where}: {grid.step}.md, {grid.step}.png")
     for cell, failure in failed.items():
-        console.print(f"not finished: {cell.title}: {failure}", highlight=False, markup=False)
+        console.print(f"not finished: {cell.title}: {failure}", markup=False)
     return 1 if failed else 0
 
 

@@ -110,7 +110,7 @@ def main() -> int:
         try:
             code = complete(align, run_of(args, cell), title, console)
         except NonFiniteError as error:  # a result too: the other cells go on
-            console.print(f"{title} has diverged: {error}", highlight=False)
+            console.print(f"{title} has diverged: {error}")
             code, diverged = 0, 1
         if code:
             return code
@@ -190,8 +190,8 @@ def report(args: Tables, console: Console) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "tables.md").write_text(text + "\n")
     draw(args, runs, args.output / "tables.png")
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"\nin {args.output / 'tables.md'} and {args.output / 'tables.png'}", highlight=False)
+    console.print(text, markup=False)
+    console.print(f"\nin {args.output / 'tables.md'} and {args.output / 'tables.png'}")
 
 
 def budget(args: Tables, runs: dict) -> str:

@@ -14,16 +14,13 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from experiments.grid import Cell, Grid, interval, rows_of, table, tell
+from experiments.grid import Cell, Grid, carry_out, compared, interval
 from experiments.plots import success
 from pairgrpo_jax.commands import align, cli
-from pairgrpo_jax.commands.runs import make_console
 from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.statistics import (
-    improvement_interval,
     interquartile_interval,
     interquartile_mean,
-    probability_of_improvement,
 )
 from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.lm.alignment import AlignConfig
@@ -87,22 +84,12 @@ class Sums(Grid):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Sums(), sys.argv[1:], "python -m experiments.sums", __doc__)
-    console, failed = make_console(), {}
-    if not args.report_only:
-        code, failed = args.make_missing(console)
-        if code:
-            return code
-    found = args.finished()
-    rows = rows_of(found)
-    success(rows, args.where / f"{args.step}.png", f"sums of one digit, {args.iterations} batches")
-    return tell(args, table_of(rows), found, failed, console)
+    return carry_out(args, success, f"sums of one digit, {args.iterations} batches", table_of)
 
 
 def table_of(rows: dict[str, list[list[dict]]]) -> str:
     """A Markdown table of methods, each with the metrics of its runs; the first is the baseline."""
-    scores = {method: np.array([metrics[-1]["score"] for metrics in runs]) for method, runs in rows.items()}
-    first = next(iter(scores))
-    columns = ("method", "held-out pass@1 %, IQM [95% interval]", f"P(beats {first}) [95% interval]")
+    columns = ("held-out pass@1 %, IQM [95% interval]", "P(beats {first}) [95% interval]")
     columns += (
         "KL to the start, nats a reply",
         "reply tokens",
@@ -110,15 +97,10 @@ def table_of(rows: dict[str, list[list[dict]]]) -> str:
         "minutes",
         "seeds",
     )
-    rivals = {method: None if method == first else scores[first] for method in scores}
-    return table(columns, [(m, *_figures(scores[m], runs, rivals[m])) for m, runs in rows.items()])
+    return compared(rows, columns, _figures)
 
 
-def _figures(scores: np.ndarray, runs: list[list[dict]], rival: np.ndarray | None) -> tuple[str, ...]:
-    beats = "–"
-    if rival is not None:
-        share, between = probability_of_improvement(scores, rival), improvement_interval(scores, rival)
-        beats = f"{share:.2f}" + interval(*between, ".2f")
+def _figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
     low, high = interquartile_interval(100 * scores)
     reached = [at for metrics in runs if (at := _reached(metrics)) is not None]
     return (

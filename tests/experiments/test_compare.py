@@ -15,6 +15,15 @@ from pairgrpo_jax.training import NonFiniteError, settings
 SCORES = {"ppo": 0, "hard": 50}
 
 
+def leave(run, rows):
+    """What a finished run leaves that is read; its exit code."""
+    run.output.mkdir(parents=True, exist_ok=True)
+    (run.output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run.output / "config.json").write_text(json.dumps(settings(run)))
+    (run.output / DONE).touch()
+    return 0
+
+
 @pytest.fixture
 def stub(monkeypatch):
     """Runs that cost nothing: two rows of metrics, or the error that `fails` holds for (method, seed)."""
@@ -25,14 +34,10 @@ def stub(monkeypatch):
         made.append((name, run.seed))
         if (name, run.seed) in fails:
             raise fails[name, run.seed]
-        run.output.mkdir(parents=True, exist_ok=True)
         score = [100.0 * (run.seed % 100) + SCORES[name] + 1e4 * run.config.optimizer.learning_rate]
         row = {"iteration": 1, "steps": 10, "seconds": 2.0, "score": score, "stochastic_score": score}
         rows = [row | {"realised_kl": [0.01 if run.seed % 100 else 1.0], "grad_norm": [1.0]}] * 3
-        (run.output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (run.output / "config.json").write_text(json.dumps(settings(run)))
-        (run.output / DONE).touch()
-        return 0
+        return leave(run, rows)
 
     monkeypatch.setattr(compare.cheetah, "execute", execute)
     monkeypatch.setattr(results, "commit", lambda: "a" * 40)
@@ -194,14 +199,10 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     """pass@1 at the end, when 90% was reached, and a sweep of as many rates for each method."""
 
     def execute(run, console):
-        run.output.mkdir(parents=True, exist_ok=True)
         end = (0.8 if run.config.method.name == "grpo" else 0.95) + 0.01 * (run.seed % 100)
         found = {"kl_reference": 3.0, "reply_tokens": 2.0, "seconds": 90.0}
         rows = [{"iteration": i, "score": s, **found} for i, s in ((1, 0.1), (2, 0.92 if end > 0.9 else 0.5), (3, end))]
-        (run.output / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (run.output / "config.json").write_text(json.dumps(settings(run)))
-        (run.output / DONE).touch()
-        return 0
+        return leave(run, rows)
 
     monkeypatch.setattr(sums.align, "execute", execute)
     monkeypatch.setattr(results, "commit", lambda: "a" * 40)
