@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
 from pairgrpo_jax.commands.report import REPORT, write_report
@@ -36,6 +36,7 @@ from pairgrpo_jax.commands.runs import (
     stopped_code,
     train_in_folder,
 )
+from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained

@@ -17,10 +17,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.plots import learning_curves
 from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.runs import DONE, make_console, print_files, require_mesh, stopped_code, train_in_folder
+from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.core.bounds import AtLeast, Settings

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pairgrpo_jax.commands.compiled import HELP, OPTION
+from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.methods import METHODS
@@ -27,17 +28,6 @@ _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imag
 _EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
 _EXTRAS |= {"reasoning_gym": "rewards", "math_verify": "rewards"}
 _EXTRAS["openai"] = "judge"
-
-
-def peek(words: Sequence[str], name: str, default: str) -> str:
-    """The value of `--name`, the last where it is repeated, before the words are parsed as a whole."""
-    found = default
-    for word, after in zip(words, [*words[1:], default]):
-        if word == f"--{name}":
-            found = after
-        if word.startswith(f"--{name}="):
-            found = word.split("=", 1)[1]
-    return found
 
 
 def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
@@ -74,14 +64,8 @@ def start_of(words: Sequence[str], prog: str) -> tuple[Start, list[str]]:
       ValueError: for options of `Start` that do not fit together.
     """
     names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Start)]
-    mine, rest, words = [], [], list(words)
-    while words:
-        word, *words = words
-        taken = [word] if word.partition("=")[0] in names else []
-        if taken and "=" not in word and words:
-            taken.append(words.pop(0))
-        (mine if taken else rest).extend(taken or [word])
-    return parse(Start(), mine, prog, None), rest
+    taken, rest = take(words, names)
+    return parse(Start(), [*itertools.chain(*taken)], prog, None) if taken else Start(), rest
 
 
 def _plain(framed: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 
+from pairgrpo_jax.commands.words import take
+
 OPTION = "--compilation-cache"
 HELP = f"{OPTION} FOLDER keeps compiled programs there between runs (by default in the user's cache), off nowhere."
 LIMIT = 2 * 2**30  # bytes of the user's cache
@@ -25,7 +27,12 @@ def keep_compiled(words: Sequence[str]) -> list[str]:
     Raises:
       ValueError: for the option without a folder, or a folder that cannot be made.
     """
-    chosen, rest = _split(words)
+    taken, rest = take(words, (OPTION,))
+    chosen = None
+    for word, *value in taken:
+        chosen = value[0] if value else word.partition("=")[2]
+        if not chosen or chosen.startswith("--"):
+            raise ValueError(f"{OPTION}: name a folder, or off")
     if chosen == "off":
         jax.config.update("jax_enable_compilation_cache", False)
     elif chosen is not None:
@@ -55,21 +62,6 @@ def prune(folder: Path, limit: int) -> None:
             break
         path.unlink(missing_ok=True)
         total -= about.st_size
-
-
-def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of the option, the last where it is repeated, and the words without it."""
-    chosen, rest, left = None, [], list(words)
-    while left:
-        word = left.pop(0)
-        name, equals, value = word.partition("=")
-        if name != OPTION:
-            rest.append(word)
-            continue
-        chosen = value if equals else left.pop(0) if left else ""
-        if not chosen or chosen.startswith("--"):
-            raise ValueError(f"{OPTION}: name a folder, or off")
-    return chosen, rest
 
 
 def _use(folder: Path) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pairgrpo_jax.commands.cli import parse, peek
+from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
 from pairgrpo_jax.commands.runs import make_console, reading
+from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.data import Preference, describe, load_preferences, spread
@@ -181,8 +182,6 @@ def report(run: Measuring, row: dict, found: dict, told: dict[str, float], conso
     console.print(
         f"{told['judge_questions']:.0f} questions ({told['judge_cached']:.0f} more known, {told['judge_retries']:.0f} "
         f"asked again), {told['judge_latency']:.2f} s each, {told['judge_prompt_tokens']:.0f} tokens in and "
-        f"{told['judge_completion_tokens']:.0f} out{cost}; {row['failed']} of {row['pairs']} pairs without a verdict",
-        highlight=False,
-        soft_wrap=True,
+        f"{told['judge_completion_tokens']:.0f} out{cost}; {row['failed']} of {row['pairs']} pairs without a verdict"
     )
     console.print(f"figures: {run.output / 'figures.json'}, {run.output / 'table.md'}")

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.commands.align import LABELS, Run, preset
-from pairgrpo_jax.commands.cli import parse_run, peek
+from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.topologies import Topology, known, open_topology
+from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.lm.alignment import Placement
 from pairgrpo_jax.lm.alignment.programs import Program, programs
 from pairgrpo_jax.lm.files import gguf_model
@@ -61,21 +62,12 @@ def main(words: Sequence[str]) -> int:
     name = peek(words, "topology", "")
     if not name:
         raise ValueError(f"topology: name one: {known()}")
-    rest = _without(list(words[1:]), "--topology")
+    _, rest = take(words[1:], ("--topology",))
     run = parse_run(rest, LABELS, preset, "pairgrpo plan align")
     topology = open_topology(name)
     if topology.devices > 1 and not peek(rest, "mesh", ""):
         run = run.replace(mesh="fsdp")
     return report(run, name, topology)
-
-
-def _without(words: list[str], option: str) -> list[str]:
-    kept, skip = [], False
-    for word in words:
-        if not skip and word != option and not word.startswith(option + "="):
-            kept.append(word)
-        skip = word == option
-    return kept
 
 
 def model_of(run: Run) -> Model:

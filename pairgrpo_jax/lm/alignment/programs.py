@@ -52,7 +52,8 @@ def programs(config: AlignConfig, model: Model, placement: Placement, iterations
       iterations: length of the run.
     """
     model = dataclasses.replace(model, mesh=placement.mesh)
-    params = _placed(abstract_params(model.config), placement.shardings(abstract_params(model.config)), placement)
+    abstract = abstract_params(model.config)
+    params = _placed(abstract, placement.shardings(abstract), placement)
     model = dataclasses.replace(model, params=params)
     optimizer = make_optimizer(config, iterations)
     state = _state(config, model, placement, optimizer)
@@ -119,8 +120,8 @@ def _prefill(config: AlignConfig, model: Model, placement: Placement, policy: tu
     texts, samples = config.texts, config.samples
     assert samples is not None
     devices = 1 if placement.rows is None else placement.rows.num_devices
-    rows = -(-bucket(texts.prompts, 1) // devices) * devices
-    tokens = jax.ShapeDtypeStruct((rows, bucket(texts.prompt_tokens, 32)), jnp.int32)
+    rows, width = generation.prompt_shape(texts.prompts, texts.prompt_tokens, devices)
+    tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
     lengths, real = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((rows,), jnp.bool_)
     settings = _settings(config, model, placement, rows)
     slots = bucket(texts.completion_tokens, 32)
@@ -169,7 +170,7 @@ def _everywhere(tree: Any, placement: Placement) -> Any:
     if placement.mesh is None:
         return tree
     where = NamedSharding(placement.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    return _placed(tree, jax.tree.map(lambda _: where, tree), placement)
 
 
 def _rows(tree: Any, placement: Placement) -> Any:

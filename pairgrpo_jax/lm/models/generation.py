@@ -198,6 +198,11 @@ def bucket(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
+def prompt_shape(count: int, longest: int, multiple: int = 1) -> tuple[int, int]:
+    """Returns the shape `[B', P]` that `count` prompts are padded to, B' to a multiple of `multiple`."""
+    return -(-bucket(count, 1) // multiple) * multiple, bucket(longest, 32)
+
+
 def _check_slots(slots: int | None, rows: NamedSharding | None) -> None:
     if slots is not None and slots < 1:
         raise ValueError(f"slots={slots} must be positive, or None to decode all completions at once")
@@ -225,9 +230,8 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
 
 def _pad_prompts(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Returns right-padded tokens `[B', P]` and lengths `[B']`, both sizes rounded up, B' to a multiple."""
-    rows = -(-bucket(len(prompts), 1) // multiple) * multiple
-    tokens = np.zeros((rows, bucket(max(map(len, prompts)), 32)), np.int32)
-    lengths = np.ones(rows, np.int32)
+    tokens = np.zeros(prompt_shape(len(prompts), max(map(len, prompts)), multiple), np.int32)
+    lengths = np.ones(len(tokens), np.int32)
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)], lengths[i] = prompt, len(prompt)
     return tokens, lengths
