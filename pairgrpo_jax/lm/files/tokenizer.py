@@ -25,7 +25,7 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 _CASED = "|".join(rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}{_ENDINGS}?" for a, b in ("*+", "+*"))
 _LLAMA_3 = _WORDS % ("{1,3}", "")
 # Phi-4 and OLMo 2 split as `dbrx`, SmolLM3 as `smaug-bpe`, Phi-4-mini as `gpt-4o`.
-_SPLITS = dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _LLAMA_3)
+_SPLITS: dict[str, str] = dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _LLAMA_3)
 _SPLITS |= {"qwen2": _WORDS % ("", ""), "gpt-4o": (_CASED + _REST) % ("{1,3}", "/")}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
