@@ -100,7 +100,7 @@ def read_config(file: GGUFModel, ignore: Iterable[str] = ()) -> dict[str, Any]:
         _log.warning(
             "%s: no field 'phi3.attention.sliding_window' (an old file): every layer sees the whole text", file.where
         )
-    config |= read_rope(file, arch, own, config["head_dim"])
+    config |= read_rope(file, arch, own)
     if arch.startswith("gemma"):
         config["query_pre_attn_scalar"] = _gemma_scale(arch, config)
     return config | _token_ids(file)

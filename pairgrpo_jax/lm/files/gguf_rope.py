@@ -7,14 +7,13 @@ from pairgrpo_jax.lm.files.gguf_parts import GGUFModel
 DIVISORS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-def read_rope(file: GGUFModel, arch: str, own: dict[str, Any], head_dim: int) -> dict[str, Any]:
+def read_rope(file: GGUFModel, arch: str, own: dict[str, Any]) -> dict[str, Any]:
     """Returns `rope_scaling`, and what Phi-3 has beside it, where the file has any.
 
     Args:
       file: the open file.
       arch: the architecture, before the names of its fields.
       own: the fields of the architecture, without its name.
-      head_dim: channels of a head.
 
     Raises:
       ValueError: naming file and field, for a scaling that is incomplete or not supported.
@@ -29,6 +28,7 @@ def read_rope(file: GGUFModel, arch: str, own: dict[str, Any], head_dim: int) ->
     found: dict[str, Any] = {}
     if arch == "phi3":
         found["original_max_position_embeddings"] = own.get("rope.scaling.original_context_length")
+        head_dim = own["embedding_length"] // own["attention.head_count"]
         found["partial_rotary_factor"] = own.get("rope.dimension_count", head_dim) / head_dim
         if LONG in file or SHORT in file:
             return found | {"rope_scaling": _longrope(file, own)}

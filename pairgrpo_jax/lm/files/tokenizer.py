@@ -27,6 +27,7 @@ _LLAMA_3 = _WORDS % ("{1,3}", "")
 # Phi-4 and OLMo 2 split as `dbrx`, SmolLM3 as `smaug-bpe`, Phi-4-mini as `gpt-4o`.
 _SPLITS: dict[str, str] = dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _LLAMA_3)
 _SPLITS |= {"qwen2": _WORDS % ("", ""), "gpt-4o": (_CASED + _REST) % ("{1,3}", "/")}
+_DIRECTIVES = "a A w d b B m y Y H I p M S f z Z j U W c x X G u V e D F T R h -d -m -y -j -H -I -M -S".split()
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -243,10 +244,12 @@ def render(
 
 
 def _on_day(template: str, day: date | None) -> str:
-    """A template that prints `day` for today's date; `transformers` takes no function for one of its own."""
-    if day is None:
+    """A template that prints `day` for today's date, by a macro; `transformers` takes no function for its own."""
+    if day is None or "strftime_now" not in template:
         return template
-    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(day.strftime(call[2])), template)
+    words = {"%%": "\0"} | {f"%{x}": day.strftime(f"%{x}") for x in _DIRECTIVES} | {"\0": "%"}
+    steps = "".join(f"|replace({old!r}, {new!r})" for old, new in words.items())
+    return f"{{% macro strftime_now(form) %}}{{{{ form{steps} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
 def with_chat(model: Model, chat: Chat) -> tuple[Model, Chat]:
