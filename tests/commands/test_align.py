@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 import types
+from datetime import date, timedelta
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from byte_model import write_model
+from byte_model import TEMPLATE, write_model
 from safetensors.numpy import load_file
 
 from experiments import paper_tables
@@ -23,6 +24,7 @@ from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy
 from pairgrpo_jax.lm.alignment import encode_pairs
 from pairgrpo_jax.lm.data import first_turn, fold_of, load_preferences
+from pairgrpo_jax.lm.files import tokenizer
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, reward, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
@@ -37,7 +39,7 @@ ARGUMENTS = ["--model", "model", "--data", "pairs.jsonl", "--reward", "rewards:v
 def workplace(tmp_path_factory):
     """A folder with a model, data and reward functions."""
     folder = tmp_path_factory.mktemp("align")
-    write_model(folder / "model")
+    write_model(folder / "model", template="{{ strftime_now('%Y-%m-%d') }}" + TEMPLATE)
     rows = [{"prompt": f"Question {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = [{"question": f"Question {i}?", "answer": f"maybe {i}"} for i in range(20)]
@@ -159,16 +161,27 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
 
 
 @pytest.mark.slow
-def test_a_failure_in_the_middle_loses_nothing(workplace, finished, monkeypatch, run_here):
+def test_a_failure_in_the_middle_loses_nothing_nor_does_a_night(workplace, finished, monkeypatch, run_here):
+    """The chat template prints the date: the run that goes on a day later is the one that did not stop."""
     monkeypatch.chdir(workplace)
+    began = date.fromisoformat(stored(finished[0])["chat"]["template_date"])
+    monkeypatch.setattr(tokenizer, "date", types.SimpleNamespace(today=lambda: began))
     monkeypatch.delitem(sys.modules, "rewards", raising=False)  # late counts its calls
     words = [*ARGUMENTS, "--reward", "rewards:late=0.25,rewards:vowels=0.75", "--save-every", "100", "--no-export"]
     done = run_here(align.main, "hard", *words, "--output", "late")
     assert done.returncode == 1 and "batch 3: late failed (1 tries): ZeroDivisionError" in done.stderr
     assert len(read_metrics(workplace / "late")) == 3
+    monkeypatch.setattr(tokenizer, "date", types.SimpleNamespace(today=lambda: began + timedelta(days=1)))
     done = run_here(align.main, "hard", *words, "--output", "late", "--resume", "--reward-on-error", "skip")
     assert done.returncode == 0 and "after 3 of 6 iterations" in done.stdout, done.stderr
     assert unnamed(result(workplace / "late")) == unnamed(result(finished[0]))
+    assert stored(workplace / "late")["chat"]["template_date"] == str(began)
+    done = run_here(align.main, "hard", *words, "--output", "late", "--resume", "--template-date", "2020-02-29")
+    assert done.returncode == 2 and "template_date" in done.stderr, done.stderr
+
+
+def stored(output):
+    return json.loads((output / "config.json").read_text())
 
 
 def unnamed(found):

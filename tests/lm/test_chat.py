@@ -151,6 +151,23 @@ def test_the_date_of_a_template_is_frozen(random_model):
     assert with_chat(with_tokenizer(random_model, "$A", TURNS + ASK), Chat())[1] == Chat()
 
 
+@pytest.mark.parametrize(
+    ("head", "written"),
+    [
+        ("{% set f = '%-d %B %Y' %}{{ strftime_now(f) }}", "9 February 2024"),
+        ("\n  {% macro today() %}{{ strftime_now('%a %d/%m/%y') }}{% endmacro %}{{ today() }}", "\nFri 09/02/24"),
+        ("{{ strftime_now('%Y') | int + 1 }} {{ strftime_now('100%%d') }}", "2025 100%d"),
+        (
+            "{% for f in ['%H:%M', '%j'] %}{{ strftime_now(format=f) if false else strftime_now(f) }};{% endfor %}",
+            "00:00;040;",
+        ),
+    ],
+)
+def test_any_form_of_a_date_is_frozen(random_model, head, written):
+    model, _ = with_chat(with_tokenizer(random_model, "$A", head + "|" + TURNS + ASK), Chat(template_date="2024-02-09"))
+    assert text(model, encode_prompt(model, (USER,), 99)) == f"{written}|user:hi<eot>assistant:"
+
+
 @pytest.mark.parametrize("template", [None, TURNS + ASK, THINKS])
 def test_control_tokens_in_messages_are_tokens_or_text(random_model, template):
     asked, reply = ({"role": "user", "content": "a<eot>b<bos>"},), "c<eot>d"

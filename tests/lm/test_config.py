@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pairgrpo_jax.lm.files.exported import exported_fields
 from pairgrpo_jax.lm.models.config import ModelConfig, RopeConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run
-from pairgrpo_jax.lm.models.model import read_config
+from pairgrpo_jax.lm.models.model import Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params, init_params
 from pairgrpo_jax.lm.models.rope import frequencies
+
+from .conftest import config_fields
 
 BASE = ModelConfig(
     family="test",
@@ -122,6 +125,25 @@ def test_old_and_new_rope_spellings_are_the_same():
     new = fields | {"rope_parameters": scaling | {"rope_theta": 5e5}}
     assert read_config(old, "old") == read_config(new, "new")
     assert read_config(old, "old").rope == RopeConfig(5e5, "linear", 2.0, 2048)
+
+
+@pytest.mark.parametrize("spelling", [{"type": "su"}, {"rope_type": "su"}, {"type": "su", "rope_type": "su"}])
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+def test_su_is_the_older_name_of_longrope(name, spelling):
+    """`transformers` (5.23.0) renames it after a look for longrope's fields, and refuses: the oracle is longrope."""
+    from transformers import AutoConfig
+
+    fields = config_fields("phi3", 2) | {"rope_theta": 1e4}
+    factors = fields.pop("rope_scaling")
+    scaling = {k: factors[k] for k in ("short_factor", "long_factor")}
+    want = read_config(fields | {"rope_scaling": scaling | {"type": "longrope"}}, "config.json")
+    given = fields | {name: scaling | spelling}
+    assert read_config(given, "config.json") == want and want.rope.kind == "longrope"
+    exported = exported_fields(Model(want, None, hf_config=given), "float32")
+    assert "su" not in str(exported)
+    assert read_config(exported, "config.json") == want
+    exported.pop("model_type")
+    assert AutoConfig.for_model("phi3", **exported).rope_parameters["rope_type"] == "longrope"
 
 
 def test_parameters_and_activations_have_their_own_dtype(params):

@@ -170,7 +170,15 @@ def test_unsupported_config_values_are_refused_by_name(folder, changes, words):
     ("family", "changes", "words"),
     [
         ("smollm3", {"no_rope_layers": [1, 2, 0, 1]}, ["no_rope_layers", "4 entries"]),
-        ("smollm3", {"no_rope_layers": [1, 0]}, ["smollm3"]),
+        *(
+            (
+                "smollm3",
+                {"no_rope_layers": x},
+                [f"'no_rope_layers' has {len(x)} entries", "_layers' = 4", "take it out"],
+            )
+            for x in ([], [1, 0], [1, 1, 0])
+        ),
+        ("qwen2", {"layer_types": ["full_attention"]}, ["'layer_types' has 1 entries", "'num_hidden_layers' = 3"]),
         ("smollm3", {"layer_types": ["sliding_attention"] * 4}, ["sliding_window"]),
         ("phi3", {"attention_bias": True}, ["attention_bias"]),
         ("phi3", {"interpolate_factor": 2}, ["interpolate_factor"]),

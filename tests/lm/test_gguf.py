@@ -23,6 +23,9 @@ ARCHITECTURES = {
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "phi3": gguf.MODEL_ARCH.PHI3,
 }
 
 
@@ -43,10 +46,13 @@ def write(model, path, token_ids=(), more=None, split=None, **extra):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope.theta)
-    if any(config.windows):
+    if name == "phi3":
+        add_phi3(writer, config)
+    else:
+        writer.add_key_length(config.head_dim)
+    if any(config.windows) or name == "phi3":
         writer.add_sliding_window(max(config.windows))
     if more is not None:
         more(writer)
@@ -58,7 +64,7 @@ def write(model, path, token_ids=(), more=None, split=None, **extra):
     names = FAMILIES[config.family].tensor_names(config)
     for theirs, (_, make) in stored_tensors(names, model.params).items():
         x = np.asarray(make())
-        if name == "llama" and ("q_proj" in theirs or "k_proj" in theirs):
+        if name in ("llama", "smollm3") and ("q_proj" in theirs or "k_proj" in theirs):
             x = permute(x, config.num_heads if "q_proj" in theirs else config.num_kv_heads)
         if name.startswith("gemma") and theirs.endswith("norm.weight"):
             x = x + 1
@@ -69,10 +75,24 @@ def write(model, path, token_ids=(), more=None, split=None, **extra):
     writer.close()
 
 
-@pytest.mark.parametrize(
-    ("family", "index"),
-    [("llama", 0), ("qwen2", 0), ("qwen3", 0), ("gemma2", 0), ("gemma3_text", 1)],
-)
+def add_phi3(writer, config):
+    """As the converter does for Phi-3 alone: rotated channels, longrope as two tensors and a factor."""
+    rope = config.rope
+    writer.add_rope_dimension_count(int(config.head_dim * rope.partial))
+    writer.add_rope_scaling_orig_ctx_len(rope.original_max or config.max_positions)
+    if rope.kind == "longrope":
+        writer.add_rope_scaling_attn_factors(rope.attention_factor)
+        writer.add_tensor("rope_factors_long.weight", np.asarray(rope.long_factor, np.float32))
+        writer.add_tensor("rope_factors_short.weight", np.asarray(rope.short_factor, np.float32))
+
+
+GGUF_CASES = {"llama": (0,), "qwen2": (0,), "qwen3": (0,), "gemma2": (0,), "gemma3_text": (1,)}
+GGUF_CASES |= {"smollm3": (0, 7), "olmo2": (0, 1), "phi3": (0, 1, 2, 3)}
+
+
+# The oracle is the folder of the same config, which test_parity.py compares with transformers: its own loader of GGUF
+# (5.23.0) knows neither SmolLM3 nor OLMo 2, and of Phi-3 neither window, longrope nor partial rotation.
+@pytest.mark.parametrize(("family", "index"), [(name, i) for name, which in GGUF_CASES.items() for i in which])
 def test_every_family_loads_as_written(family, index, tmp_path):
     import dataclasses
 
@@ -92,7 +112,33 @@ def test_every_family_loads_as_written(family, index, tmp_path):
     ids = {"bos_id": None, "eos_ids": (), "pad_id": None}
     want = dataclasses.replace(model.config, attention_scales=scales, **ids)
     got = dataclasses.replace(loaded.config, norm_eps=want.norm_eps, **ids)
-    assert got == want
+    ropes = [jax.tree.leaves(dataclasses.astuple(dataclasses.replace(c.rope, kind=0))) for c in (got, want)]
+    np.testing.assert_allclose(*ropes, rtol=1e-6)  # the file has longrope's numbers as float32
+    assert got == dataclasses.replace(want, rope=dataclasses.replace(got.rope, kind=want.rope.kind))
+
+
+def test_phi3_files_that_lack_a_half_of_longrope_are_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    write(tiny_model("phi3", 2), path)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"rope_factors_short", b"rope_factors_other"))
+    with pytest.raises(ValueError, match=r"missing tensor 'rope_factors_short\.weight'"):
+        load_model(path)
+    path.write_bytes(data.replace(b"rope_factors_", b"none_factors_"))
+    with pytest.raises(ValueError, match=r"extra none_factors_long\.weight"):
+        load_model(path)
+    for kind in ("longrope", "yarn", "linear"):
+        write(tiny_model("phi3", 0), path, more=lambda w, kind=kind: w.add_string("phi3.rope.scaling.type", kind))
+        with pytest.raises(ValueError, match=r"field 'phi3\.rope\.scaling\.type' = '" + kind):
+            load_model(path)
+
+
+def test_a_phi3_file_that_does_not_name_its_window_is_told(tmp_path, caplog):
+    path = tmp_path / "model.gguf"
+    write(tiny_model("phi3", 0), path)
+    path.write_bytes(path.read_bytes().replace(b"phi3.attention.sliding_window", b"note.attention.sliding_window"))
+    assert load_model(path).config.windows == (0, 0, 0)
+    assert "no field 'phi3.attention.sliding_window'" in caplog.text
 
 
 @pytest.fixture(params=[{"split_max_tensors": 4}, {"split_max_tensors": 7, "small_first_shard": True}])
@@ -253,11 +299,15 @@ FIELDS = {
 
 
 def test_pre_tokenizers_split_digits_as_they_should():
-    merged = {"smollm": False, "qwen2": False, "gpt-2": True, "llama-bpe": True}
+    merged = {"smollm": False, "qwen2": False, "gpt-2": True, "llama-bpe": True, "smaug-bpe": True, "dbrx": True}
+    merged["gpt-4o"] = True
     for kind, whole in merged.items():
         tokenizer = from_gguf(FIELDS | {"tokenizer.ggml.pre": kind}, "x.gguf")
         assert (6 in encode(tokenizer, "12")) == whole, kind
         assert encode(tokenizer, "<s>ab") == [8, 5]
+    cased = from_gguf(FIELDS | {"tokenizer.ggml.pre": "gpt-4o"}, "x.gguf").backend_tokenizer.pre_tokenizer
+    pieces = [piece for piece, _ in cased.pre_tokenize_str("HelloWorld it's 1234")]
+    assert pieces == ["Hello", "World", "Ġit's", "Ġ", "123", "4"]
 
 
 def test_bos_is_added_exactly_once():

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.rope import with_longrope
 
 # Fields that are not true of what is written: other dtypes, code that is not there, weights to be quantised.
 _OF_THE_FILE = ("torch_dtype", "dtype", "auto_map", "quantization_config")
@@ -23,7 +24,7 @@ _ARCHITECTURES = {
 
 def exported_fields(model: Model, dtype: str) -> dict[str, Any]:
     """The fields of a `config.json` that are true of parameters of this dtype."""
-    fields = {k: v for k, v in model.hf_config.items() if k not in _OF_THE_FILE}
+    fields = with_longrope({k: v for k, v in model.hf_config.items() if k not in _OF_THE_FILE})
     return fields | both_ropes(fields) | {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
 
 

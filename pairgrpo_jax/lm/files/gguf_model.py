@@ -1,6 +1,7 @@
 """Presents a GGUF file as a Hugging Face checkpoint: same config fields, names and layout."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -9,14 +10,20 @@ import gguf
 import numpy as np
 
 from pairgrpo_jax.lm.files.gguf_parts import GGUFModel
+from pairgrpo_jax.lm.files.gguf_rope import DIVISORS, LONG, SHORT, read_rope
 
+_log = logging.getLogger("pairgrpo_jax.lm")
 _FAMILIES = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
+    "smollm3": "smollm3",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
 }
+_INTERLEAVED = ("llama", "smollm3")  # whose files hold the two rotary halves of every head as pairs
 _FIELDS = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -87,15 +94,13 @@ def read_config(file: GGUFModel, ignore: Iterable[str] = ()) -> dict[str, Any]:
     shape = file.shapes.get("token_embd.weight", (0,))
     config["vocab_size"] = shape[0]
     config["tie_word_embeddings"] = "output.weight" not in file
-    if own.get("rope.scaling.attn_factor", 1.0) != 1.0:
-        what = f"field '{arch}.rope.scaling.attn_factor' = {own['rope.scaling.attn_factor']!r}"
-        raise ValueError(f"{file.where}: {what}: only 1 is supported")
-    if own.get("rope.scaling.type", "none") == "none" and own.get("rope.scaling.factor", 1.0) not in (0.0, 1.0):
-        raise ValueError(f"{file.where}: field '{arch}.rope.scaling.factor' without '{arch}.rope.scaling.type'")
-    if "rope.scaling.type" in own and own["rope.scaling.type"] != "none":
-        config["rope_scaling"] = _rope_scaling(file, arch, own)
-    if "rope_freqs.weight" in file:
-        config["rope_scaling"] = _rope_factors(file)
+    if own.get("attention.sliding_window") == 0:
+        config["sliding_window"] = None
+    if arch == "phi3" and "attention.sliding_window" not in own:
+        _log.warning(
+            "%s: no field 'phi3.attention.sliding_window' (an old file): every layer sees the whole text", file.where
+        )
+    config |= read_rope(file, arch, own)
     if arch.startswith("gemma"):
         config["query_pre_attn_scalar"] = _gemma_scale(arch, config)
     return config | _token_ids(file)
@@ -114,36 +119,11 @@ def _check_head_dim(file: GGUFModel, arch: str, own: dict, config: dict) -> None
     if not all(type(n) is int and n > 0 for n in numbers):
         raise ValueError(f"{file.where}: field '{arch}.attention.head_count': not a positive size")
     config.setdefault("head_dim", numbers[0] // numbers[1])
-    for name in ("rope.dimension_count", "attention.value_length"):
+    whole = ("attention.value_length",) if arch == "phi3" else ("rope.dimension_count", "attention.value_length")
+    for name in whole:  # Phi-4-mini rotates a part of each head
         if own.get(name, config["head_dim"]) != config["head_dim"]:
             why = f"differs from the head size {config['head_dim']}"
             raise ValueError(f"{file.where}: field '{arch}.{name}' = {own[name]!r}: {why}")
-
-
-def _rope_scaling(file: GGUFModel, arch: str, own: dict) -> dict[str, Any]:
-    kind = own["rope.scaling.type"]
-    if kind not in ("linear", "yarn"):
-        raise ValueError(f"{file.where}: field '{arch}.rope.scaling.type' = {kind!r}: unsupported")
-    scaling = {"rope_type": kind, "factor": own.get("rope.scaling.factor")}
-    if kind == "yarn":
-        original = own.get("rope.scaling.original_context_length")
-        scaling["original_max_position_embeddings"] = original
-        betas = {name: own.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
-        scaling |= {name: value for name, value in betas.items() if value is not None}
-    return scaling
-
-
-def _rope_factors(file: GGUFModel) -> dict[str, Any]:
-    """Llama 3's scaling comes as one divisor a channel, which is longrope without a switch."""
-    divisors = file.read("rope_freqs.weight").ravel().tolist()
-    return {
-        "rope_type": "longrope",
-        "short_factor": divisors,
-        "long_factor": divisors,
-        "attention_factor": 1.0,
-        "factor": 1.0,
-        "original_max_position_embeddings": file.fields.get("llama.context_length"),
-    }
 
 
 def _gemma_scale(arch: str, config: dict) -> int:
@@ -175,9 +155,9 @@ class GGUFReader:
         """Returns a block of a tensor; the whole tensor is dequantised."""
         x = self.file.read(self.names[name])
         arch = self.file.fields["general.architecture"]
-        if arch == "llama" and ".q_proj." in name:
+        if arch in _INTERLEAVED and ".q_proj." in name:
             x = _unpermute(x, self.heads[0])
-        if arch == "llama" and ".k_proj." in name:
+        if arch in _INTERLEAVED and ".k_proj." in name:
             x = _unpermute(x, self.heads[1])
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             x = x - 1  # the file stores Gemma's weight + 1
@@ -193,7 +173,7 @@ def open_tensors(file: GGUFModel, config: dict[str, Any], wanted: list[str]) -> 
         theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if theirs is not None and theirs in file:
             names[name] = theirs
-    rest = file.shapes.keys() - set(names.values()) - {"rope_freqs.weight"}
+    rest = file.shapes.keys() - set(names.values()) - {DIVISORS, LONG, SHORT}
     heads = config["num_attention_heads"]
     return GGUFReader(file, names | {x: x for x in rest}, (heads, config.get("num_key_value_heads") or heads))
 

@@ -18,10 +18,16 @@ from pairgrpo_jax.lm.models.model import Model
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _PLAIN = Chat()
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n%s]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+" + _REST
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = "|".join(rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}{_ENDINGS}?" for a, b in ("*+", "+*"))
+_LLAMA_3 = _WORDS % ("{1,3}", "")
+# Phi-4 and OLMo 2 split as `dbrx`, SmolLM3 as `smaug-bpe`, Phi-4-mini as `gpt-4o`.
+_SPLITS: dict[str, str] = dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _LLAMA_3)
+_SPLITS |= {"qwen2": _WORDS % ("", ""), "gpt-4o": (_CASED + _REST) % ("{1,3}", "/")}
+_DIRECTIVES = "a A w d b B m y Y H I p M S f z Z j U W c x X G u V e D F T R h -d -m -y -j -H -I -M -S".split()
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -33,10 +39,9 @@ def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
         return whole
     if kind == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
-    digits = {"llama-bpe": "{1,3}", "llama3": "{1,3}", "qwen2": ""}
-    if kind not in digits:
+    if kind not in _SPLITS:
         return None
-    split = pre_tokenizers.Split(Regex(_WORDS % digits[kind]), "isolated")
+    split = pre_tokenizers.Split(Regex(_SPLITS[kind]), "isolated")
     return pre_tokenizers.Sequence([split, pieces])
 
 
@@ -52,7 +57,7 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
 
     Returns:
       The tokenizer, or None where the file has none of a kind known here (SentencePiece, and
-      byte-level BPE of GPT-2, SmolLM, Llama 3 and Qwen2, are).
+      byte-level BPE of GPT-2, SmolLM, Llama 3, Qwen2, OLMo 2 and Phi-4, are).
 
     Raises:
       ValueError: if the fields are malformed.
@@ -239,10 +244,12 @@ def render(
 
 
 def _on_day(template: str, day: date | None) -> str:
-    """A template that prints `day` for today's date; `transformers` takes no function for one of its own."""
-    if day is None:
+    """A template that prints `day` for today's date, by a macro; `transformers` takes no function for its own."""
+    if day is None or "strftime_now" not in template:
         return template
-    return re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(day.strftime(call[2])), template)
+    words = {"%%": "\0"} | {f"%{x}": day.strftime(f"%{x}") for x in _DIRECTIVES} | {"\0": "%"}
+    steps = "".join(f"|replace({old!r}, {new!r})" for old, new in words.items())
+    return f"{{% macro strftime_now(form) %}}{{{{ form{steps} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
 def with_chat(model: Model, chat: Chat) -> tuple[Model, Chat]:

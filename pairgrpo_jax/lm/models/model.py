@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pairgrpo_jax.lm.models import cache as kv_cache
-from pairgrpo_jax.lm.models import gemma, gpt2, llama, olmo2, phi3, qwen, smollm3
+from pairgrpo_jax.lm.models import gemma, gpt2, llama, olmo2, phi3, qwen, rope, smollm3
 from pairgrpo_jax.lm.models.cache import Cache
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.config import FieldReader, ModelConfig
@@ -134,7 +134,9 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
     FieldReader(fields, where).typed(
         "n_layer" if name == "gpt2" else "num_hidden_layers", int, 1, lambda v: 0 < v <= 4096
     )
-    rest = copy.deepcopy({k: v for k, v in fields.items() if k not in ("model_type", "auto_map")})  # it is written to
+    _check_layer_lists(fields, where)
+    rest = rope.with_longrope({k: v for k, v in fields.items() if k not in ("model_type", "auto_map")})
+    rest = copy.deepcopy(rest)  # it is written to
     try:
         read = AutoConfig.for_model(name, **rest)
         full = read.to_dict()
@@ -146,6 +148,18 @@ def read_config(fields: dict[str, Any], where: str, ignore_fields: Iterable[str]
     config = FAMILIES[name].read_config(reader)
     reader.finish()
     return config
+
+
+def _check_layer_lists(fields: dict[str, Any], where: str) -> None:
+    """Raises ValueError for a list with fewer entries than there are layers; longer ones pass, as in `transformers`."""
+    layers = fields.get("num_hidden_layers")
+    for name in ("no_rope_layers", "layer_types"):
+        value = fields.get(name)
+        if layers is not None and isinstance(value, list) and len(value) < layers:
+            remedy = f"give it {layers} entries, one a layer, or take it out for the default of the family"
+            raise ValueError(
+                f"{where}: field '{name}' has {len(value)} entries, field 'num_hidden_layers' = {layers}; {remedy}"
+            )
 
 
 def _is_native(auto_map: Any, name: str) -> bool:

@@ -18,6 +18,15 @@ _EXTRA = {
 }
 
 
+def with_longrope(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config with today's name of the scaling that the first files of Phi-3 call `su`."""
+    renamed = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if isinstance(rope := fields.get(name), dict):
+            renamed[name] = rope | {k: "longrope" for k in ("type", "rope_type") if rope.get(k) == "su"}
+    return fields | renamed
+
+
 def read_rope(fields: dict[str, Any], config: FieldReader, head_dim: int, partial: bool = False) -> RopeConfig:
     """Reads `rope_parameters` (or the older `rope_scaling`) as `transformers` normalises it.
 
