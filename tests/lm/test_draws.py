@@ -9,7 +9,9 @@ from pairgrpo_jax.core import Pairs, evaluate
 from pairgrpo_jax.lm.alignment import Batch, make_trainer, objective
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
 from pairgrpo_jax.lm.alignment.signals import learning_signal
-from pairgrpo_jax.lm.models.scoring import Scores
+from pairgrpo_jax.lm.models.generation import generate
+from pairgrpo_jax.lm.models.sampling import Sampling
+from pairgrpo_jax.lm.models.scoring import Policy, Scores, completion_hidden, kept_tokens, score
 from pairgrpo_jax.lm.rewards.sources import judge, reward_function
 from pairgrpo_jax.methods import Adaptive
 
@@ -137,3 +139,36 @@ def test_a_judge_has_no_reward_that_could_fall(tiny):
     source = judge(lambda prompt, one, other: 1.0)
     with pytest.raises(ValueError, match="overlong_buffer: a judge that compares gives no rewards"):
         make_trainer(small("soft", overlong_buffer=2), tiny, make_data(), source, iterations=1, decode=decode)
+
+
+def test_probabilities_of_kept_tokens_are_those_they_were_drawn_with(tiny):
+    """Beside the sampler, a pass without a cache by hand, and another policy on the same tokens."""
+    prompts = [[5, 6, 7], [8, 9, 10]]
+    out = generate(tiny, tiny.params, prompts, max_new_tokens=4, key=jax.random.key(0), num_samples=3, top_k=3)
+    tokens = (jnp.asarray(prompts), jnp.array([3, 3]), jnp.asarray(out.tokens), jnp.asarray(out.lengths))
+    here = Policy(tiny, tiny.params)
+    kept = kept_tokens(here, completion_hidden(here, *tokens), tokens[2], Sampling(top_k=3), chunk=5)
+    bits = np.unpackbits(np.asarray(kept), axis=-1, count=tiny.config.vocab_size)
+    assert kept.shape == (2, 3, 4, 13) and (bits.sum(-1) == 3).all()
+    np.testing.assert_allclose(score(here, *tokens, kept=kept, chunk=5).logp, out.logp, atol=2e-5)
+    moved = Policy(tiny, jax.tree.map(lambda x: 1.1 * x, tiny.params))
+    scores = score(moved, *tokens, kept=kept, reference=here)
+    assert np.isfinite(scores.logp).all() and (np.asarray(scores.kl) > -1e-6).all()
+    for group, row in np.ndindex(2, 3):
+        length = int(out.lengths[group, row])
+        text = jnp.asarray([*prompts[group], *out.tokens[group, row, :length].tolist()])[None]
+        logits = np.asarray(tiny.decoder.apply({"params": moved.params}, text, jnp.arange(text.shape[1])[None], [])[0])
+        left = np.where(bits[group, row, :length] > 0, logits[0, 2:-1].astype(np.float64), -np.inf)
+        left -= np.log(np.exp(left).sum(-1, keepdims=True))
+        found = left[np.arange(length), out.tokens[group, row, :length]]
+        np.testing.assert_allclose(scores.logp[group, row, :length], found, atol=2e-4)
+
+
+@pytest.mark.parametrize("algo", ["grpo", "hard", "ppo"])
+def test_the_kept_mask_makes_the_first_ratio_one(tiny, algo):
+    """The policy that trains is the one that sampled; without the mask the two differ by what was cut."""
+    config = small(algo, top_k=2, keep_sampling_mask=True, ref_beta=0.1, learning_rate=5e-2)
+    state, (row,) = run(trainer_of(tiny, config), 1)
+    assert row["sampler_gap"] < 1e-4 and abs(row["approx_kl"][0]) < 1e-9 < row["approx_kl"][1]
+    assert all(np.isfinite(x).all() for x in row.values()) and int(state.step) == 2
+    assert row["entropy"].max() <= np.log(2) + 1e-6  # of two tokens

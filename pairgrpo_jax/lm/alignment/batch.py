@@ -39,6 +39,8 @@ class Batch(NamedTuple):
       returns: `[B,K,T]`, its targets.
       alive: `[B]`, 0 for a group without a usable verdict.
       keys: `[B]`, for LoRA's dropout; one a group, so that micro-batches drop different inputs. None: no dropout.
+      kept: uint8 `[B,K,T,ceil(V/8)]`, the tokens that could be drawn, where probabilities are among these; see
+        `scoring.kept_tokens`.
       counted: `[B,K]`, 0 for a completion whose tokens no term counts. None: all do.
     """
 
@@ -53,6 +55,7 @@ class Batch(NamedTuple):
     returns: Any = None
     alive: Any = None
     keys: Any = None
+    kept: Any = None
     counted: Any = None
 
     @property

@@ -34,9 +34,12 @@ class Samples(Settings):
     """Of sampling; log-probabilities are those of the distribution at this temperature."""
     top_k: Annotated[int | None, AtLeast(1)] = None
     """Sample from the k most likely tokens. As with top_p, log-probabilities are those before the cut, where none is
-    -inf, and pi_old's are taken from the training graph."""
+    -inf, or by keep_sampling_mask those after it; and pi_old's are taken from the training graph."""
     top_p: Annotated[float | None, Within(0, 1, "(]")] = None
     """Sample from a nucleus of this probability."""
+    keep_sampling_mask: bool = False
+    """With top_k or top_p: remember which tokens could be drawn at each place (V / 8 bytes a token of a batch); all
+    probabilities, pi_ref's too, are then among these (arXiv 2512.02556)."""
     rescore: bool = False
     """Take pi_old's log-probabilities from the training graph, not from the sampler."""
     resample: Annotated[int, AtLeast(0)] = 0
@@ -52,6 +55,8 @@ class Samples(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.cuts:
+            require_idle(self, "keep_sampling_mask", "without top_k or top_p")
         if not self.overlong_buffer:
             require_idle(self, "overlong_penalty", "with overlong_buffer=0")
 
@@ -59,6 +64,11 @@ class Samples(Settings):
     def cuts(self) -> bool:
         """Whether samples come from a part of the distribution."""
         return self.top_k is not None or self.top_p is not None
+
+    @property
+    def transform(self) -> Sampling:
+        """Of the distribution that samples come from."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
 
     @property
     def rescores(self) -> bool:

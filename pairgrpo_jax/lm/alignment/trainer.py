@@ -34,7 +34,7 @@ from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
-from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
+from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, kept_tokens, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, judged
@@ -142,7 +142,7 @@ def make_loss(
         hidden = completion_hidden(policy, *batch.tokens, dropout_key=dropout_key)
         supervised = batch.signal is None
         how = {"sampling": None if supervised else config.scored, "frozen": config.adapters.freezes_vocabulary}
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, **how)
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, kept=batch.kept, **how)
         if supervised:
             return objectives.sft_objective(batch, scores)
         values = None if config.critic is None else critic(trainable["value"], hidden)
@@ -186,7 +186,7 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
         lora.check(adapters, model.config)
     if isinstance(source, RewardHead):
         check_head(source, model.config)
-    if config.online and config.samples.overlong_buffer and compares(source):
+    if config.samples is not None and config.samples.overlong_buffer and compares(source):
         raise ValueError("overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0")
     longest = texts.prompt_tokens + texts.completion_tokens
     if longest > (limit := piecewise_limit(model.config)):
@@ -329,24 +329,29 @@ class _Run:
         return None if self.config.adapters.lora is None else self.model.params
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
-        return score(policy, *batch.tokens, sampling=self.config.scored).logp
+        return score(policy, *batch.tokens, sampling=self.config.scored, kept=batch.kept).logp
 
-    def _old_scores(self, trainable, frozen, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-        """pi_old's log-probabilities and the critic's values `[B,K,T]`, from the training graph."""
+    def _old_scores(self, trainable, frozen, batch: Batch) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """pi_old's log-probabilities and the critic's values `[B,K,T]`, from the training graph; and `batch.kept`."""
         policy = policy_of(self.config, self.model, frozen, trainable)
         hidden = completion_hidden(policy, *batch.tokens)
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.scored)
-        return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None
+        kept, samples = batch.kept, self.config.samples
+        if kept is None and samples is not None and samples.keep_sampling_mask:
+            kept = kept_tokens(policy, hidden, batch.completions, samples.transform)
+        how = {"sampling": self.config.scored, "kept": kept}
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, **how)
+        return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None, kept
 
     def _realised_kl(self, trainable, frozen, batch: Batch) -> jax.Array:
         """KL between pi_old and the policy that the updates ended at, nats per token."""
-        logp, _ = self._old_scores(trainable, frozen, batch)
+        logp, *_ = self._old_scores(trainable, frozen, batch)
         return policy_kl((logp - batch.old_logp) * batch.mask, batch.mask)["approx_kl"].mean
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
         if not self.config.scores_reference:
             return None, reward(Policy(self.model, params), head, *batch.tokens)
-        scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)
+        how = {"sampling": self.config.scored, "kept": batch.kept}
+        scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, **how)
         return scores.logp, rewards
 
     def collect(
@@ -385,8 +390,9 @@ class _Run:
         sampled_logp, gap = batch.old_logp, {}
         batch = self.placement.batch(batch._replace(counted=whole if samples.mask_truncated else None))
         if samples.rescores or self.config.critic is not None:
-            logp, values = self.old_scores(state.params, self.frozen, batch)
-            if not samples.cuts:
+            logp, values, kept = self.old_scores(state.params, self.frozen, batch)
+            batch = batch._replace(kept=kept)
+            if samples.keep_sampling_mask or not samples.cuts:
                 one, other, mask = on_host((logp, sampled_logp, batch.mask))
                 gap = {"sampler_gap": core.mean_term(jnp.abs(one - other), mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
