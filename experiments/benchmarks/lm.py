@@ -1,6 +1,7 @@
 """Measures the language models: speed beside torch, scoring memory.
 
     python -m experiments.benchmarks.lm speed [--peer-python /path/to/python]
+    python -m experiments.benchmarks.lm refill
     python -m experiments.benchmarks.lm scoring
     python -m experiments.benchmarks.lm loading
 
@@ -42,11 +43,21 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Generation and forward + backward of SmolLM2-135M in float32, ours and torch's."""
+    """Generation and forward + backward (by `score`, as updates do) of SmolLM2-135M in float32, ours and torch's."""
 
     work: tyro.conf.OmitArgPrefixes[Work] = Work()
     model: str = "smollm2"
     peer_python: Path = Path(sys.executable)
+    repeats: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Refill:
+    """Sentences of SmolLM2-135M: rows that end give their place to the next, beside the whole batch at once."""
+
+    slots: tuple[int, ...] = (64, 32, 16)
+    samples: int = 16
+    new_tokens: int = 96
     repeats: int = 3
 
 
@@ -108,16 +119,17 @@ def our_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
     import jax
     import jax.numpy as jnp
 
-    from pairgrpo_jax.lm import generate, load_model
+    from pairgrpo_jax.lm import Policy, generate, load_model, score
 
     model = load_model(folder)
     prompts = tokens_of(work.prompts, work.prompt_tokens, model.config.vocab_size)
-    batch = jnp.asarray(tokens_of(work.rows, work.steps, model.config.vocab_size))
+    batch = jnp.asarray(tokens_of(work.rows, work.steps + 1, model.config.vocab_size))
+    lengths = jnp.ones(work.rows, jnp.int32)
+    texts = batch[:, :1], lengths, batch[:, None, 1:], work.steps * lengths[:, None]
     options = {"max_new_tokens": work.new_tokens, "num_samples": work.samples, "stop_ids": ()}
 
     def loss(params):
-        log_probs = jax.nn.log_softmax(model.apply(params, batch)[:, :-1])
-        return -jnp.take_along_axis(log_probs, batch[:, 1:, None], -1).mean()
+        return -score(Policy(model, params), *texts).logp.mean()
 
     step = jax.jit(jax.value_and_grad(loss))
     x = jnp.ones((MATMUL, MATMUL))
@@ -218,6 +230,44 @@ def speed(args: Speed) -> None:
     temporary.cleanup()
 
 
+BEGINNINGS = (
+    "The old house by the river",
+    "In the year 1905",
+    "My grandmother told me that",
+    "The most important thing",
+)
+
+
+def refill(args: Refill) -> None:
+    """Prints tokens a second of each number of slots, and the ratio to the whole batch; the fastest turn counts."""
+    import jax
+
+    from pairgrpo_jax.lm import generate, load_model
+
+    model = load_model("smollm2")
+    prompts, ends = (model.tokenizer(list(texts))["input_ids"] for texts in (BEGINNINGS, (".", "!", "?", "\n")))
+    options = {"max_new_tokens": args.new_tokens, "num_samples": args.samples, "stop_ids": [end[0] for end in ends]}
+    turns, outs = {slots: [] for slots in (None, *args.slots)}, {}
+
+    def run(slots: int | None) -> None:
+        outs[slots] = generate(model, model.params, prompts, key=jax.random.key(0), slots=slots, **options)
+
+    for turn in range(args.repeats + 1):
+        for slots, times in turns.items():
+            spent = timed(lambda slots=slots: run(slots))
+            times += [spent] * (turn > 0)  # the first compiles
+    best = {slots: [min(x) for x in zip(*times)] for slots, times in turns.items()}
+    lengths = outs[None].lengths
+    report(
+        processor=processor.label(), rows=lengths.size, mean_length=float(lengths.mean()), longest=int(lengths.max())
+    )
+    for slots, (seconds, cpu_seconds) in best.items():
+        rates = {"tokens_per_second": float(lengths.sum()) / seconds, "cpu_seconds": cpu_seconds}
+        ratios = {"ratio": best[None][0] / seconds, "cpu_ratio": best[None][1] / cpu_seconds}
+        same = float((outs[slots].tokens == outs[None].tokens).all(-1).mean())
+        report(slots=slots, seconds=seconds, **rates, **ratios, same_texts=same)
+
+
 def scoring(args: Scoring) -> None:
     """Prints the temporary memory XLA needs for a gradient of both forms."""
     import jax
@@ -297,15 +347,16 @@ def loading(args: Loading) -> None:
 
 Command = (
     Annotated[Speed, tyro.conf.subcommand("speed")]
+    | Annotated[Refill, tyro.conf.subcommand("refill")]
     | Annotated[Scoring, tyro.conf.subcommand("scoring")]
     | Annotated[Loading, tyro.conf.subcommand("loading")]
     | Annotated[Peer, tyro.conf.subcommand("peer")]
 )
 
 
-def main(args: Speed | Scoring | Loading | Peer) -> None:
+def main(args: Speed | Refill | Scoring | Loading | Peer) -> None:
     """Runs one of the measurements."""
-    tasks = {Speed: speed, Scoring: scoring, Loading: loading, Peer: peer}
+    tasks = {Speed: speed, Refill: refill, Scoring: scoring, Loading: loading, Peer: peer}
     tasks[type(args)](args)
 
 
