@@ -60,7 +60,7 @@ def find(path: Path) -> list[Path]:
       ValueError: naming the part that is missing, or the models among which a folder does not choose.
     """
     if path.is_dir():
-        models = sorted({_parts(file)[0] for file in path.glob("*.gguf")})
+        models = sorted({_parts(file)[0] for file in path.glob("*.[gG][gG][uU][fF]")})
         if len(models) > 1:
             raise ValueError(f"{path}: holds {len(models)} models; name the file of one: {', '.join(map(str, models))}")
         return find(models[0]) if models else []
@@ -84,7 +84,7 @@ def _parts(file: Path) -> list[Path]:
 
 def open_model(path: Path) -> GGUFModel | None:
     """Opens the GGUF model at a path, or returns None where weights, if any, are safetensors; see `find`."""
-    if path.suffix != ".gguf" and any(path.glob("*.safetensors*")):
+    if path.suffix.lower() != ".gguf" and any(path.glob("*.safetensors*")):
         return None
-    files = find(path) if path.suffix == ".gguf" or path.is_dir() else []
+    files = find(path) if path.suffix.lower() == ".gguf" or path.is_dir() else []
     return GGUFModel([GGUFFile(file) for file in files]) if files else None

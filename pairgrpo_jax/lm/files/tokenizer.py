@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from pairgrpo_jax.lm.files import sentencepiece
 from pairgrpo_jax.lm.files.sentencepiece import CONTROL, NORMAL, USER_DEFINED
+from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.model import Model
 
@@ -132,6 +133,13 @@ def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
     """
     if not any((folder / name).exists() for name in _FILES):
         return None
+    for path in (
+        *folder.glob("*token*.json"),
+        *folder.glob("*.jinja"),
+        *folder.glob("additional_chat_templates/*.jinja"),
+    ):
+        with open(path, "rb") as file:
+            check_mark(path, file.read(4))
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # its parsers raise bare exceptions of their own
