@@ -9,12 +9,12 @@ import importlib.util
 import json
 import os
 import platform
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from pairgrpo_jax.commands import processor
 from tests.golden import metrics as golden
 from tests.lm.conftest import tiny_model
 
@@ -24,11 +24,8 @@ WRITE = os.environ.get("PAIRGRPO_GOLDEN") == "write"
 
 def machine() -> str:
     """What rounding depends on: two processors with the same vector instructions round matrix products differently."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    cpu = dict(line.split("\t: ") for line in lines if "\t: " in line and line.startswith(("model", "cpu family")))
-    named = " ".join(value.strip() for _, value in sorted(cpu.items())) or platform.processor()
-    return f"jax {jax.__version__}, {platform.machine()}, {named}"
+    named = processor.fields("cpu family", "model", "model name")
+    return f"jax {jax.__version__}, {platform.machine()}, {' '.join(named.values())}"
 
 
 def decode(rows):

@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 
 from experiments.benchmarks.answers import serve
+from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 
 GROUPS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 2, 4, 64, 64
@@ -251,6 +252,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        report(processor=processor.label())
         write_inputs(folder, args.model)
         worst, *_ = [compare_losses(args, folder, dtype) for dtype in PRECISIONS[args.peer]]
         compare_cost(args, folder)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import tyro
 
+from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 
 
@@ -83,7 +84,8 @@ def main() -> None:
         figures = {"seconds": seconds[0], "plain_seconds": seconds[1], "mib": mib[0], "plain_mib": mib[1]}
         figures |= {"time": seconds[0] / seconds[1], "memory": mib[0] / mib[1]}
         rounded = {name: float(f"{x:.4g}") for name, x in figures.items()}
-        print(json.dumps({"device": jax.devices()[0].device_kind, "length": length, **rounded}), flush=True)
+        about = {"device": jax.devices()[0].device_kind, "processor": processor.label()}
+        print(json.dumps(about | {"length": length} | rounded), flush=True)
 
 
 if __name__ == "__main__":

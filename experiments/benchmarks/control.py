@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from mujoco import rollout
 
+from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.control import ControlConfig, Env, fork, make_env, make_trainer, tuned
 from pairgrpo_jax.control.mujoco_env import MujocoHalfCheetah, load_model
@@ -47,7 +48,8 @@ def main() -> None:
     steps = config.collection.steps
     simulate = raw_mujoco(config) if isinstance(env, MujocoHalfCheetah) else raw_brax(env, config)
     raw, training = alternate([simulate, training_iteration(env, config)], args.repeats)
-    print(f"{args.env}, {args.method}, {os.cpu_count()} CPUs, {jax.devices()[0].device_kind}, {steps:,} steps a batch")
+    about = f"{processor.label()}, {jax.devices()[0].device_kind}"
+    print(f"{args.env}, {args.method}, {about}, {steps:,} steps a batch")
     print(f"raw simulator     {steps / raw:9,.0f} steps/s")
     print(f"training          {steps / training:9,.0f} steps/s = {raw / training:.0%} of raw")
     hard, grpo = alternate([one_update(env, "hard"), one_update(env, "grpo")], 20 * args.repeats)

@@ -14,7 +14,6 @@ machine. Every line printed is JSON.
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 
 MATMUL = 2048
@@ -97,14 +97,6 @@ def tokens_of(rows: int, steps: int, vocab: int) -> list[list[int]]:
 def report(**values) -> None:
     """Prints one line of JSON."""
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}))
-
-
-def processor() -> str:
-    """Returns the model of the processor, and how many of it this process may use."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part"))]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
 
 
 def share_of_peak(rate: float, peak: float) -> float:
@@ -221,7 +213,7 @@ def speed(args: Speed) -> None:
         timed(tasks[task])  # compile, warm up
         ask(task)
         turns[task] += [(*timed(tasks[task]), *ask(task)) for _ in range(20 if task == "matmul" else args.repeats)]
-    report(processor=processor())
+    report(processor=processor.label())
     peaks = {}
     for task, work_done in flops.items():
         best = [min(x) for x in zip(*turns[task])]

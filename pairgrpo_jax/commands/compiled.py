@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.words import take
 
 OPTION = "--compilation-cache"
@@ -50,7 +52,8 @@ def keep_compiled(words: Sequence[str]) -> list[str]:
 def default_folder() -> Path:
     """In the user's cache, one for each kind of processor: programs hold its instructions."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "pairgrpo_jax" / "compiled" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    about = {"machine": platform.machine()} | processor.fields("model name", "flags", "Features", "CPU part")
+    return base / "pairgrpo_jax" / "compiled" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
 
 def prune(folder: Path, limit: int) -> None:
@@ -78,10 +81,3 @@ def _use(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if _SHORTEST.upper() not in os.environ:
         jax.config.update(_SHORTEST, 0.1)
-
-
-def _processor() -> str:
-    about = Path("/proc/cpuinfo")
-    first = about.read_text().partition("\n\n")[0].splitlines() if about.exists() else []
-    kept = [line for line in first if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join([platform.machine(), *(kept or [platform.processor()])])

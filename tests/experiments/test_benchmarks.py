@@ -2,7 +2,11 @@
 
 import pytest
 
-from experiments.benchmarks.lm import processor, share_of_peak
+from experiments.benchmarks.lm import share_of_peak
+from pairgrpo_jax.commands import processor
+
+ARM = "processor\t: 0\nBogoMIPS\t: 243.75\nCPU part\t: 0xd40\n\nprocessor\t: 1\nCPU part\t: 0xd41\n"
+EPYC = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nflags\t\t: fma avx2\n\n"
 
 
 def test_a_share_above_the_peak_is_refused():
@@ -11,6 +15,20 @@ def test_a_share_above_the_peak_is_refused():
         share_of_peak(287.0, 195.0)
 
 
-def test_the_processor_is_named():
-    name, cores = processor().rsplit(", ", 1)
-    assert name and int(cores.removesuffix(" cores")) >= 1
+@pytest.mark.parametrize(
+    "text, name", [(ARM, "0xd40"), (EPYC, "AMD EPYC family 25 model 1"), ("", "Mac"), (None, "Mac"), ("vendor", "Mac")]
+)
+def test_the_processor_is_named(tmp_path, monkeypatch, text, name):
+    about = tmp_path / "cpuinfo"
+    if text is not None:
+        about.write_text(text)
+    monkeypatch.setattr(processor, "_ABOUT", about)
+    monkeypatch.setattr(processor.platform, "processor", lambda: "Mac")
+    found, cores = processor.label().rsplit(", ", 1)
+    assert found == name and int(cores.removesuffix(" cores")) >= 1
+
+
+def test_processors_of_a_name_differ_by_their_instructions(tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "_ABOUT", tmp_path / "cpuinfo")
+    processor._ABOUT.write_text(EPYC)
+    assert processor.fields("flags", "Features") == {"flags": "fma avx2"}

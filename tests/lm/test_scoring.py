@@ -13,7 +13,7 @@ from pairgrpo_jax.lm.models.attention import KV, attend
 from pairgrpo_jax.lm.models.decoder import run
 from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.sampling import transform
-from pairgrpo_jax.lm.models.scoring import completion_hidden, piecewise_limit
+from pairgrpo_jax.lm.models.scoring import completion_hidden, piecewise_limit, score_hidden
 
 from .conftest import tiny_model
 
@@ -105,6 +105,32 @@ def test_lora_reference_is_the_base_model(tiny):
     assert float(got.kl.sum()) > 1e-3
     merged = lora.merge(config, tiny.params, adapters)
     np.testing.assert_allclose(got.logp, naive(tiny, merged), atol=1e-4)
+
+
+@pytest.mark.parametrize("chosen", [None, Sampling(0.8, top_k=30, top_p=0.95, min_p=0.01)], ids=["plain", "cut"])
+def test_a_frozen_vocabulary_gives_the_same_gradients_in_two_products(tiny, chosen):
+    """In float64, through the hidden states, for any weight of a position; a cut distribution has logits of -inf."""
+    with jax.enable_x64(True):
+        model = dataclasses.replace(tiny, dtype=jnp.float64)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), tiny.params)
+        hidden = jnp.asarray(RNG.normal(size=(*COMPLETIONS.shape, model.config.hidden_size)))
+        weights = jnp.asarray(RNG.normal(size=COMPLETIONS.shape))
+
+        def loss(hidden, frozen, how=chosen):
+            policy, rest = Policy(model, params), (COMPLETIONS, LENGTHS)
+            scores = score_hidden(policy, hidden, *rest, sampling=how, chunk=5, frozen=frozen)
+            entropy = jax.lax.stop_gradient(scores.entropy).sum()
+            return jnp.where(jnp.isfinite(scores.logp), scores.logp * weights, 0).sum() + entropy
+
+        pull = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+        (value, found), (expected, plain) = pull(hidden, True), pull(hidden, False)
+        tolerance = 1e-12 if chosen is None else 1e-6  # a sampling transform is in float32
+        np.testing.assert_allclose(value, expected, rtol=tolerance)
+        np.testing.assert_allclose(found, plain, rtol=tolerance, atol=tolerance)
+        assert float(jnp.abs(found).max()) > 0.01
+        for frozen, products in ((True, 2), (False, 3)):
+            program = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(hidden, frozen)
+            assert str(program).count("dot_general") == products
 
 
 def test_padding_contents_do_not_matter(tiny):

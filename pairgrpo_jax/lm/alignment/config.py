@@ -106,6 +106,11 @@ class Adapters(Settings):
             return None
         return LoraConfig(self.lora_rank, self.lora_alpha, self.lora_dropout, tuple(self.lora_targets))
 
+    @property
+    def freezes_vocabulary(self) -> bool:
+        """Whether the projection to the vocabulary is not trained."""
+        return self.lora is not None and "lm_head" not in self.lora.targets
+
 
 @dataclass(frozen=True)
 class AlignConfig(Settings):

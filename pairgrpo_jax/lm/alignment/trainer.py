@@ -140,8 +140,8 @@ def make_loss(
         dropout_key = None if batch.keys is None else batch.keys[0]
         hidden = completion_hidden(policy, *batch.tokens, dropout_key=dropout_key)
         supervised = batch.signal is None
-        sampling = None if supervised else config.scored
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=sampling)
+        how = {"sampling": None if supervised else config.scored, "frozen": config.adapters.freezes_vocabulary}
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, **how)
         if supervised:
             return objectives.sft_objective(batch, scores)
         values = None if config.critic is None else critic(trainable["value"], hidden)

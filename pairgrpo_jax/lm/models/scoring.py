@@ -1,5 +1,7 @@
 """Log-probabilities, entropy and exact KL of completions, without ever holding `[B, T, V]`."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,16 +94,28 @@ def score_hidden(
     *,
     sampling: Sampling | None = None,
     chunk: int = 256,
+    frozen: bool = False,
 ) -> Scores:
-    """Scores completions from the hidden states `[B, K, T, d]` of `completion_hidden`; see `score`."""
-    return _scores([policy], [hidden], completions, lengths, sampling, chunk)
+    """Scores completions from the hidden states `[B, K, T, d]` of `completion_hidden`; see `score`.
+
+    Args:
+      policy: see `score`, as the next five but `hidden`.
+      hidden: what predicts the completions.
+      completions: right-padded tokens.
+      lengths: of the completions.
+      sampling: the transform of the logits.
+      chunk: positions projected at a time.
+      frozen: the projection to the vocabulary is not trained. The gradient of `logp` then reaches hidden states alone,
+        and is taken in the forward pass: two products with the vocabulary in place of three. `entropy` passes none on.
+    """
+    return _scores([policy], [hidden], completions, lengths, sampling, chunk, frozen)
 
 
-def _scores(policies: list[Policy], hidden: list, completions, lengths, sampling, chunk) -> Scores:
+def _scores(policies: list[Policy], hidden: list, completions, lengths, sampling, chunk, frozen=False) -> Scores:
     decoders = [policy.model.decoder for policy in policies]
     variables = [(policy.params, policy.lora) for policy in policies]
     flat = [x.reshape(-1, x.shape[-1]) for x in hidden]
-    scores = _chunked(decoders, variables, flat, completions.reshape(-1), sampling, chunk)
+    scores = _chunked(decoders, variables, flat, completions.reshape(-1), sampling, chunk, frozen)
     real = jnp.arange(completions.shape[-1]) < lengths[..., None]
     shaped = [jnp.where(real, x.reshape(completions.shape), 0.0) for x in scores]
     return Scores(shaped[0], shaped[1], shaped[2] if len(policies) > 1 else None)
@@ -132,7 +146,7 @@ def completion_hidden(
     return jnp.concatenate([first, rest.reshape(b, k, t - 1, -1)], axis=2)
 
 
-def _chunked(decoders: list[Decoder], variables, hidden: list, tokens, sampling, chunk) -> list:
+def _chunked(decoders: list[Decoder], variables, hidden: list, tokens, sampling, chunk, frozen) -> list:
     """Returns logp, entropy and KL (0 without a reference) of flat positions `[N]`."""
     count = tokens.shape[0]
     chunk = min(chunk, count)
@@ -141,22 +155,49 @@ def _chunked(decoders: list[Decoder], variables, hidden: list, tokens, sampling,
         padded = jnp.pad(x, ((0, -count % chunk),) + ((0, 0),) * (x.ndim - 1))
         return padded.reshape(-1, chunk, *x.shape[1:])
 
-    def body(variables: list, inputs: tuple) -> tuple:
-        hidden, tokens = inputs
-        logits = [unembed(decoder, params, h, lora) for decoder, (params, lora), h in zip(decoders, variables, hidden)]
-        return _token_scores(logits, tokens, sampling)
-
-    body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass
+    body = functools.partial(_frozen if frozen else _project, tuple(decoders))
+    if not frozen:
+        body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass
     inputs = ([split(h) for h in hidden], split(tokens))
-    scores = jax.lax.map(lambda x: body(variables, x), inputs)
+    scores = jax.lax.map(lambda x: body(variables, sampling, *x), inputs)
     return [x.reshape(-1)[:count] for x in scores]
+
+
+def _project(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens) -> tuple:
+    """Returns logp, entropy and KL `[N]` of positions with hidden states `[N, d]`."""
+    logits = [unembed(decoder, params, h, lora) for decoder, (params, lora), h in zip(decoders, variables, hidden)]
+    return _token_scores(logits, tokens, sampling)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frozen(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens) -> tuple:
+    return _project(decoders, variables, sampling, hidden, tokens)
+
+
+def _frozen_forward(decoders, variables, sampling, hidden, tokens):
+    """The scores, and the slope of each `logp` in its own hidden state, `[N, d]`: no other position moves it."""
+
+    def scores(hidden):
+        logp, *others = _project(decoders, variables, sampling, hidden, tokens)
+        return logp, others
+
+    logp, pull, others = jax.vjp(scores, hidden, has_aux=True)
+    return (logp, *others), pull(jnp.ones_like(logp))[0]
+
+
+def _frozen_backward(_, slopes, grads):
+    return None, None, [(x * grads[0][:, None]).astype(x.dtype) for x in slopes], None
+
+
+_frozen.defvjp(_frozen_forward, _frozen_backward)
 
 
 def _token_scores(logits: list, tokens: jax.Array, sampling: Sampling | None) -> tuple:
     """Returns logp, entropy and KL `[N]` from the policy's and the reference's logits `[N, V]`."""
     seen = logits[0] if sampling is None else transform(logits[0], sampling)
-    log_probs = jax.nn.log_softmax(seen, axis=-1)
-    logp = jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
+    log_total = jax.nn.logsumexp(seen, axis=-1, keepdims=True)  # log_softmax would hold `[N, V]` once more
+    logp = (jnp.take_along_axis(seen, tokens[:, None], axis=-1) - log_total)[:, 0]
+    log_probs = seen - log_total
     entropy = -_expectation(log_probs, log_probs)
     if len(logits) == 1:
         return logp, entropy, jnp.zeros_like(logp)
@@ -164,7 +205,7 @@ def _token_scores(logits: list, tokens: jax.Array, sampling: Sampling | None) ->
     if sampling is not None:
         only_temperature = Sampling(sampling.temperature)
         tempered = [transform(x, only_temperature) for x in logits]
-    p, q = (jax.nn.log_softmax(x, axis=-1) for x in tempered)
+    p, q = (x - jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in tempered)
     return logp, entropy, _expectation(p, p - q)
 
 
