@@ -359,7 +359,7 @@ def first_token(args: FirstToken) -> None:
     if len(tokens) > 1:
         raise RuntimeError(f"the first tokens differ: {tokens}")
     medians = {side: [statistics.median(x) for x in zip(*rows)] for side, rows in turns.items()}
-    report(processor=processor(), model=path.name, repeats=args.repeats)
+    report(processor=processor.label(), model=path.name, repeats=args.repeats)
     for side, values in medians.items():
         report(side=side, **dict(zip(("seconds", "imports", "loading", "first_token"), values)))
     report(ratio=medians["transformers"][0] / medians["ours"][0])

@@ -248,6 +248,11 @@ def render(
         raise TemplateRefusal(f"the chat template refuses these messages: {e}{remedy}") from e
     if system not in text:
         raise TemplateRefusal(f"the chat template leaves the system message out{remedy}")
+    asked = max(re.findall(r"\w+", messages[-1]["content"]), key=len, default="") if ask and messages else ""
+    if asked not in text:
+        raise TemplateRefusal(
+            "the chat template leaves the text of the last turn out; it may take lists of parts alone"
+        )
     return text
 
 
