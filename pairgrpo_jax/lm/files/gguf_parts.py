@@ -7,7 +7,7 @@ import numpy as np
 
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 
 
 class GGUFModel:
@@ -76,10 +76,10 @@ def _parts(file: Path) -> list[Path]:
     match = _PART.fullmatch(file.name)
     if match is None:
         return [file]
-    name, number, count = match.groups()
+    name, number, count, suffix = match.groups()
     if not 1 <= int(number) <= int(count):
         raise ValueError(f"{file}: there is no part {int(number)} of {int(count)}")
-    return [file.with_name(f"{name}-{i:05d}-of-{count}.gguf") for i in range(1, int(count) + 1)]
+    return [file.with_name(f"{name}-{i:05d}-of-{count}{suffix}") for i in range(1, int(count) + 1)]
 
 
 def open_model(path: Path) -> GGUFModel | None:
