@@ -124,8 +124,8 @@ def test_listings_on_own_code_learn(tmp_path, monkeypatch):
     assert module.read_metrics("runs/mine")[-1]["iteration"] == 3
 
 
-@pytest.mark.parametrize("page", ["index", "models", "alignment"])
-def test_listings_run(page, workplace, monkeypatch):
+@pytest.mark.parametrize("page", ["index", "models", "alignment", "trackers"])
+def test_listings_run(page, workplace, monkeypatch, capsys):
     module = run(ROOT / "docs" / f"{page}.md", monkeypatch)
     found = vars(module)
     if page == "models":
@@ -133,12 +133,14 @@ def test_listings_run(page, workplace, monkeypatch):
         np.testing.assert_allclose(found["scores"].logp, found["out"].logp, atol=1e-4)
     if page == "alignment":
         assert np.isfinite(found["metrics"]["reward"]).all()
+    if page == "trackers":
+        assert capsys.readouterr().out == "best 0.75, last 0.5\n"
     if page == "index":
         assert np.isfinite(found["loss"])
 
 
 def test_no_page_has_listings_that_nobody_runs():
-    run_here = {"index", "own-code", "models", "alignment"}
+    run_here = {"index", "own-code", "models", "alignment", "trackers"}
     run_by_test_contributing = {"README", "CONTRIBUTING", "methods", "rewards"}
     assert {page.stem for page in PAGES if fences(page, "python")} == run_here | run_by_test_contributing
 

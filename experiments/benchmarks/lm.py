@@ -4,6 +4,7 @@
     python -m experiments.benchmarks.lm refill
     python -m experiments.benchmarks.lm scoring
     python -m experiments.benchmarks.lm loading
+    python -m experiments.benchmarks.lm first-token [--peer-python /path/to/python]
 
 Both sides of `speed` run in turns, on the same machine, weights and tokens; the peer is
 `transformers` on torch in a process of its own. The fastest turn of each counts. `cpu_seconds` add up
@@ -13,6 +14,8 @@ machine. Every line printed is JSON.
 
 import dataclasses
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -77,6 +80,16 @@ class Loading:
 
     model: str = "smollm2"
     shard_bytes: int = 10**8
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstToken:
+    """Seconds from the start of a process to the first token of a GGUF model, ours and transformers', in turns."""
+
+    model: str = "smollm2"
+    prompt: str = "The capital of France is"
+    peer_python: Path = Path(sys.executable)
+    repeats: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,18 +358,76 @@ def loading(args: Loading) -> None:
     report(peak_mib=grown, bound_mib=1.3 * total + largest, **sizes, **copies, seconds=seconds)
 
 
+_FIRST = """
+import json, sys, time
+marks = [time.perf_counter()]
+import jax
+from pairgrpo_jax.lm import generate, load_model
+marks.append(time.perf_counter())
+model = load_model(sys.argv[1])
+marks.append(time.perf_counter())
+ids = model.tokenizer(sys.argv[2])["input_ids"]
+out = generate(model, model.params, [ids], max_new_tokens=1, key=jax.random.key(0), temperature=0.0, stop_ids=())
+print(json.dumps([int(out.tokens[0, 0, 0]), *(b - a for a, b in zip(marks, [*marks[1:], time.perf_counter()]))]))
+"""
+_PEER_FIRST = """
+import json, sys, time
+from pathlib import Path
+marks = [time.perf_counter()]
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+marks.append(time.perf_counter())
+options = {"pretrained_model_name_or_path": Path(sys.argv[1]).parent, "gguf_file": Path(sys.argv[1]).name}
+tokenizer = AutoTokenizer.from_pretrained(**options)
+model = AutoModelForCausalLM.from_pretrained(**options, dtype=torch.float32)
+marks.append(time.perf_counter())
+ids = tokenizer(sys.argv[2], return_tensors="pt")
+out = model.generate(**ids, max_new_tokens=1, do_sample=False)
+print(json.dumps([int(out[0, -1]), *(b - a for a, b in zip(marks, [*marks[1:], time.perf_counter()]))]))
+"""
+
+
+def first_token(args: FirstToken) -> None:
+    """Prints the medians of both sides, of the whole process and of its parts, and their ratio.
+
+    Raises:
+      RuntimeError: if the two first tokens differ.
+    """
+    from pairgrpo_jax.lm.files.checkpoint import resolve
+
+    sides = {"ours": (sys.executable, _FIRST), "transformers": (str(args.peer_python), _PEER_FIRST)}
+    path, turns, tokens = resolve(args.model), {side: [] for side in sides}, set()
+    uncached = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    for _ in range(args.repeats):
+        for side, (python, code) in sides.items():
+            start = time.perf_counter()
+            command = [python, "-c", code, str(path), args.prompt]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=uncached)
+            token, *parts = json.loads(done.stdout.splitlines()[-1])
+            tokens.add(token)
+            turns[side].append((time.perf_counter() - start, *parts))
+    if len(tokens) > 1:
+        raise RuntimeError(f"the first tokens differ: {tokens}")
+    medians = {side: [statistics.median(x) for x in zip(*rows)] for side, rows in turns.items()}
+    report(processor=processor.label(), model=path.name, repeats=args.repeats)
+    for side, values in medians.items():
+        report(side=side, **dict(zip(("seconds", "imports", "loading", "first_token"), values)))
+    report(ratio=medians["transformers"][0] / medians["ours"][0])
+
+
 Command = (
     Annotated[Speed, tyro.conf.subcommand("speed")]
     | Annotated[Refill, tyro.conf.subcommand("refill")]
     | Annotated[Scoring, tyro.conf.subcommand("scoring")]
     | Annotated[Loading, tyro.conf.subcommand("loading")]
+    | Annotated[FirstToken, tyro.conf.subcommand("first-token")]
     | Annotated[Peer, tyro.conf.subcommand("peer")]
 )
 
 
-def main(args: Speed | Refill | Scoring | Loading | Peer) -> None:
+def main(args: Speed | Refill | Scoring | Loading | FirstToken | Peer) -> None:
     """Runs one of the measurements."""
-    tasks = {Speed: speed, Refill: refill, Scoring: scoring, Loading: loading, Peer: peer}
+    tasks = {Speed: speed, Refill: refill, Scoring: scoring, Loading: loading, FirstToken: first_token, Peer: peer}
     tasks[type(args)](args)
 
 

@@ -33,6 +33,7 @@ from pairgrpo_jax.commands.runs import (
     print_files,
     reading,
     require_mesh,
+    require_trackers,
     stopped_code,
     train_in_folder,
 )
@@ -77,9 +78,10 @@ from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, fitted_on,
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, head_source, readable
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
+from pairgrpo_jax.training.services import Tracking
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times")
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times", "tracker")
 FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
@@ -174,6 +176,8 @@ class Run(Settings):
     """Of activations; parameters and optimizer are float32."""
     remat: bool = False
     """Recompute layers in the backward pass, for memory."""
+    tracker: tuple[Tracking, ...] = ()
+    """Services that hear of the run besides its folder: wandb, mlflow, trackio; their own settings say where."""
     mesh: Literal["none", "data", "fsdp"] = "none"
     """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
     chat: Chat = field(default_factory=Chat)
@@ -241,6 +245,7 @@ def main(words: Sequence[str]) -> int:
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     require_mesh(run)
+    require_trackers(run)
     placement = make_placement(run)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)

@@ -20,16 +20,25 @@ from rich.console import Console
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.plots import learning_curves
 from pairgrpo_jax.commands.report import REPORT, write_report
-from pairgrpo_jax.commands.runs import DONE, make_console, print_files, require_mesh, stopped_code, train_in_folder
+from pairgrpo_jax.commands.runs import (
+    DONE,
+    make_console,
+    print_files,
+    require_mesh,
+    require_trackers,
+    stopped_code,
+    train_in_folder,
+)
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
+from pairgrpo_jax.training.services import Tracking
 
 # May differ on --resume: they do not change what the state means.
-FREE = ("output", "resume", "keep", "video_steps")
+FREE = ("output", "resume", "keep", "video_steps", "tracker")
 # On the progress line; the score is the deterministic return.
 SHOWN = {"score": "return", "stochastic_score": "stochastic", "return": "in training", "realised_kl": "KL"}
 SHOWN |= {"delta": "delta"}
@@ -64,6 +73,8 @@ class Run(Settings):
     """Newest checkpoints kept, besides the best."""
     video_steps: Annotated[int, AtLeast(0)] = 400
     """Control steps of 0.05 s in the video; 0: no video."""
+    tracker: tuple[Tracking, ...] = ()
+    """Services that hear of the run besides its folder: wandb, mlflow, trackio; their own settings say where."""
     mesh: Literal["none", "data"] = "none"
     """Use all devices: environments spread over them, parameters replicated (brax)."""
     config: ControlConfig = field(default_factory=tuned)
@@ -96,6 +107,7 @@ def main(words: Sequence[str]) -> int:
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     require_mesh(run)
+    require_trackers(run)
     env = make_env(run.env)
     run.config.check(env.episode_length)
     schedule = make_schedule(run, env)

@@ -27,7 +27,7 @@ T = TypeVar("T")
 _EXTRAS = {"mujoco": "control", "brax": "control", "gymnasium": "control", "imageio": "control", "distrax": "control"}
 _EXTRAS |= dict.fromkeys(("transformers", "tokenizers", "datasets", "safetensors", "gguf", "huggingface_hub"), "lm")
 _EXTRAS |= {"reasoning_gym": "rewards", "math_verify": "rewards"}
-_EXTRAS["openai"] = "judge"
+_EXTRAS |= {"openai": "judge", "wandb": "trackers", "mlflow": "trackers"}
 
 
 def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:

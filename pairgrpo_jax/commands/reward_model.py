@@ -27,7 +27,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.runs import make_console
+from pairgrpo_jax.commands.runs import make_console, open_log, require_trackers
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
@@ -51,9 +51,10 @@ from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards import reward_training as training
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, save_head
-from pairgrpo_jax.training import TrainState, check_finite, make_update_step, open_folder, settings
+from pairgrpo_jax.training import MetricLog, NoLog, TrainState, check_finite, make_update_step, open_folder, settings
+from pairgrpo_jax.training.services import Tracking
 
-_FREE = ("ignore_fields", "output", "resume")
+_FREE = ("ignore_fields", "output", "resume", "tracker")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Run(Settings):
     """Folder for everything the run leaves."""
     resume: bool = False
     """Go on with the run in `output`: pairs that were pooled are not pooled again."""
+    tracker: tuple[Tracking, ...] = ()
+    """Services that hear of the run besides its folder: wandb, mlflow, trackio; their own settings say where."""
     chat: Chat = field(default_factory=Chat)
 
     def __post_init__(self):
@@ -130,6 +133,7 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
+    require_trackers(run)
     model = load_model(run.model, ignore_fields=run.ignore_fields, end_of_turn=run.end_of_turn)
     model, chat = with_chat(model, run.chat)
     run = dataclasses.replace(run, chat=chat)
@@ -137,10 +141,7 @@ def execute(run: Run, console: Console) -> int:
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
-        pooled = pool(run, model, pairs, console)
-        fit = make_fit(run, model, pairs, pooled)
-        rows = cross_validate(run, pairs, fit, console) if run.folds else []
-        rows += halves(run, model, pairs, fit)
+        rows = measure(run, model, pairs, console)
         (run.output / "figures.json").write_text(json.dumps(rows, indent=2))
         text = table(rows)
         (run.output / "table.md").write_text(text + "\n")
@@ -148,6 +149,22 @@ def execute(run: Run, console: Console) -> int:
     console.print(text)
     console.print(f"\nheads: {run.output}/a.safetensors, {run.output}/b.safetensors")
     return 0
+
+
+def measure(run: Run, model: Model, pairs: Pairs, console: Console) -> list[dict[str, Any]]:
+    """The figures of cross-validation and of both halves; a row a fold and one of all figures go into the log."""
+    log, complete = open_log(run, console), False
+    try:
+        pooled = pool(run, model, pairs, console)
+        fit = make_fit(run, model, pairs, pooled)
+        rows = cross_validate(run, pairs, fit, console, log) if run.folds else []
+        rows += halves(run, model, pairs, fit)
+        last = {"iteration": run.folds + 1, "steps": len(pairs.rows), "score": rows[0]["accuracy"]}
+        log.write(last | {f"{row['name']}/{key}": row[key] for row in rows for key in ("accuracy", "log_loss")})
+        complete = True
+    finally:
+        log.close(complete)
+    return rows
 
 
 def read(run: Run, model: Model, console: Console) -> Pairs:
@@ -264,7 +281,7 @@ def trunk_margins(
     return margins
 
 
-def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[dict[str, Any]]:
+def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console, log: MetricLog | NoLog) -> list[dict[str, Any]]:
     """Margins of every pair from the model that did not see its fold, beside what needs no model."""
     folds, replies = pairs.fold(run.folds, run.seed), [(row.chosen, row.rejected) for row in pairs.rows]
     margins = {"reward model": np.zeros(len(folds)), "TF-IDF + length": np.zeros(len(folds))}
@@ -277,6 +294,7 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console) -> list[d
         score = preference_accuracy(margins["reward model"][test])
         about = f"{test.sum()} pairs, accuracy {100 * score:.1f}%, l2 {fitted['l2']:g}"
         console.print(f"fold {fold + 1} of {run.folds}: {about}")
+        log.write({"iteration": fold + 1, "steps": int(test.sum()), "accuracy": score, "l2": fitted["l2"]})
     margins["longer reply"] = longer_margins(replies)
     return [figures(name, values, margins["reward model"]) for name, values in margins.items()]
 

@@ -14,15 +14,18 @@ from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
     NoLog,
+    Relay,
     Schedule,
     TrainState,
     changed_settings,
     processes,
     read_metrics,
     require_alike,
+    services,
     settings,
     train,
 )
+from pairgrpo_jax.training.run import flatten, versions
 
 DONE = "done"  # an empty file that marks a finished run
 
@@ -43,6 +46,25 @@ def require_mesh(run: Any) -> None:
     require_alike(settings(run))
     if run.mesh == "none":
         raise ValueError(f"mesh: {processes.count()} processes share the devices of a mesh; add --mesh data")
+
+
+def require_trackers(run: Any) -> None:
+    """Refuses a tracker that is not installed, has no key or whose host is silent; ModuleNotFoundError, ValueError."""
+    processes.on_lead(lambda: services.check_trackers(run.tracker))
+
+
+def open_log(run: Any, console: Console, after: int = 0) -> MetricLog | NoLog:
+    """Where the metrics of a run go, in the process that leads; says where its trackers can be seen."""
+    trackers = processes.on_lead(lambda: _open_trackers(run, console)) or ()
+    return MetricLog(run.output, after, trackers) if processes.leads() else NoLog()
+
+
+def _open_trackers(run: Any, console: Console) -> list[Relay]:
+    config = dict(flatten(settings(run))) | {f"versions.{name}": value for name, value in versions().items()}
+    opened = services.open_trackers(run.tracker, run.output, config)
+    for relay in opened:
+        console.print(f"tracker {relay.service.name}: {relay.service.where}", markup=False)
+    return opened
 
 
 def reading(run: Any) -> dict[str, Any]:
@@ -79,9 +101,9 @@ def train_in_folder(
     if run.resume and checkpoints.steps():
         start, state = checkpoints.restore(state)
         console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
-    log = MetricLog(run.output, after=start) if processes.leads() else NoLog()
+    log, complete = open_log(run, console, start), False
     try:
-        return train(
+        ended = train(
             program,
             state,
             schedule,
@@ -92,10 +114,12 @@ def train_in_folder(
             shown=shown,
             console=console,
         )
+        complete = ended[-1] is None
+        return ended
     except (ValueError, OSError) as error:  # not bad input any more: show where
         raise RuntimeError("training failed") from error
     finally:
-        log.close()
+        log.close(complete)
         checkpoints.close()
 
 

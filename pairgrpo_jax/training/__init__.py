@@ -14,6 +14,7 @@ from pairgrpo_jax.training.run import (
     settings,
 )
 from pairgrpo_jax.training.state import TrainState
+from pairgrpo_jax.training.trackers import Relay, Service, Tracker
 from pairgrpo_jax.training.update import NonFiniteError, check_finite, make_update_step
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "MetricLog",
     "NoLog",
     "NonFiniteError",
+    "Relay",
     "RunFolderError",
     "Schedule",
+    "Service",
+    "Tracker",
     "TrainState",
     "annealed_to",
     "changed_settings",

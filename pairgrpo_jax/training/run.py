@@ -9,17 +9,16 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
-import numpy as np
-from tensorboardX import SummaryWriter
 
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.trackers import Board, Tracker, figures
 
 logger = logging.getLogger(__name__)
 # What a kill while a folder is claimed may leave.
@@ -183,19 +182,22 @@ class NoLog:
     def write(self, row: dict[str, Any]) -> None:
         """Keeps nothing."""
 
-    def close(self) -> None:
+    def close(self, complete: bool = True) -> None:
         """Nothing is open."""
 
 
 class MetricLog:
-    """Metrics as JSON lines and for TensorBoard, cut back on resume to where the checkpoint was made.
+    """Metrics as JSON lines, for TensorBoard and other trackers, cut back on resume to where the checkpoint was made.
 
     Attributes:
       seconds: what the kept rows took, the clock to go on from.
     """
 
-    def __init__(self, folder: Path | str, after: int = 0):
-        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped."""
+    def __init__(self, folder: Path | str, after: int = 0, trackers: Sequence[Tracker] = ()):
+        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped.
+
+        The trackers hear the rows that are kept again, as TensorBoard does; a `Relay` knows which it has sent.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
@@ -206,7 +208,7 @@ class MetricLog:
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
         self._file = self.path.open("a")
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._trackers: tuple[Tracker, ...] = (Board(folder / "tensorboard"), *trackers)
         for row in kept:
             self._show(row)
 
@@ -217,14 +219,15 @@ class MetricLog:
         self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name not in ("iteration", "steps"):
-                self._board.add_scalar(name, float(np.mean(value)), row["steps"])
+        for tracker in self._trackers:
+            tracker.log(row)
 
-    def close(self) -> None:
-        """Flushes and closes both."""
+    def close(self, complete: bool = True) -> None:
+        """Flushes and closes all; trackers get the final figures of a run that is `complete`."""
         self._file.close()
-        self._board.close()
+        summary = figures(read_metrics(self.path.parent)) if complete else {}
+        for tracker in self._trackers:
+            tracker.finish(summary)
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pairgrpo_jax.lm.data import fold_of
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards.reward_model import about_head, load_reward_model
 from pairgrpo_jax.lm.rewards.reward_training import pad_pairs
-from pairgrpo_jax.training import RunFolderError
+from pairgrpo_jax.training import RunFolderError, read_metrics
 
 GOOD, BAD = ("sun", "warm", "light", "day"), ("mud", "cold", "dark", "night")
 
@@ -60,6 +60,8 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
     assert "40 preferences; dropped 0" in text and "reward model ahead by" in text
     rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "figures.json").read_text())}
     halves = [rows[f"half {x}, tested on the other"] for x in "ab"]
+    *folds, last = read_metrics(tmp_path / "out")
+    assert len(folds) == args.folds and last["half a, tested on the other/accuracy"] == halves[0]["accuracy"]
     assert all(row["accuracy"] > 0.8 and row["margin"] > 0 for row in halves)
     if mode == "frozen":
         assert rows["reward model"]["accuracy"] > 0.9 and rows["reward model"]["margin"] > 0

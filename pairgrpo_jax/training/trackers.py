@@ -1,0 +1,156 @@
+"""Trackers: who hears of a run besides its folder, and how one that may fail is kept from ending or doubling it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+logger = logging.getLogger(__name__)
+PATIENCE = 30.0  # seconds that the end of a run waits for a service
+
+
+class Tracker(Protocol):
+    """Hears of one run."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Takes a row of metrics; it holds `iteration`. Lists are per seed, or per prompt."""
+
+    def finish(self, summary: dict[str, float]) -> None:
+        """Takes the final figures; none where the run was interrupted and may go on."""
+
+
+class Service(Protocol):
+    """A run at a tracking service, which may raise anything.
+
+    Attributes:
+      name: of the service.
+      id: the run's, for `--resume`.
+      where: where the run can be seen, in words.
+    """
+
+    name: str
+    id: str
+    where: str
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Takes the metrics of a step."""
+
+    def finish(self, summary: dict[str, float], complete: bool) -> None:
+        """Closes the run with its final figures."""
+
+
+class Board:
+    """TensorBoard, in a run's folder; its axis is `steps`."""
+
+    def __init__(self, folder: Path):
+        self._board = SummaryWriter(str(folder))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Shows every metric of the row."""
+        for name, value in numbers(row).items():
+            if name not in ("iteration", "steps"):
+                self._board.add_scalar(name, value, row["steps"])
+
+    def finish(self, summary: dict[str, float]) -> None:
+        """Flushes and closes."""
+        self._board.close()
+
+
+class Relay:
+    """A tracker at a service: rows go out in order from a thread of their own, each once, and a failure is told once.
+
+    What fails is tried again with the next row. The run's id and the last iteration that went out are kept in
+    `tracker-NAME.json` of the run's folder, so that a resumed run goes on where it was, and sends what was not sent.
+    """
+
+    def __init__(self, service: Service, folder: Path):
+        self.service, self._path = service, remembered(folder, service.name)
+        self._sent = _remember(self._path).get("sent", 0)
+        self._keep()
+        self._queue: queue.SimpleQueue = queue.SimpleQueue()
+        self._unsent, self._told = [], False
+        self._thread = threading.Thread(target=self._work, name=f"tracker {service.name}", daemon=True)
+        self._thread.start()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Hands the row over, unless the service has it."""
+        if row["iteration"] > self._sent:
+            self._queue.put(numbers(row))
+
+    def finish(self, summary: dict[str, float]) -> None:
+        """Waits a little for what has not gone out, and says what did not."""
+        self._queue.put(summary)
+        self._queue.put(None)
+        self._thread.join(PATIENCE)
+        if self._unsent or self._thread.is_alive():
+            what = f"rows after iteration {self._sent} and the final figures may be missing there; all are in"
+            logger.warning("tracker %s: %s metrics.jsonl, and --resume sends them", self.service.name, what)
+
+    def _work(self) -> None:
+        """Sends rows as they come; the summary, which holds no iteration, comes last."""
+        while (item := self._queue.get()) is not None:
+            self._unsent.append(item)
+            try:
+                self._send()
+            except Exception as error:  # whatever it is, training goes on
+                self._tell(error)
+
+    def _send(self) -> None:
+        while self._unsent:
+            item = self._unsent[0]
+            if "iteration" in item:
+                self.service.log(item, int(item["iteration"]))
+                self._sent = int(item["iteration"])
+                self._keep()
+            else:
+                self.service.finish({f"final/{name}": value for name, value in item.items()}, bool(item))
+            self._unsent.pop(0)
+
+    def _keep(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps({"id": self.service.id, "sent": self._sent}) + "\n")
+        partial.replace(self._path)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            logger.warning("tracker %s failed (%s); training goes on without it", self.service.name, why)
+        self._told = True
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a row, a list as its mean."""
+    return {name: float(np.mean(value)) for name, value in row.items()}
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The final figures of a run: its last evaluation, or its last row where there was none."""
+    scored = [row for row in rows if "score" in row] or rows
+    return {name: x for name, x in numbers(scored[-1]).items() if name != "iteration"} if scored else {}
+
+
+def remembered(folder: Path, name: str) -> Path:
+    """Where a run keeps its id at a service."""
+    return folder / f"tracker-{name}.json"
+
+
+def known_id(folder: Path, name: str) -> str | None:
+    """The run's id at a service; None for a new one."""
+    return _remember(remembered(folder, name)).get("id")
+
+
+def _remember(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        return {"id": str(found["id"]), "sent": int(found["sent"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"tracker: {path} cannot be read ({error!r}); remove it to begin a new run there") from error

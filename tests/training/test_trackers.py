@@ -1,0 +1,265 @@
+"""Trackers: the real packages, offline, and services that fail."""
+
+import importlib
+import json
+import os
+import struct
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from rich.console import Console
+
+from pairgrpo_jax.commands import cheetah
+from pairgrpo_jax.commands.runs import open_log, require_trackers, train_in_folder
+from pairgrpo_jax.training import MetricLog, Relay, Schedule, TrainState, read_metrics, trackers
+from pairgrpo_jax.training.services import check_trackers
+
+QUIET = Console(quiet=True)
+SCHEDULE = Schedule(iterations=6, chunk=1, evaluate_every=6, save_every=2, steps_per_iteration=10)
+
+
+def row(i, **more):
+    return {"iteration": i, "steps": 10 * i, "reward": [i, i + 1.0], "held_out/f/pass@1": 0.5, **more}
+
+
+class Flaky:
+    """A service that fails at some calls and keeps what it took."""
+
+    name, id, where = "flaky", "7", "nowhere"
+
+    def __init__(self, fails=(), hangs=None):
+        self.fails, self.hangs, self.calls, self.steps, self.ends = set(fails), hangs, 0, [], []
+
+    def log(self, values, step):
+        self.calls += 1
+        if self.hangs:
+            self.hangs.wait()
+        if self.calls in self.fails:
+            raise ConnectionError("no\nroute")
+        self.steps.append(step)
+
+    def finish(self, summary, complete):
+        self.ends.append((summary, complete))
+
+
+def test_a_failure_is_told_once_and_nothing_is_lost_or_doubled(tmp_path, caplog):
+    service = Flaky(fails=(2, 3))
+    log = MetricLog(tmp_path, trackers=[Relay(service, tmp_path)])
+    for i in range(1, 5):
+        log.write(row(i))
+    log.close()
+    assert service.steps == [1, 2, 3, 4] and [r["iteration"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert service.ends == [({"final/steps": 40, "final/reward": 4.5, "final/held_out/f/pass@1": 0.5}, True)]
+    assert [r.getMessage() for r in caplog.records] == [
+        "tracker flaky failed (ConnectionError: no route); training goes on without it"
+    ]
+
+
+def test_what_was_not_sent_is_said_and_goes_out_on_resume(tmp_path, caplog):
+    log = MetricLog(tmp_path, trackers=[Relay(Flaky(fails=range(2, 99)), tmp_path)])
+    for i in range(1, 5):
+        log.write(row(i))
+    log.close(complete=False)
+    assert "rows after iteration 1" in caplog.messages[-1] and "--resume sends them" in caplog.messages[-1]
+    service = Flaky()
+    MetricLog(tmp_path, after=3, trackers=[Relay(service, tmp_path)]).close()
+    assert service.steps == [2, 3]
+
+
+def test_a_service_that_hangs_does_not_hold_the_run(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(trackers, "PATIENCE", 0.05)
+    release = threading.Event()
+    log = MetricLog(tmp_path, trackers=[Relay(Flaky(hangs=release), tmp_path)])
+    log.write(row(1))
+    log.close()
+    assert "may be missing" in caplog.text
+    release.set()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"id": 1}', '{"id": "a", "sent": "x"}'])
+def test_a_damaged_memory_is_named(tmp_path, text):
+    (tmp_path / "tracker-flaky.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tracker-flaky\.json cannot be read .*remove it"):
+        Relay(Flaky(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_package_that_is_not_installed(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError):
+        require_trackers(cheetah.Run(tracker=(name,)))
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(ValueError, match=r"'comet' is unknown; choose among wandb, mlflow, trackio"):
+        check_trackers(["comet"])
+
+
+def test_wandb_without_a_key_or_a_host(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb", reason="needs the extra trackers")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # it reads the environment once
+    with pytest.raises(ValueError, match=r"wandb has no key for http://127.0.0.1:9; run `wandb login`, .*offline"):
+        check_trackers(["wandb"])
+    (tmp_path / "none").write_text("machine 127.0.0.1 login user password " + 40 * "a")
+    asked = []
+    monkeypatch.setattr(wandb, "Api", lambda **_: asked.append(1) or 1 / 0)
+    with pytest.raises(ValueError, match=r"wandb at http://127.0.0.1:9: division .*WANDB_MODE=offline"):
+        check_trackers(["wandb"])
+    assert asked
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    check_trackers(["wandb"])
+    wandb.teardown()
+
+
+@pytest.mark.parametrize("store", ["http://127.0.0.1:9", "ftp://nowhere"])
+def test_mlflow_without_a_store(monkeypatch, store):
+    pytest.importorskip("mlflow", reason="needs the extra trackers")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match=rf"mlflow at {store}: .*; set MLFLOW_TRACKING_URI to a server"):
+        check_trackers(["mlflow"])
+
+
+def records(path):
+    """The records of a wandb run on disk, which is a log of LevelDB: blocks of 32 KiB, pieces with a sum and a kind."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, found, piece = path.read_bytes(), 7, [], b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        piece += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            found.append(Record.FromString(piece))
+            piece = b""
+    return found
+
+
+def in_wandb(folder):
+    import wandb
+
+    wandb.teardown()  # what it keeps is written a little after a run's end
+    values = {}
+    steps, config, ids = [], {}, set()
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                items = {"/".join(x.nested_key) or x.key: json.loads(x.value_json) for x in record.history.item}
+                steps.append(items["iteration"])
+                values |= items
+            elif kind == "summary":
+                values |= {"/".join(x.nested_key) or x.key: json.loads(x.value_json) for x in record.summary.update}
+            elif kind == "run":
+                ids.add(record.run.run_id)
+            if kind in ("config", "run"):
+                update = (record.config if kind == "config" else record.run.config).update
+                config |= {"/".join(x.nested_key) or x.key: json.loads(x.value_json) for x in update}
+    assert len(ids) == 1
+    return steps, {name: str(x) for name, x in config.items()}, values
+
+
+def in_mlflow(folder):
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("pairgrpo").experiment_id])
+    assert found.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(found.info.run_id, "iteration")]
+    renamed = {name.replace("final.", "final/"): x for name, x in found.data.metrics.items()}
+    return steps, found.data.params, renamed
+
+
+def in_trackio(folder):
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (name,) = [x for x in SQLiteStorage.get_runs("pairgrpo") if x.startswith(folder.name)]
+    rows = SQLiteStorage.get_logs("pairgrpo", name)
+    steps = [r["step"] for r in rows if "iteration" in r]
+    config = SQLiteStorage.get_run_config("pairgrpo", name)
+    return steps, {k: str(x) for k, x in config.items()}, {k: x for r in rows for k, x in r.items()}
+
+
+READERS = {"wandb": in_wandb, "mlflow": in_mlflow, "trackio": in_trackio}
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Settings of the services under which nothing leaves this machine."""
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_ERROR_REPORTING": "false",
+        "MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }.items():
+        monkeypatch.setenv(name, os.environ.get(f"TEST_{name}", value))
+
+
+def program(state, count):
+    values = state.params["w"] + 1 + jnp.arange(count)
+    return state.replace(params={"w": values[-1]}), {
+        "reward": values,
+        "reward/x": values / 8,
+        "pass@1": values * jnp.nan,
+    }
+
+
+def evaluate(state, iteration):
+    return {"score": [2.0, 3.0]}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_real_package_hears_each_row_once_over_a_kill_and_a_resume(name, tmp_path, offline, capfd):
+    package = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    if package is None:
+        pytest.skip(f"needs {name}: pip install {name}")
+    if name == "wandb":
+        package.teardown()
+    run = cheetah.Run(output=tmp_path / "mine", steps=60, tracker=(name,))
+    require_trackers(run)
+
+    def train(run, program):
+        state = TrainState.create({"w": jnp.zeros(())}, optax.sgd(0.1), jax.random.key(0))
+        return train_in_folder(run, program, state, SCHEDULE, evaluate=evaluate, shown={}, console=QUIET)
+
+    def killed(state, count):
+        if state.params["w"] == 3:  # row 3 went out, and the checkpoint is that of 2: row 3 is made again
+            raise KeyboardInterrupt
+        return program(state, count)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, killed)
+    assert json.loads((run.output / f"tracker-{name}.json").read_text())["sent"] == 3
+    train(run.replace(resume=True), program)
+    assert [r["iteration"] for r in read_metrics(run.output)] == [1, 2, 3, 4, 5, 6]
+    steps, config, values = READERS[name](run.output)
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert config["config.method.name"] == "hard" and config["steps"] == "60" and "versions.jax" in config
+    assert values["final/score"] == 2.5 and values["final/reward"] == 6
+    told = capfd.readouterr()
+    assert len((told.out + told.err).splitlines()) <= 2, told
+
+
+def test_a_run_hears_of_its_trackers_in_one_line(tmp_path, offline):
+    pytest.importorskip("mlflow", reason="needs the extra trackers")
+    run, console = cheetah.Run(output=tmp_path, tracker=("mlflow", "mlflow")), Console(record=True, quiet=False)
+    open_log(run, console).close()
+    assert console.export_text().count("tracker mlflow: experiment pairgrpo in") == 1
+    (tmp_path / "tracker-mlflow.json").write_text('{"id": "gone", "sent": 0}')
+    with pytest.raises(ValueError, match=r"mlflow: Run .gone. not found; remove .*tracker-mlflow\.json to begin"):
+        open_log(run, QUIET)
