@@ -1,8 +1,10 @@
 """Measures the language models: speed beside torch, scoring memory.
 
     python -m experiments.benchmarks.lm speed [--peer-python /path/to/python]
+    python -m experiments.benchmarks.lm refill
     python -m experiments.benchmarks.lm scoring
     python -m experiments.benchmarks.lm loading
+    python -m experiments.benchmarks.lm first-token [--peer-python /path/to/python]
 
 Both sides of `speed` run in turns, on the same machine, weights and tokens; the peer is
 `transformers` on torch in a process of its own. The fastest turn of each counts. `cpu_seconds` add up
@@ -12,6 +14,8 @@ machine. Every line printed is JSON.
 
 import dataclasses
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,11 +46,21 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Generation and forward + backward of SmolLM2-135M in float32, ours and torch's."""
+    """Generation and forward + backward (by `score`, as updates do) of SmolLM2-135M in float32, ours and torch's."""
 
     work: tyro.conf.OmitArgPrefixes[Work] = Work()
     model: str = "smollm2"
     peer_python: Path = Path(sys.executable)
+    repeats: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Refill:
+    """Sentences of SmolLM2-135M: rows that end give their place to the next, beside the whole batch at once."""
+
+    slots: tuple[int, ...] = (64, 32, 16)
+    samples: int = 16
+    new_tokens: int = 96
     repeats: int = 3
 
 
@@ -66,6 +80,16 @@ class Loading:
 
     model: str = "smollm2"
     shard_bytes: int = 10**8
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstToken:
+    """Seconds from the start of a process to the first token of a GGUF model, ours and transformers', in turns."""
+
+    model: str = "smollm2"
+    prompt: str = "The capital of France is"
+    peer_python: Path = Path(sys.executable)
+    repeats: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +132,17 @@ def our_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
     import jax
     import jax.numpy as jnp
 
-    from pairgrpo_jax.lm import generate, load_model
+    from pairgrpo_jax.lm import Policy, generate, load_model, score
 
     model = load_model(folder)
     prompts = tokens_of(work.prompts, work.prompt_tokens, model.config.vocab_size)
-    batch = jnp.asarray(tokens_of(work.rows, work.steps, model.config.vocab_size))
+    batch = jnp.asarray(tokens_of(work.rows, work.steps + 1, model.config.vocab_size))
+    lengths = jnp.ones(work.rows, jnp.int32)
+    texts = batch[:, :1], lengths, batch[:, None, 1:], work.steps * lengths[:, None]
     options = {"max_new_tokens": work.new_tokens, "num_samples": work.samples, "stop_ids": ()}
 
     def loss(params):
-        log_probs = jax.nn.log_softmax(model.apply(params, batch)[:, :-1])
-        return -jnp.take_along_axis(log_probs, batch[:, 1:, None], -1).mean()
+        return -score(Policy(model, params), *texts).logp.mean()
 
     step = jax.jit(jax.value_and_grad(loss))
     x = jnp.ones((MATMUL, MATMUL))
@@ -218,6 +243,44 @@ def speed(args: Speed) -> None:
     temporary.cleanup()
 
 
+BEGINNINGS = (
+    "The old house by the river",
+    "In the year 1905",
+    "My grandmother told me that",
+    "The most important thing",
+)
+
+
+def refill(args: Refill) -> None:
+    """Prints tokens a second of each number of slots, and the ratio to the whole batch; the fastest turn counts."""
+    import jax
+
+    from pairgrpo_jax.lm import generate, load_model
+
+    model = load_model("smollm2")
+    prompts, ends = (model.tokenizer(list(texts))["input_ids"] for texts in (BEGINNINGS, (".", "!", "?", "\n")))
+    options = {"max_new_tokens": args.new_tokens, "num_samples": args.samples, "stop_ids": [end[0] for end in ends]}
+    turns, outs = {slots: [] for slots in (None, *args.slots)}, {}
+
+    def run(slots: int | None) -> None:
+        outs[slots] = generate(model, model.params, prompts, key=jax.random.key(0), slots=slots, **options)
+
+    for turn in range(args.repeats + 1):
+        for slots, times in turns.items():
+            spent = timed(lambda slots=slots: run(slots))
+            times += [spent] * (turn > 0)  # the first compiles
+    best = {slots: [min(x) for x in zip(*times)] for slots, times in turns.items()}
+    lengths = outs[None].lengths
+    report(
+        processor=processor.label(), rows=lengths.size, mean_length=float(lengths.mean()), longest=int(lengths.max())
+    )
+    for slots, (seconds, cpu_seconds) in best.items():
+        rates = {"tokens_per_second": float(lengths.sum()) / seconds, "cpu_seconds": cpu_seconds}
+        ratios = {"ratio": best[None][0] / seconds, "cpu_ratio": best[None][1] / cpu_seconds}
+        same = float((outs[slots].tokens == outs[None].tokens).all(-1).mean())
+        report(slots=slots, seconds=seconds, **rates, **ratios, same_texts=same)
+
+
 def scoring(args: Scoring) -> None:
     """Prints the temporary memory XLA needs for a gradient of both forms."""
     import jax
@@ -295,17 +358,76 @@ def loading(args: Loading) -> None:
     report(peak_mib=grown, bound_mib=1.3 * total + largest, **sizes, **copies, seconds=seconds)
 
 
+_FIRST = """
+import json, sys, time
+marks = [time.perf_counter()]
+import jax
+from pairgrpo_jax.lm import generate, load_model
+marks.append(time.perf_counter())
+model = load_model(sys.argv[1])
+marks.append(time.perf_counter())
+ids = model.tokenizer(sys.argv[2])["input_ids"]
+out = generate(model, model.params, [ids], max_new_tokens=1, key=jax.random.key(0), temperature=0.0, stop_ids=())
+print(json.dumps([int(out.tokens[0, 0, 0]), *(b - a for a, b in zip(marks, [*marks[1:], time.perf_counter()]))]))
+"""
+_PEER_FIRST = """
+import json, sys, time
+from pathlib import Path
+marks = [time.perf_counter()]
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+marks.append(time.perf_counter())
+options = {"pretrained_model_name_or_path": Path(sys.argv[1]).parent, "gguf_file": Path(sys.argv[1]).name}
+tokenizer = AutoTokenizer.from_pretrained(**options)
+model = AutoModelForCausalLM.from_pretrained(**options, dtype=torch.float32)
+marks.append(time.perf_counter())
+ids = tokenizer(sys.argv[2], return_tensors="pt")
+out = model.generate(**ids, max_new_tokens=1, do_sample=False)
+print(json.dumps([int(out[0, -1]), *(b - a for a, b in zip(marks, [*marks[1:], time.perf_counter()]))]))
+"""
+
+
+def first_token(args: FirstToken) -> None:
+    """Prints the medians of both sides, of the whole process and of its parts, and their ratio.
+
+    Raises:
+      RuntimeError: if the two first tokens differ.
+    """
+    from pairgrpo_jax.lm.files.checkpoint import resolve
+
+    sides = {"ours": (sys.executable, _FIRST), "transformers": (str(args.peer_python), _PEER_FIRST)}
+    path, turns, tokens = resolve(args.model), {side: [] for side in sides}, set()
+    uncached = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    for _ in range(args.repeats):
+        for side, (python, code) in sides.items():
+            start = time.perf_counter()
+            command = [python, "-c", code, str(path), args.prompt]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=uncached)
+            token, *parts = json.loads(done.stdout.splitlines()[-1])
+            tokens.add(token)
+            turns[side].append((time.perf_counter() - start, *parts))
+    if len(tokens) > 1:
+        raise RuntimeError(f"the first tokens differ: {tokens}")
+    medians = {side: [statistics.median(x) for x in zip(*rows)] for side, rows in turns.items()}
+    report(processor=processor.label(), model=path.name, repeats=args.repeats)
+    for side, values in medians.items():
+        report(side=side, **dict(zip(("seconds", "imports", "loading", "first_token"), values)))
+    report(ratio=medians["transformers"][0] / medians["ours"][0])
+
+
 Command = (
     Annotated[Speed, tyro.conf.subcommand("speed")]
+    | Annotated[Refill, tyro.conf.subcommand("refill")]
     | Annotated[Scoring, tyro.conf.subcommand("scoring")]
     | Annotated[Loading, tyro.conf.subcommand("loading")]
+    | Annotated[FirstToken, tyro.conf.subcommand("first-token")]
     | Annotated[Peer, tyro.conf.subcommand("peer")]
 )
 
 
-def main(args: Speed | Scoring | Loading | Peer) -> None:
+def main(args: Speed | Refill | Scoring | Loading | FirstToken | Peer) -> None:
     """Runs one of the measurements."""
-    tasks = {Speed: speed, Scoring: scoring, Loading: loading, Peer: peer}
+    tasks = {Speed: speed, Refill: refill, Scoring: scoring, Loading: loading, FirstToken: first_token, Peer: peer}
     tasks[type(args)](args)
 
 

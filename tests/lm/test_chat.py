@@ -139,6 +139,23 @@ def test_system_messages_that_a_template_does_not_take(random_model, caplog):
     assert text(model, encode_prompt(model, (SYSTEM, USER), 99)) == "system:S<eot>user:hi<eot>assistant:"
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "{{ m['content'][0]['text'] }}",
+        "{{ m['text'] }}",
+        "{% for x in m['content'] if x is mapping %}{{ x.text }}{% endfor %}",
+    ],
+)
+def test_a_template_that_drops_the_text_of_a_turn_is_told(random_model, turn):
+    """Templates of models of images take lists of parts alone."""
+    model = with_tokenizer(random_model, "$A", f"{{% for m in messages %}}{turn}<eot>{{% endfor %}}")
+    with pytest.raises(
+        ValueError, match="none of 1 prompts fits: the chat template leaves the text of the last turn out"
+    ):
+        encode_prompts(model, [(USER,)], 99)
+
+
 def test_the_date_of_a_template_is_frozen(random_model):
     model, chat = with_chat(with_tokenizer(random_model, "$A", DATED), Chat())
     assert chat.template_date == date.today().isoformat() and model.chat == chat

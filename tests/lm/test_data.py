@@ -166,6 +166,61 @@ def test_the_system_column_is_used_and_yields_to_a_system_turn(tmp_path):
     assert load_prompts(write(tmp_path / "y.jsonl", rows), system="Be kind").rows[0].prompt == (SYSTEM, USER)
 
 
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message", "system_instruction"])
+def test_a_system_column_by_any_name_is_used_or_refused(tmp_path, name):
+    source = write(tmp_path / "x.jsonl", [{name: "Be kind", **LAYOUTS["plain"]}])
+    assert load_preferences(source).rows[0].prompt == (SYSTEM, USER) == load_prompts(source).rows[0].prompt
+    for load in (load_preferences, load_prompts):
+        with pytest.raises(ValueError, match=rf"x\.jsonl:1: column '{name}' must hold a text.*got \["):
+            load(write(tmp_path / "x.jsonl", [{name: [SYSTEM], **LAYOUTS["plain"]}]))
+
+
+@pytest.mark.parametrize("name", ["images", "image", "video", "audio"])
+def test_rows_with_something_else_than_text_in_a_column_are_dropped(tmp_path, name):
+    rows = [LAYOUTS["plain"] | {name: value} for value in (["x.png"], [], None)]
+    for load in (load_preferences, load_prompts):
+        assert load(write(tmp_path / "x.jsonl", rows)).dropped[f"with something in column {name!r}"] == 1
+
+
+@pytest.mark.parametrize("name", ["X.JSONL", "x.Json", "X.JSON.GZ", "x.PARQUET"])
+def test_a_suffix_in_capitals_is_one(tmp_path, name):
+    path, small = tmp_path / name, tmp_path / name.lower()
+    if "parquet" in small.name:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([LAYOUTS["plain"]]), path)
+    else:
+        write(small, [LAYOUTS["plain"]])
+        small.rename(path)
+    assert load_preferences(str(path)).rows[0][:3] == WANT[:3]
+    assert load_preferences(str(tmp_path), split="all").rows[0][:3] == WANT[:3]
+
+
+@pytest.mark.parametrize("newline", ["\r\n", "\n"])
+def test_transcripts_of_windows_are_transcripts(tmp_path, newline):
+    human, reply = "\n\nHuman: Hi there\n\nAssistant:", ("Good day", "Go away")
+    whole = [{"chosen": f"{human} {reply[0]}", "rejected": f"{human} {reply[1]}"}]
+    for row in (*whole, {"prompt": human, **whole[0]}, {"prompt": human, "chosen": reply[0], "rejected": reply[1]}):
+        row = {k: v.replace("\n", newline) for k, v in row.items()}
+        assert load_preferences(write(tmp_path / "x.jsonl", [row])).rows[0][:3] == WANT[:3]
+
+
+def test_lines_of_json_may_hold_separators_of_unicode(tmp_path):
+    row = json.dumps(LAYOUTS["plain"] | {"note": "a\u2028b\x85c"}, ensure_ascii=False)
+    for name in ("x.jsonl", "x.json"):
+        (tmp_path / name).write_text(f"{row}\n{row}\n", encoding="utf-8")
+        assert len(load_preferences(str(tmp_path / name)).rows) == 2
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "shift-jis"])
+def test_another_encoding_is_named_as_none_of_ours(tmp_path, encoding):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('{"prompt": "\u00e9\u3042"}'.encode(encoding, errors="ignore"))
+    with pytest.raises(ValueError, match=r"x\.jsonl: not UTF-8: .*iconv"):
+        load_prompts(str(path))
+
+
 def test_scores_of_public_sets(tmp_path):
     pair = LAYOUTS["plain"]
     names = [

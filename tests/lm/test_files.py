@@ -132,6 +132,30 @@ def test_all_wrong_tensors_are_listed_at_once(folder):
     )
 
 
+@pytest.mark.parametrize(("family", "index"), [("llama", 2), ("qwen2", 1), ("gpt2", 0)])
+def test_an_output_layer_that_contradicts_the_flag_is_taken_as_by_transformers(family, index, tmp_path, caplog):
+    """Of a tied config: the same tensor twice is tied, another is used. An untied one without it is refused."""
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(family, index)
+    save_pretrained(model, model.params, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embed = next(x for name, x in tensors.items() if "embed_tokens" in name or "wte" in name)
+    for head, tied in ((embed, True), (embed + 1, False)):
+        save_file(tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        loaded = load_model(tmp_path)
+        assert loaded.config.tied == tied and ("'tie_word_embeddings' is true" in caplog.text) != tied
+        oracle = AutoModelForCausalLM.from_pretrained(tmp_path).get_output_embeddings().weight.detach().numpy()
+        ours = loaded.params["embed"] if tied else loaded.params["lm_head"]["kernel"].T
+        np.testing.assert_array_equal(ours, oracle)
+    save_pretrained(loaded, loaded.params, tmp_path / "again")
+    assert not load_model(tmp_path / "again").config.tied
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edit_config(tmp_path, tie_word_embeddings=False)
+    fails(tmp_path, 'missing lm_head.weight; is it the embedding? then set "tie_word_embeddings": true')
+
+
 def test_wrong_vocabulary_is_refused(folder):
     edit_config(folder, vocab_size=98)
     fails(folder, "model.embed_tokens.weight has shape (97, 64), expected (98, 64)")
@@ -212,8 +236,13 @@ def test_missing_or_broken_files(tmp_path, folder):
         weights.write_bytes(broken)
         fails(folder, "model.safetensors")
     weights.unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    fails(folder, "no model.safetensors")
+    for name in ("model-00001-of-00002.safetensors", "consolidated.safetensors"):
+        (folder / name).write_bytes(data)
+        fails(folder, "no model.safetensors", name, "need their index")
+        (folder / name).unlink()
+    for name in ("pytorch_model.bin", "model.pt", "consolidated.00.pth"):
+        (folder / name).write_bytes(b"\x80\x04")
+        fails(folder, "no model.safetensors", name, "never loaded")
 
 
 def test_index_cannot_leave_the_folder(folder):

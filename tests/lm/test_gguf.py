@@ -86,7 +86,7 @@ def add_phi3(writer, config):
         writer.add_tensor("rope_factors_short.weight", np.asarray(rope.short_factor, np.float32))
 
 
-GGUF_CASES = {"llama": (0,), "qwen2": (0,), "qwen3": (0,), "gemma2": (0,), "gemma3_text": (1,)}
+GGUF_CASES = {"llama": (0, 2), "qwen2": (0,), "qwen3": (0, 2), "gemma2": (0,), "gemma3_text": (1,)}
 GGUF_CASES |= {"smollm3": (0, 7), "olmo2": (0, 1), "phi3": (0, 1, 2, 3)}
 
 
@@ -158,6 +158,9 @@ def test_parts_are_read_together(parts):
         assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, model.params))
     (files[0].parent / "config.json").write_text("{}")  # hubs put one beside GGUF files
     load_model(files[0].parent)
+    capitals = [file.rename(file.with_suffix(".GGUF")) for file in files]
+    for path in (capitals[0].parent, capitals[1]):
+        load_model(path)
 
 
 def test_missing_and_foreign_parts_are_named(parts):

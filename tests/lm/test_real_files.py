@@ -176,7 +176,8 @@ def test_all_end_ids_of_gguf_files_end_replies(tmp_path, params, given, ends):
 
 
 @pytest.mark.parametrize(
-    ("data_", "name"), [(b"\xef\xbb\xbf%s", "UTF-8"), (b"\xff\xfe%s", "UTF-16"), (b"\xfe\xff%s", "UTF-16")]
+    ("data_", "name"),
+    [(b"\xef\xbb\xbf%s", "UTF-8"), (b"\xff\xfe%s", "UTF-16"), (b"\xfe\xff%s", "UTF-16"), (b"\xff\xfe\0\0%s", "UTF-32")],
 )
 def test_byte_order_marks_are_named(tmp_path, params, data_, name):
     folder = save(tmp_path / "model", params)
@@ -188,9 +189,19 @@ def test_byte_order_marks_are_named(tmp_path, params, data_, name):
             data.load_prompts(str(path))
     with pytest.raises(ValueError, match="byte order mark"):
         generate.read_prompts(tmp_path / "rows.jsonl")
-    (folder / "config.json").write_bytes(data_ % (folder / "config.json").read_bytes())
-    with pytest.raises(ValueError, match=rf"config.json: begins with a {name} byte order mark"):
-        load_model(folder)
+    (folder / "generation_config.json").write_text("{}")
+    for file in (
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "config.json",
+    ):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(data_ % whole)
+        with pytest.raises(ValueError, match=rf"{file}: begins with a {name} byte order mark"):
+            load_model(folder)
+        (folder / file).write_bytes(whole)
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 _PROMPTS = ("prompt", "messages", "conversations")
 _LIKE_PROMPT = ("question", "instruction", "input", "query", "context")
-_SYSTEMS = ("system", "system_prompt")
+_SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
+_IMAGES = ("images", "image", "videos", "video", "audios", "audio")
 _SCORES = ("score", "rating", "avg_rating", "avg_score", "overall_score", "reward")
 
 Scores = tuple[float, float] | None
@@ -58,7 +59,12 @@ def misnamed_prompt(row: Mapping[str, Any]) -> str | None:
 
 def system_name(row: Mapping[str, Any]) -> str | None:
     """The column that holds the system message, or None."""
-    return next((name for name in _SYSTEMS if isinstance(row.get(name), str)), None)
+    return next((name for name in _SYSTEMS if row.get(name) is not None), None)
+
+
+def medium_name(row: Mapping[str, Any]) -> str | None:
+    """The column that holds images, sounds or videos, which no text can stand for, or None."""
+    return next((name for name in _IMAGES if row.get(name)), None)
 
 
 def is_preference(row: Mapping[str, Any]) -> bool:

@@ -77,6 +77,7 @@ def transcript(text: str) -> Prompt:
 
     What stands before the first turn of a transcript that asks for a reply is its system message.
     """
+    text = text.replace("\r\n", "\n")
     if (found := _OPENING.match(text)) and _TURN.search(text, 0 if text.startswith("\n\n") else found.end()):
         return parse_transcript("\n\n" + text.lstrip())
     if _ASKING.search(text):

@@ -31,7 +31,7 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
         return _read_file(path)
     name = source.split(":")[0]
     if (
-        source.endswith(_SUFFIXES)
+        source.lower().endswith(_SUFFIXES)
         or len(name.split("/")) != 2
         or not all(name.split("/"))
         or name.startswith((".", "~"))
@@ -51,7 +51,7 @@ def _shipped(name: str) -> Iterator[Row]:
 
 
 def _files(folder: Path, split: str) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.name.endswith(_SUFFIXES))
+    files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(_SUFFIXES))
     chosen = files if split == "all" or len(files) == 1 else [p for p in files if split in p.name]
     if not chosen:
         names = ", ".join(p.name for p in files) or "no data file"
@@ -60,9 +60,9 @@ def _files(folder: Path, split: str) -> list[Path]:
 
 
 def _read_file(path: Path) -> Iterator[Row]:
-    if not path.name.endswith(_SUFFIXES):
+    if not path.name.lower().endswith(_SUFFIXES):
         raise ValueError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     return _read_json(path)
 
@@ -84,23 +84,25 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 def _read_json(path: Path) -> Iterator[Row]:
     """A list of objects, or one object a line. `datasets` would copy these to a cache of its own, unnumbered."""
-    opened = gzip.open if path.suffix == ".gz" else open
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
     number = 0
     try:
         with opened(path, "rb") as file:
-            check_mark(path, file.read(3))
+            check_mark(path, file.read(4))
         with opened(path, "rt", encoding="utf-8") as file:
-            if ".jsonl" not in path.name:
+            if ".jsonl" not in path.name.lower():
                 text = file.read()
                 whole = text.lstrip().startswith("[")
-                lines: Any = json.loads(text) if whole else text.splitlines()
+                lines: Any = json.loads(text) if whole else text.split("\n")
             else:
                 lines, whole = file, False
             for number, line in enumerate(lines, 1):
                 row = line if whole else json.loads(line) if line.strip() else None
                 if row is not None:
                     yield f"{path}:{number}", _object(row, f"{path}:{number}")
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8: {e}; `iconv -f ENCODING -t UTF-8` writes it so") from e
+    except json.JSONDecodeError as e:
         raise ValueError(f"{path}:{number}: not JSON: {e}") from e
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: not a readable gzip file: {e}") from e

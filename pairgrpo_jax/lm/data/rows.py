@@ -57,8 +57,9 @@ def load_preferences(
     Layouts, told apart by their columns: Anthropic's transcripts (`chosen`, `rejected` with "\\n\\nHuman:" turns); the
     Hugging Face conventions, plain or conversational, with the prompt in a column or as what both replies begin with;
     `text` and `score` lists of two; those of the public sets that docs/data.md lists. Where scores of the two replies
-    are given, equal ones are a tie. A column `system` or `system_prompt` holds the system message of
-    prompts without one.
+    are given, equal ones are a tie. A column `system` (`system_prompt`, `system_message`,
+    `system_instruction`) holds the system message of prompts without one. Rows with an image, sound or video are
+    dropped.
 
     Args:
       source: "tiny" (ships with the package; "tiny-helpful" and "tiny-harmless" are its halves), a file or folder of
@@ -147,6 +148,8 @@ def _load(read: Callable[[dict[str, Any], str], Any], what: str, source: str, sp
     rows, dropped = [], Counter()
     for where, row in read_rows(source, split):
         try:
+            if (medium := layouts.medium_name(row)) is not None:
+                raise Drop(f"with something in column {medium!r}")
             rows.append(read(row, where))
         except Drop as reason:
             dropped[str(reason)] += 1
@@ -185,7 +188,7 @@ def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
     messages = to_messages(row[column], where)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return _checked_prompt(with_system(messages, _system(row)))
+    return _checked_prompt(with_system(messages, _system(row, where)))
 
 
 def _preference(row: dict[str, Any], where: str) -> Preference:
@@ -209,11 +212,13 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
         raise Drop("tie")
     if scores is not None and scores[0] < scores[1]:
         raise Drop("scores contradict the labels")
-    return Preference(_checked_prompt(with_system(prompt, _system(row))), good, bad)
+    return Preference(_checked_prompt(with_system(prompt, _system(row, where))), good, bad)
 
 
-def _system(row: dict[str, Any]) -> str | None:
+def _system(row: dict[str, Any], where: str) -> str | None:
     name = layouts.system_name(row)
+    if name is not None and not isinstance(row[name], str):
+        raise ValueError(f"{where}: column {name!r} must hold a text, the system message; got {row[name]!r:.80}")
     return None if name is None else row[name].strip()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
 
+_log = logging.getLogger("pairgrpo_jax.lm")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -105,6 +107,12 @@ def load_model(
         config = read_config(fields, where, ignore_fields)
         names = FAMILIES[config.family].tensor_names(config)
         reader = safetensors_files.SafetensorsReader(path)
+        if config.tied and weights.has_own_head(reader, names["embed"].name):
+            what = "is true, and the weights hold an output layer that is not the embedding: it is used"
+            _log.warning("%s: field 'tie_word_embeddings' %s, as by transformers 5", where, what)
+            fields = fields | {"tie_word_embeddings": False}
+            config = read_config(fields, where, ignore_fields)
+            names = FAMILIES[config.family].tensor_names(config)
         tokenizer = tokenizers.from_folder(path)
     generation = endings.read_generation(path) if path.is_dir() else {}
     config = endings.with_ends(config, fields, generation, tokenizer, end_of_turn, where)

@@ -38,6 +38,7 @@ _FIELDS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
+_BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_up.bias"}
 # Read elsewhere, or repeated elsewhere in the file.
 _CHECKED = {
     "vocab_size",
@@ -94,6 +95,7 @@ def read_config(file: GGUFModel, ignore: Iterable[str] = ()) -> dict[str, Any]:
     shape = file.shapes.get("token_embd.weight", (0,))
     config["vocab_size"] = shape[0]
     config["tie_word_embeddings"] = "output.weight" not in file
+    config |= {name: True for name, tensor in _BIASES.items() if tensor in file}
     if own.get("attention.sliding_window") == 0:
         config["sliding_window"] = None
     if arch == "phi3" and "attention.sliding_window" not in own:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 
 
 class GGUFModel:
@@ -60,7 +60,7 @@ def find(path: Path) -> list[Path]:
       ValueError: naming the part that is missing, or the models among which a folder does not choose.
     """
     if path.is_dir():
-        models = sorted({_parts(file)[0] for file in path.glob("*.gguf")})
+        models = sorted({_parts(file)[0] for file in path.glob("*.[gG][gG][uU][fF]")})
         if len(models) > 1:
             raise ValueError(f"{path}: holds {len(models)} models; name the file of one: {', '.join(map(str, models))}")
         return find(models[0]) if models else []
@@ -76,15 +76,15 @@ def _parts(file: Path) -> list[Path]:
     match = _PART.fullmatch(file.name)
     if match is None:
         return [file]
-    name, number, count = match.groups()
+    name, number, count, suffix = match.groups()
     if not 1 <= int(number) <= int(count):
         raise ValueError(f"{file}: there is no part {int(number)} of {int(count)}")
-    return [file.with_name(f"{name}-{i:05d}-of-{count}.gguf") for i in range(1, int(count) + 1)]
+    return [file.with_name(f"{name}-{i:05d}-of-{count}{suffix}") for i in range(1, int(count) + 1)]
 
 
 def open_model(path: Path) -> GGUFModel | None:
     """Opens the GGUF model at a path, or returns None where weights, if any, are safetensors; see `find`."""
-    if path.suffix != ".gguf" and any(path.glob("*.safetensors*")):
+    if path.suffix.lower() != ".gguf" and any(path.glob("*.safetensors*")):
         return None
-    files = find(path) if path.suffix == ".gguf" or path.is_dir() else []
+    files = find(path) if path.suffix.lower() == ".gguf" or path.is_dir() else []
     return GGUFModel([GGUFFile(file) for file in files]) if files else None

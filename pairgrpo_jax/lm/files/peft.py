@@ -207,6 +207,9 @@ def _patterned(pattern: dict[str, Any], module: str, default: float) -> float:
 
 def _read_pairs(path: Path, config: ModelConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """A `[r, in]` and B `[out, r]` of each layer, float32; ValueError for tensors that no layer of the model takes."""
+    if not path.exists() and path.with_suffix(".bin").exists():
+        how = "PEFT's save_pretrained writes safetensors"
+        raise ValueError(f"{path.with_suffix('.bin')}: pickled adapters are never loaded; convert them ({how})")
     try:
         stored = load_file(path)
     except (SafetensorError, OSError) as e:

@@ -66,7 +66,7 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     if not index.exists():
         single = folder / "model.safetensors"
         if not single.exists():
-            raise ValueError(f"{folder}: no model.safetensors, no {_INDEX} and no .gguf file")
+            raise ValueError(f"{folder}: no model.safetensors, no {_INDEX} and no .gguf file{_other_weights(folder)}")
         return {single: None}
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -77,6 +77,18 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
             raise ValueError(f"{index}: field 'weight_map': {name}: not a file name: {file!r}")
         files[folder / file] = (files.get(folder / file) or set()) | {name}
     return files
+
+
+def _other_weights(folder: Path) -> str:
+    """What a folder without weights that are read here holds in their place, and what to do about it."""
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if shards:
+        return f"; there is {', '.join(shards[:8])}: shards need their index, a single file the name model.safetensors"
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickled:
+        how = "transformers' save_pretrained writes safetensors"
+        return f"; there is {', '.join(pickled[:8])}: pickled weights are never loaded, convert them ({how})"
+    return ""
 
 
 def write(folder: Path, tensors: dict, max_bytes: int) -> None:

@@ -4,14 +4,16 @@ import codecs
 import json
 from pathlib import Path
 
-_MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+# UTF-32 before UTF-16, whose mark its own begins with.
+_MARKS = {codecs.BOM_UTF8: "UTF-8", codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
+_MARKS |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def check_mark(where: Path | str, head: bytes) -> None:
     """Raises ValueError naming the file if its first bytes are a byte order mark."""
     name = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
     if name is not None:
-        remedy = "iconv -f UTF-16 -t UTF-8" if name == "UTF-16" else "tail -c +4"
+        remedy = "tail -c +4" if name == "UTF-8" else f"iconv -f {name} -t UTF-8"
         raise ValueError(f"{where}: begins with a {name} byte order mark (BOM); write it without one, with `{remedy}`")
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from pairgrpo_jax.lm.files import sentencepiece
 from pairgrpo_jax.lm.files.sentencepiece import CONTROL, NORMAL, USER_DEFINED
+from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.model import Model
 
@@ -132,6 +133,13 @@ def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
     """
     if not any((folder / name).exists() for name in _FILES):
         return None
+    for path in (
+        *folder.glob("*token*.json"),
+        *folder.glob("*.jinja"),
+        *folder.glob("additional_chat_templates/*.jinja"),
+    ):
+        with open(path, "rb") as file:
+            check_mark(path, file.read(4))
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # its parsers raise bare exceptions of their own
@@ -240,6 +248,11 @@ def render(
         raise TemplateRefusal(f"the chat template refuses these messages: {e}{remedy}") from e
     if system not in text:
         raise TemplateRefusal(f"the chat template leaves the system message out{remedy}")
+    asked = max(re.findall(r"\w+", messages[-1]["content"]), key=len, default="") if ask and messages else ""
+    if asked not in text:
+        raise TemplateRefusal(
+            "the chat template leaves the text of the last turn out; it may take lists of parts alone"
+        )
     return text
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from pairgrpo_jax.lm.models.names import Source
 
 _UNUSED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old releases
+HEAD = "lm_head.weight"
+_ROWS = 4096  # read at once where two tensors are compared
 _PREFIXES = ("model.", "transformer.")  # absent from checkpoints saved without their head
 
 
@@ -31,6 +33,21 @@ class Reader(Protocol):
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """Returns a block of a tensor."""
         ...
+
+
+def has_own_head(reader: Reader, embed: str) -> bool:
+    """Whether a checkpoint holds an `lm_head.weight` that is not its embedding, whose name is `embed`."""
+    bare = embed
+    for prefix in _PREFIXES:
+        bare = bare.removeprefix(prefix)
+    embed = embed if embed in reader.shapes else bare
+    if not {HEAD, embed} <= reader.shapes.keys():
+        return False
+    rows, *rest = reader.shapes[HEAD]
+    if reader.shapes[embed] != (rows, *rest):
+        return True
+    blocks = [(slice(i, min(i + _ROWS, rows)), *(slice(0, n) for n in rest)) for i in range(0, rows, _ROWS)]
+    return not all(np.array_equal(reader.read(HEAD, block), reader.read(embed, block)) for block in blocks)
 
 
 def load(
@@ -85,12 +102,14 @@ def _match(reader: Reader, names: dict[str, Source], flat: dict[str, Any]) -> di
             problems.append(f"{stored} has shape {reader.shapes[stored]}, expected {shape}")
         else:
             where[name] = stored
-    tied = () if any(path.startswith("lm_head") for path in flat) else ("lm_head.weight",)
+    tied = () if any(path.startswith("lm_head") for path in flat) else (HEAD,)
     extra = reader.shapes.keys() - set(where.values()) - set(wanted)
     problems += [f"extra {x}" for x in sorted(extra) if not x.endswith((*_UNUSED, *tied))]
     if problems:
         more = f" and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise ValueError(f"{reader.where}: {'; '.join(problems[:40])}{more}")
+        tie = '; is it the embedding? then set "tie_word_embeddings": true in config.json'
+        hint = tie if problems == [f"missing {HEAD}"] else ""
+        raise ValueError(f"{reader.where}: {'; '.join(problems[:40])}{more}{hint}")
     return where
 
 
