@@ -7,6 +7,7 @@ one commit. `tune` makes an equal sweep for each method, on seeds that no compar
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Annotated, Any, ClassVar, get_args
 import numpy as np
 
 from experiments import sweeps
+from experiments.benchmarks import random_policy
 from experiments.grid import Cell, Grid, carry_out, compared, interval
 from experiments.plots import comparison
 from pairgrpo_jax.commands import cheetah, cli
@@ -79,7 +81,10 @@ class Comparison(Grid):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Comparison(), sys.argv[1:], "python -m experiments.compare", __doc__)
-    return carry_out(args, comparison, f"HalfCheetah, {args.env}, {args.steps:,.0f} steps", table_of)
+    untrained = random_policy.stored(args.env)
+    draw = functools.partial(comparison, learned_nothing=None if untrained is None else float(untrained.mean()))
+    table = functools.partial(table_of, untrained=untrained)
+    return carry_out(args, draw, f"HalfCheetah, {args.env}, {args.steps:,.0f} steps", table)
 
 
 def parse(method: str) -> ControlConfig:
@@ -98,11 +103,15 @@ def parse(method: str) -> ControlConfig:
     return config
 
 
-def table_of(rows: dict[str, list[list[dict]]]) -> str:
-    """A Markdown table of methods, each with the metrics of its runs; the first is the baseline."""
+def table_of(rows: dict[str, list[list[dict]]], untrained: np.ndarray | None = None) -> str:
+    """A Markdown table of methods, each with its runs' metrics; the first is the baseline, a random policy last."""
     columns = ("return, IQM [95% interval]", "stochastic policy", "P(beats {first}) [95% interval]")
     columns += ("KL noise std", f"KL ≤ {2 * _RADIUS} nats", "grad-norm noise variance / mean²", "seeds")
-    return compared(rows, columns, _figures)
+    made = compared(rows, columns, _figures)
+    if untrained is None:
+        return made
+    cells = ("random policy", random_policy.told(untrained), *5 * "–", str(len(untrained)))
+    return f"{made}\n| {' | '.join(cells)} |"
 
 
 def _figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pairgrpo_jax.commands.plots import COLOURS
+from pairgrpo_jax.commands.plots import COLOURS, LEARNED_NOTHING, SERIES, colour_of, label_ends
 from pairgrpo_jax.core.statistics import interquartile_mean
 
 
@@ -15,43 +16,71 @@ def colours_of(rows: list[str]) -> dict[str, str]:
     """Each row's colour: its method's (`"hard:value"` is Hard's), or one of its own where rows share a method."""
     methods = [re.split("[: ]", row)[0] for row in rows]
     alike = len(set(methods)) < len(rows)
-    return {row: f"C{i % 10}" if alike else COLOURS[method] for i, (row, method) in enumerate(zip(rows, methods))}
+    cycle = list(COLOURS.values())
+    return {row: cycle[i % len(cycle)] if alike else colour_of(m) for i, (row, m) in enumerate(zip(rows, methods))}
 
 
-def comparison(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
+def _pieces(runs: dict[str, list[list[dict]]]) -> list[dict[str, list[list[dict]]]]:
+    """The rows in pieces of at most `SERIES`, of about the same size."""
+    names = np.array_split(list(runs), -(-len(runs) // SERIES))
+    return [{name: runs[name] for name in piece.tolist()} for piece in names]
+
+
+def comparison(runs: dict[str, list[list[dict]]], path: Path, title: str, learned_nothing: float | None = None) -> None:
     """Draws the interquartile mean over seeds of return (against steps and wall-clock) and realised KL, per method.
+
+    Each is named at its end; more than `SERIES` are drawn in rows of panels.
 
     Args:
       runs: method -> one list of `metrics.jsonl` rows per seed.
       path: the PNG to write.
       title: above the picture.
+      learned_nothing: return of a random policy, for a line.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), constrained_layout=True)
-    colours = colours_of(list(runs))
+    pieces = _pieces(runs)
+    figure, axes = plt.subplots(
+        len(pieces), 3, figsize=(16, 4.2 * len(pieces)), layout="constrained", squeeze=False, sharey="col"
+    )
+    ends = [_compared(row, piece, learned_nothing) for row, piece in zip(axes, pieces)]
+    for row, of_row in zip(axes, ends):
+        for axis, end in zip(row, of_row):
+            label_ends(axis, end)
+    figure.suptitle(f"{title}: interquartile mean over seeds, band from lowest to highest")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _compared(axes: Any, runs: dict[str, list[list[dict]]], learned_nothing: float | None) -> tuple[list, list, list]:
+    """Draws a row of panels; where the lines of each end, see `label_ends`."""
+    colours, ends = colours_of(list(runs)), ([], [], [])
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
         steps = np.array([row["steps"] for row in scored[0]]) / 1e6
         scores = np.array([[np.mean(row["score"]) for row in rows] for rows in scored])
         seconds = np.median([[row["seconds"] for row in rows] for rows in scored], axis=0)
-        for axis, x in zip(axes, (steps, seconds)):
-            axis.plot(x, interquartile_mean(scores, axis=0), label=method, color=colours[method])
+        middle = interquartile_mean(scores, axis=0)
+        for axis, x, end in zip(axes, (steps, seconds), ends):
+            axis.plot(x, middle, color=colours[method])
             axis.fill_between(x, scores.min(0), scores.max(0), color=colours[method], alpha=0.12)
+            end.append((middle[-1], method, colours[method]))
         kl = np.median([[np.mean(row["realised_kl"]) for row in rows] for rows in seeds], axis=0)
         axes[2].semilogy(np.array([row["steps"] for row in seeds[0]]) / 1e6, kl, color=colours[method], linewidth=1)
+        ends[2].append((kl[-1], method, colours[method]))
+    if learned_nothing is not None:
+        for axis, end in zip(axes[:2], ends):
+            axis.axhline(learned_nothing, color=LEARNED_NOTHING, linestyle="--", linewidth=1)
+            end.append((learned_nothing, "random policy", LEARNED_NOTHING))
     axes[0].set(xlabel="environment steps, millions", ylabel="return, deterministic")
     axes[1].set(xlabel="seconds", ylabel="return, deterministic")
     axes[2].set(xlabel="environment steps, millions", ylabel="KL(new || old) per iteration, nats")
-    axes[0].legend(fontsize=8)
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{title}: interquartile mean over seeds, band from lowest to highest")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    return ends
 
 
 def success(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
@@ -68,23 +97,23 @@ def success(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True, sharey=True)
-    colours = colours_of(list(runs))
+    colours, ends = colours_of(list(runs)), ([], [])
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
         right = 100 * np.array([[row["score"] for row in rows] for rows in scored])
         minutes = np.median([[row["seconds"] / 60 for row in rows] for rows in scored], axis=0)
         kl = np.mean([[row["kl_reference"] for row in rows] for rows in scored], axis=0)
         color = colours[method]
-        for axis, x in zip(axes, (minutes, kl)):
+        for axis, x, end in zip(axes, (minutes, kl), ends):
             mean = right.mean(axis=0)
             axis.plot(x, mean, "o-", color=color, markersize=3)
-            axis.annotate(method, (x[-1], mean[-1]), (5, 0), textcoords="offset points", color=color)
+            end.append((mean[-1], method, color))
         axes[0].fill_between(minutes, right.min(0), right.max(0), color=color, alpha=0.12)
     axes[0].set(xlabel="minutes, median over seeds", ylabel="held-out sums answered rightly, %", ylim=(0, 100))
     axes[1].set(xlabel="KL to the start, nats a reply")
-    for axis in axes:
+    for axis, end in zip(axes, ends):
         axis.grid(alpha=0.3)
-        axis.margins(x=0.12)
+        label_ends(axis, end)
     figure.suptitle(f"{title}: mean over seeds, band from lowest to highest")
     figure.savefig(path, dpi=130)
     plt.close(figure)

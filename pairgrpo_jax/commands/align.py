@@ -24,6 +24,7 @@ from rich.console import Console
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
+from pairgrpo_jax.commands.plots import colour_of
 from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import (
@@ -510,7 +511,8 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     after += [f"tensorboard --logdir {run.output}"]
     lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
     console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))
-    write_report(run.output, title(run), lines, _WATCHED, axis="batches", after=after)
+    colour = colour_of(run.config.method.name)
+    write_report(run.output, title(run), lines, _WATCHED, axis="batches", after=after, colour=colour)
     if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
         total = run.iterations * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")

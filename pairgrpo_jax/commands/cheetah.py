@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run
-from pairgrpo_jax.commands.plots import learning_curves
+from pairgrpo_jax.commands.plots import colour_of, learning_curves
 from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.runs import (
     DONE,
@@ -200,7 +200,7 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
     last = [row for row in rows if "score" in row][-1]
     seeds = f"{run.seeds} seed{'s' if run.seeds > 1 else ''}"
     title = f"{run.label}, {run.config.collection.advantage}, {run.env}, {seeds}"
-    learning_curves(rows, run.output / "learning_curve.png", title)
+    learning_curves(rows, run.output / "learning_curve.png", title, colour_of(run.label))
     files = {
         "metrics": "metrics.jsonl, tensorboard/",
         "curve": "learning_curve.png",
@@ -216,7 +216,8 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
     console.print(f"\n[bold]{title}[/bold]: {took}\n{returns}")
     another = f"pairgrpo cheetah {run.label} --seed {run.seed + run.seeds} --output {run.output}-another-seed"
     after = [f"tensorboard --logdir {run.output}", another]
-    write_report(run.output, title, [took, returns], DRAWN, axis="iterations", after=after)
+    colour = colour_of(run.label)
+    write_report(run.output, title, [took, returns], DRAWN, axis="iterations", after=after, colour=colour)
     files = {"page": REPORT} | files
     print_files(run.output, files, console)
     (run.output / DONE).touch()

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "which of two models a held-out judge prefers",
     "judge": "measure a judge on labelled pairs before it is trusted",
     "reward-model": "train a reward model on preferences",
+    "report": "a page of many runs: tables with intervals, curves, versions",
     "plan": "will a run fit, and what does it cost: pairgrpo plan align METHOD",
     "theory": "what is true of the methods, checked on exact problems",
 }

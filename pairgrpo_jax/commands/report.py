@@ -1,16 +1,25 @@
-"""The page of a run, `report.html`: all in one file that needs nothing else, so that it can be sent to someone."""
+"""Pages in one file that needs nothing else, so that it can be sent to someone: of a run, and of many runs.
+
+`pairgrpo report --folder docs/results` makes the page of all finished runs below a folder: of result files that
+`experiments.compare` and `experiments.sums` leave, and of run folders. A table is of one setting; what is not finished
+or cannot be read is named, and the rest is made.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from pairgrpo_jax.commands import paper, stored
+from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.core.bounds import Settings
 from pairgrpo_jax.training.run import flatten, read_metrics
 
 REPORT = "report.html"
@@ -19,8 +28,38 @@ svg, video { max-width: 100%; height: auto } pre { white-space: pre-wrap } code,
 table { border-collapse: collapse } td { border-bottom: 1px solid #ddd; padding: 0.1em 1em 0.1em 0 }"""
 
 
+@dataclass(frozen=True)
+class Report(Settings):
+    """A page of many runs."""
+
+    folder: Path = Path("runs")
+    """Where the runs, or their results, are."""
+    output: Path = Path("report.html")
+    """The page."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Writes the page of many runs, and says where it is and what it leaves out."""
+    args = parse(Report(), words, "pairgrpo report", __doc__)
+    found, left = stored.read_stored(args.folder)
+    text = paper.page(found, left, f"pairgrpo report --folder {args.folder}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(text, encoding="utf-8")
+    for line in left:
+        print(f"not counted: {line}")
+    print(f"{len(found)} runs in {args.output}")
+    return 0
+
+
 def write_report(
-    folder: Path, title: str, summary: Iterable[str], shown: Mapping[str, str], *, axis: str, after: Iterable[str]
+    folder: Path,
+    title: str,
+    summary: Iterable[str],
+    shown: Mapping[str, str],
+    *,
+    axis: str,
+    after: Iterable[str],
+    colour: str = "#0072B2",
 ) -> None:
     """Writes the page of the run in `folder`: summary, curves, video or replies, settings, what to do next.
 
@@ -31,9 +70,10 @@ def write_report(
       shown: metrics to draw and what they are called; those that the run does not have are left out.
       axis: what `iteration` counts.
       after: commands that go on from here.
+      colour: of the curves, the method's.
     """
     parts = [f"<h1>{escape(title)}</h1>", _listed(map(escape, summary)), "<h2>Curves</h2>"]
-    parts += [curves(read_metrics(folder), shown, axis)]
+    parts += [curves(read_metrics(folder), shown, axis, colour)]
     parts += [*_video(folder / "cheetah.mp4"), *_replies(folder / "replies.md")]
     for heading, name in (("Settings", "config.json"), ("Versions", "versions.json")):
         parts += [f"<h2>{heading}</h2>", _table(folder / name)]
@@ -43,7 +83,7 @@ def write_report(
     (folder / REPORT).write_text(page, encoding="utf-8")
 
 
-def curves(rows: list[dict], shown: Mapping[str, str], axis: str) -> str:
+def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = "#0072B2") -> str:
     """An SVG element with a panel for each metric of the rows; pale lines are seeds, the dark one their mean."""
     import matplotlib
 
@@ -60,8 +100,8 @@ def curves(rows: list[dict], shown: Mapping[str, str], axis: str) -> str:
             x = [row["iteration"] for row in rows if name in row]
             y = np.array([np.atleast_1d(row[name]) for row in rows if name in row], float)
             dots = "o-" if len(x) < 30 else "-"
-            place.plot(x, y, color="#0072B2", alpha=0.35, linewidth=0.8)
-            place.plot(x, y.mean(axis=1), dots, color="#0072B2", markersize=3)
+            place.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
+            place.plot(x, y.mean(axis=1), dots, color=colour, markersize=3)
             place.set(title=words, xlabel=axis)
         for place in axes.flat[len(panels) :]:
             place.set_axis_off()

@@ -359,6 +359,8 @@ def test_every_setting_is_in_a_list():
         "accumulate",  # an_accumulated_update
         "temperature", "top_k", "top_p",  # scores_are_those, options_of_sampling
         "rescore",  # bfloat16
+        "keep_sampling_mask",  # test_draws
+        "resample", "mask_truncated", "overlong_buffer", "overlong_penalty",  # test_draws
         "reference_scores",  # cached_and_shared
         "watch_kl",  # the_reference_is_scored
         "sft_iterations",  # supervised_start
@@ -676,6 +678,11 @@ BAD = [
     ("hard", {"lora_dropout": 0.1}, "lora_dropout: hard learns from the ratio to pi_old"),
     ("hard", {"top_p": 1.5}, "top_p must be in (0, 1], got 1.5"),
     ("hard", {"top_k": 0}, "top_k must be >= 1, got 0"),
+    ("grpo", {"keep_sampling_mask": True}, "keep_sampling_mask=True has no effect without top_k or top_p"),
+    ("ppo", {"resample": 1}, "resample=1 has no effect that ppo could need: its critic learns from every group"),
+    ("soft", {"resample": -1}, "resample must be >= 0"),
+    ("grpo", {"overlong_buffer": 7}, "overlong_buffer=7 must be at most completion_tokens=6"),
+    ("grpo", {"overlong_penalty": 0.5}, "overlong_penalty=0.5 has no effect with overlong_buffer=0"),
     ("soft", {"clip_high": -1.0}, "clip_high must be >= 0"),
     ("ipo", {"beta": 0.0}, "beta must be > 0"),
     ("hard", {"sft_iterations": 10}, "sft_iterations=10 leave none of iterations=10"),

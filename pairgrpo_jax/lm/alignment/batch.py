@@ -39,6 +39,9 @@ class Batch(NamedTuple):
       returns: `[B,K,T]`, its targets.
       alive: `[B]`, 0 for a group without a usable verdict.
       keys: `[B]`, for LoRA's dropout; one a group, so that micro-batches drop different inputs. None: no dropout.
+      kept: uint8 `[B,K,T,ceil(V/8)]`, the tokens that could be drawn, where probabilities are among these; see
+        `scoring.kept_tokens`.
+      counted: `[B,K]`, 0 for a completion whose tokens no term counts. None: all do.
     """
 
     prompts: Any
@@ -52,6 +55,8 @@ class Batch(NamedTuple):
     returns: Any = None
     alive: Any = None
     keys: Any = None
+    kept: Any = None
+    counted: Any = None
 
     @property
     def tokens(self) -> tuple:
@@ -65,9 +70,10 @@ class Batch(NamedTuple):
 
     @property
     def mask(self) -> jax.Array:
-        """`[B,K,T]`, 1.0 at real tokens; from lengths, never from a pad id."""
+        """`[B,K,T]`, 1.0 at real tokens that count; from lengths, never from a pad id."""
         steps = jnp.arange(self.completions.shape[-1])
-        return (steps < self.lengths[..., None]).astype(jnp.float32)
+        mask = (steps < self.lengths[..., None]).astype(jnp.float32)
+        return mask if self.counted is None else mask * self.counted[..., None]
 
 
 class EncodedPrompt(NamedTuple):

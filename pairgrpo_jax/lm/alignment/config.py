@@ -34,16 +34,41 @@ class Samples(Settings):
     """Of sampling; log-probabilities are those of the distribution at this temperature."""
     top_k: Annotated[int | None, AtLeast(1)] = None
     """Sample from the k most likely tokens. As with top_p, log-probabilities are those before the cut, where none is
-    -inf, and pi_old's are taken from the training graph."""
+    -inf, or by keep_sampling_mask those after it; and pi_old's are taken from the training graph."""
     top_p: Annotated[float | None, Within(0, 1, "(]")] = None
     """Sample from a nucleus of this probability."""
+    keep_sampling_mask: bool = False
+    """With top_k or top_p: remember which tokens could be drawn at each place (V / 8 bytes a token of a batch); all
+    probabilities, pi_ref's too, are then among these (arXiv 2512.02556)."""
     rescore: bool = False
     """Take pi_old's log-probabilities from the training graph, not from the sampler."""
+    resample: Annotated[int, AtLeast(0)] = 0
+    """Further batches of prompts that may be drawn for one, to replace groups that teach nothing: of equal rewards, or
+    without a pair (DAPO's dynamic sampling, arXiv 2503.14476)."""
+    mask_truncated: bool = False
+    """Leave replies that were cut off at completion_tokens out of the loss."""
+    overlong_buffer: Annotated[int, AtLeast(0)] = 0
+    """Tokens before completion_tokens over which a reply's reward falls, in a line, by overlong_penalty; 0: by none
+    (arXiv 2503.14476, eq. 13)."""
+    overlong_penalty: Annotated[float, Above(0)] = 1.0
+    """What a reply of completion_tokens loses, in units of the reward."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.cuts:
+            require_idle(self, "keep_sampling_mask", "without top_k or top_p")
+        if not self.overlong_buffer:
+            require_idle(self, "overlong_penalty", "with overlong_buffer=0")
 
     @property
     def cuts(self) -> bool:
         """Whether samples come from a part of the distribution."""
         return self.top_k is not None or self.top_p is not None
+
+    @property
+    def transform(self) -> Sampling:
+        """Of the distribution that samples come from."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
 
     @property
     def rescores(self) -> bool:
@@ -149,6 +174,13 @@ class AlignConfig(Settings):
                 f"lora_dropout: {name} learns from the ratio to pi_old, which random masks move before any update; "
                 "use 0, or a method without a ratio such as dpo"
             )
+        if self.samples is not None and self.samples.overlong_buffer > self.texts.completion_tokens:
+            raise ValueError(
+                f"overlong_buffer={self.samples.overlong_buffer} must be at most "
+                f"completion_tokens={self.texts.completion_tokens}"
+            )
+        if self.method.critic and self.samples is not None:
+            require_idle(self.samples, "resample", f"that {name} could need: its critic learns from every group")
         if self.method.mismatched and prompts < 2:
             raise ValueError(f"prompts={prompts}: {name} learns from replies to other prompts too; use at least 2")
         self.method.check_group(self.group_size)

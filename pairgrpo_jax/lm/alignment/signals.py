@@ -63,9 +63,7 @@ def _value_targets(batch: Batch, rewards, trace: float, ref_beta: float) -> tupl
     return batch._replace(returns=(advantages + values) * mask), advantages
 
 
-def verdict_metrics(
-    lengths: jax.Array, alive: jax.Array, ended: jax.Array, rewards: jax.Array | None, pairs: Pairs | None
-) -> core.Metrics:
+def verdict_metrics(lengths: jax.Array, alive: jax.Array, ended: jax.Array, rewards: jax.Array | None) -> core.Metrics:
     """What is known before an update.
 
     Args:
@@ -73,12 +71,10 @@ def verdict_metrics(
       alive: `[B]`, 0 for a group without a usable verdict.
       ended: `[B,K]`, 1 where a completion stopped by itself.
       rewards: `[B,K]`, or None.
-      pairs: `[B,P]` that are learned from, or None.
 
     Returns:
       `length` (tokens), `truncated` (share), `failed_groups` (count); with rewards, `reward`, `reward_std` in a group,
-      `flat_groups` (share whose rewards are all equal), `rank_correlation` (the equivalence certificate); with pairs,
-      `pairs` (count), `ties` (pair slots that hold none), `groups_without_pair` (share).
+      `flat_groups` (share whose rewards are all equal), `rank_correlation` (the equivalence certificate).
     """
     metrics = {
         "length": jnp.mean(lengths.astype(jnp.float32)),
@@ -95,9 +91,17 @@ def verdict_metrics(
         metrics["reward_std"] = mean(jnp.std(rewards, axis=-1))
         metrics["flat_groups"] = mean((jnp.max(rewards, -1) == jnp.min(rewards, -1)).astype(jnp.float32))
         metrics["rank_correlation"] = mean(core.reward_rank_correlation(rewards))
-    if pairs is not None:
-        held = (pairs.weight > 0).astype(jnp.float32)
-        metrics["pairs"] = jnp.sum(held)
-        metrics["ties"] = jnp.sum(alive[:, None] * (1 - held))
-        metrics["groups_without_pair"] = 1 - jnp.mean(groups_with_pairs(pairs))
     return metrics
+
+
+def pair_metrics(alive: jax.Array, pairs: Pairs | None) -> core.Metrics:
+    """Of pairs `[B,P]` that are learned from: `pairs` (count), `ties` (slots of `alive` groups `[B]` that hold none),
+    `groups_without_pair` (share); nothing of None."""
+    if pairs is None:
+        return {}
+    held = (pairs.weight > 0).astype(jnp.float32)
+    return {
+        "pairs": jnp.sum(held),
+        "ties": jnp.sum(alive[:, None] * (1 - held)),
+        "groups_without_pair": 1 - jnp.mean(groups_with_pairs(pairs)),
+    }

@@ -25,18 +25,19 @@ from pairgrpo_jax.lm.alignment.batch import (
     pair_batch,
 )
 from pairgrpo_jax.lm.alignment.config import AlignConfig
+from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
 from pairgrpo_jax.lm.alignment.evaluation import in_batches
 from pairgrpo_jax.lm.alignment.laps import Laps
 from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainable, policy_of
-from pairgrpo_jax.lm.alignment.signals import learning_signal, verdict_metrics
+from pairgrpo_jax.lm.alignment.signals import learning_signal, pair_metrics, verdict_metrics
 from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.model import Model
-from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, piecewise_limit, score, score_hidden
+from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, kept_tokens, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
 from pairgrpo_jax.lm.rewards.shares import by_share
-from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, judged
+from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, judged
 from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
 
@@ -141,7 +142,7 @@ def make_loss(
         hidden = completion_hidden(policy, *batch.tokens, dropout_key=dropout_key)
         supervised = batch.signal is None
         how = {"sampling": None if supervised else config.scored, "frozen": config.adapters.freezes_vocabulary}
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, **how)
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, kept=batch.kept, **how)
         if supervised:
             return objectives.sft_objective(batch, scores)
         values = None if config.critic is None else critic(trainable["value"], hidden)
@@ -185,6 +186,8 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
         lora.check(adapters, model.config)
     if isinstance(source, RewardHead):
         check_head(source, model.config)
+    if config.samples is not None and config.samples.overlong_buffer and compares(source):
+        raise ValueError("overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0")
     longest = texts.prompt_tokens + texts.completion_tokens
     if longest > (limit := piecewise_limit(model.config)):
         raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
@@ -210,9 +213,10 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, processes.fetch(tree))
 
 
-def known(batch: Batch, rewards: jax.Array | None, ended: np.ndarray) -> core.Metrics:
-    """See `verdict_metrics`."""
-    return verdict_metrics(*on_host((batch.lengths, batch.alive, ended, rewards, batch.pairs)))
+def known(draw: Draw, batch: Batch) -> core.Metrics:
+    """`verdict_metrics` of what was drawn and `pair_metrics` of the groups of it that are learned from."""
+    every = (draw.batch.lengths, draw.batch.alive, draw.ended, draw.rewards)
+    return verdict_metrics(*on_host(every)) | pair_metrics(*on_host((batch.alive, batch.pairs)))
 
 
 def adaptive_of(state: TrainState) -> Adaptive:
@@ -269,9 +273,9 @@ class _Run:
             return self.fine_tune(state, position, laps)
         key, sample_key, pair_key, *update_keys = jax.random.split(state.key, 5)
         if self.config.online:
-            batch, metrics = self.collect(state, position, sample_key, pair_key, laps)
+            batch, metrics, taken = self.collect(state, position, sample_key, pair_key, laps)
         else:
-            batch, metrics = self.pairs(state, position, pair_key, laps)
+            (batch, metrics), taken = self.pairs(state, position, pair_key, laps), 1
         metrics |= self.config.method.report(adaptive_of(state))
         batch = self.placement.batch(batch)
         if np.any(processes.fetch(batch.alive)):
@@ -280,12 +284,12 @@ class _Run:
             if self.config.method.dual:
                 metrics["realised_kl"] = self.realised_kl(state.params, self.frozen, batch)
             laps.end("updates", (state.params, metrics))
-        return self.renewed(state, key, metrics.get("realised_kl")), metrics | laps.metrics()
+        return self.renewed(state, key, metrics.get("realised_kl"), taken), metrics | laps.metrics()
 
-    def renewed(self, state: TrainState, key: jax.Array, kl) -> TrainState:
+    def renewed(self, state: TrainState, key: jax.Array, kl, taken: int) -> TrainState:
         """The state for the next batch: its own key, data position and delta, and the multiplier's dual step."""
         after = self.config.method.renewed(adaptive_of(state), kl)
-        extra = state.extra | {"position": state.extra["position"] + 1}
+        extra = state.extra | {"position": state.extra["position"] + taken}
         opt_state = annealed_to(after.batches * self.config.optimizer.updates_per_batch, state.opt_state)
         state = state.replace(delta_step=after.batches, multiplier=after.multiplier, opt_state=opt_state)
         return self.placement.state(state.replace(key=key, extra=extra))
@@ -325,48 +329,82 @@ class _Run:
         return None if self.config.adapters.lora is None else self.model.params
 
     def _score(self, policy: Policy, batch: Batch) -> jax.Array:
-        return score(policy, *batch.tokens, sampling=self.config.scored).logp
+        return score(policy, *batch.tokens, sampling=self.config.scored, kept=batch.kept).logp
 
-    def _old_scores(self, trainable, frozen, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-        """pi_old's log-probabilities and the critic's values `[B,K,T]`, from the training graph."""
+    def _old_scores(self, trainable, frozen, batch: Batch) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """pi_old's log-probabilities and the critic's values `[B,K,T]`, from the training graph; and `batch.kept`."""
         policy = policy_of(self.config, self.model, frozen, trainable)
         hidden = completion_hidden(policy, *batch.tokens)
-        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, sampling=self.config.scored)
-        return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None
+        kept, samples = batch.kept, self.config.samples
+        if kept is None and samples is not None and samples.keep_sampling_mask:
+            kept = kept_tokens(policy, hidden, batch.completions, samples.transform)
+        how = {"sampling": self.config.scored, "kept": kept}
+        scores = score_hidden(policy, hidden, batch.completions, batch.lengths, **how)
+        return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None, kept
 
     def _realised_kl(self, trainable, frozen, batch: Batch) -> jax.Array:
         """KL between pi_old and the policy that the updates ended at, nats per token."""
-        logp, _ = self._old_scores(trainable, frozen, batch)
+        logp, *_ = self._old_scores(trainable, frozen, batch)
         return policy_kl((logp - batch.old_logp) * batch.mask, batch.mask)["approx_kl"].mean
 
     def _judge_tokens(self, params, head: RewardHead, batch: Batch):
         if not self.config.scores_reference:
             return None, reward(Policy(self.model, params), head, *batch.tokens)
-        scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, sampling=self.config.scored)
+        how = {"sampling": self.config.scored, "kept": batch.kept}
+        scores, rewards = score_and_reward(Policy(self.model, params), head, *batch.tokens, **how)
         return scores.logp, rewards
 
     def collect(
         self, state: TrainState, position: int, sample_key, pair_key, laps: Laps
-    ) -> tuple[Batch, dict[str, Any]]:
-        """Samples, has them judged, and adds the learning signal."""
-        samples = self.config.samples
+    ) -> tuple[Batch, dict[str, Any], int]:
+        """Samples, has them judged, and adds the learning signal; also how many batches of prompts that took."""
+        found = [self.draw(state, position, sample_key, laps)]
+        if self.config.samples.resample:
+            found = self.drawn_again(found, state, position, sample_key, laps)
+        draws, figures = zip(*found)
+        every = kept = draws[0]
+        if self.config.samples.resample:
+            figures = [row | {"resampled": np.float32(len(draws) - 1)} for row in figures]
+        if len(draws) > 1:
+            every = joined(draws)
+            kept = self.placement.batch(best(every, self.config.texts.prompts))
+        batch = self.signal(kept.batch, kept.scores, kept.pairs, pair_key, adaptive_of(state))
+        return batch, known(every, batch) | told(figures), len(draws)
+
+    def drawn_again(self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps) -> list:
+        """More draws, of the next prompts, until enough groups teach something or no more are allowed; on the host."""
+        found, count = [processes.fetch(one) for one in found], self.config.texts.prompts
+        while len(found) <= self.config.samples.resample and sum(teaching(draw).sum() for draw, _ in found) < count:
+            more = len(found)
+            found.append(processes.fetch(self.draw(state, position + more, jax.random.fold_in(key, more), laps)))
+        return found
+
+    def draw(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Draw, dict[str, Any]]:
+        """Replies to batch number `position` of the prompts, judged; and figures to be logged."""
+        samples, longest = self.config.samples, self.config.texts.completion_tokens
         prompts = self.data.batch(position, self.config.texts.prompts, self.seed)
         laps.end("host")
-        batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], sample_key)
+        batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], key)
         laps.end("sampling")
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
         sampled_logp, gap = batch.old_logp, {}
-        batch = self.placement.batch(batch)
+        batch = self.placement.batch(batch._replace(counted=whole if samples.mask_truncated else None))
         if samples.rescores or self.config.critic is not None:
-            logp, values = self.old_scores(state.params, self.frozen, batch)
-            if not samples.cuts:
+            logp, values, kept = self.old_scores(state.params, self.frozen, batch)
+            batch = batch._replace(kept=kept)
+            if samples.keep_sampling_mask or not samples.cuts:
                 one, other, mask = on_host((logp, sampled_logp, batch.mask))
                 gap = {"sampler_gap": core.mean_term(jnp.abs(one - other), mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)
             laps.end("updates", batch)
-        batch, rewards, pairs, told = self.judge(state, prompts, batch, position, laps)
-        batch = self.signal(batch, rewards, pairs, pair_key, adaptive_of(state))
-        return batch, known(batch, rewards, whole) | gap | told
+        batch, rewards, pairs, figures = self.judge(state, prompts, batch, position, laps)
+        scores = rewards
+        if samples.overlong_buffer:
+            lengths, given = processes.fetch((batch.lengths, rewards))
+            lost = samples.overlong_penalty * overlong_penalty(lengths, longest, samples.overlong_buffer)
+            scores = self.placement.batch((given - lost).astype(np.float32))
+            figures = figures | {"overlong_penalty": np.float32(lost.mean())}
+        return Draw(batch, rewards, scores, pairs, whole), figures | gap
 
     def sample(self, policy: Policy, prompts: list[list[int]], key: jax.Array) -> Batch:
         """K completions of each prompt, with the log-probabilities they were drawn with."""
@@ -452,7 +490,7 @@ class _Run:
             others = self.likelihoods(state, mismatched(rows))
             laps.end("reference", others)
         batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
-        return batch, known(batch, None, whole)
+        return batch, known(Draw(batch, None, None, None, whole), batch)
 
     def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
         """What the policy and the reference say of pairs before any update on them."""

@@ -1,7 +1,7 @@
 """Log-probabilities, entropy and exact KL of completions, without ever holding `[B, T, V]`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ def score(
     *,
     sampling: Sampling | None = None,
     reference: Policy | None = None,
+    kept: jax.Array | None = None,
     chunk: int = 256,
     dropout_key: jax.Array | None = None,
 ) -> Scores:
@@ -64,6 +65,7 @@ def score(
         `generate` reports them; None leaves the model's own.
       reference: model to take the KL to; no gradient goes into it. The KL is between the
         distributions at the temperature of `sampling`, before top-k, top-p and min-p.
+      kept: of `kept_tokens`; all distributions are then those among these tokens alone.
       chunk: positions projected at a time.
       dropout_key: turns on LoRA's dropout.
 
@@ -80,10 +82,10 @@ def score(
     batch = (prompts, prompt_lengths, completions, lengths)
     hidden = completion_hidden(policy, *batch, dropout_key=dropout_key)
     if reference is None:
-        return score_hidden(policy, hidden, completions, lengths, sampling=sampling, chunk=chunk)
+        return score_hidden(policy, hidden, completions, lengths, sampling=sampling, kept=kept, chunk=chunk)
     other = Policy(reference.model, *jax.lax.stop_gradient((reference.params, reference.lora)))
     hidden = [hidden, jax.lax.stop_gradient(completion_hidden(other, *batch))]
-    return _scores([policy, other], hidden, completions, lengths, sampling, chunk)
+    return _scores([policy, other], hidden, completions, lengths, sampling, kept, chunk)
 
 
 def score_hidden(
@@ -93,29 +95,61 @@ def score_hidden(
     lengths: jax.Array,
     *,
     sampling: Sampling | None = None,
+    kept: jax.Array | None = None,
     chunk: int = 256,
     frozen: bool = False,
 ) -> Scores:
     """Scores completions from the hidden states `[B, K, T, d]` of `completion_hidden`; see `score`.
 
     Args:
-      policy: see `score`, as the next five but `hidden`.
+      policy: see `score`, as all but `hidden` and `frozen`.
       hidden: what predicts the completions.
       completions: right-padded tokens.
       lengths: of the completions.
       sampling: the transform of the logits.
+      kept: the tokens that there are.
       chunk: positions projected at a time.
       frozen: the projection to the vocabulary is not trained. The gradient of `logp` then reaches hidden states alone,
         and is taken in the forward pass: two products with the vocabulary in place of three. `entropy` passes none on.
     """
-    return _scores([policy], [hidden], completions, lengths, sampling, chunk, frozen)
+    return _scores([policy], [hidden], completions, lengths, sampling, kept, chunk, frozen)
 
 
-def _scores(policies: list[Policy], hidden: list, completions, lengths, sampling, chunk, frozen=False) -> Scores:
-    decoders = [policy.model.decoder for policy in policies]
+def kept_tokens(
+    policy: Policy, hidden: jax.Array, completions: jax.Array, sampling: Sampling, *, chunk: int = 256
+) -> jax.Array:
+    """Which tokens `sampling` leaves to be drawn at each position: bits, uint8 `[B, K, T, ceil(V / 8)]`.
+
+    The completion's own token always is one of them: at the edge of the cut the sampler's rounding may have decided.
+    The mask of DeepSeek-V3.2 (arXiv 2512.02556), under which old and new policy draw from the same tokens.
+
+    Args:
+      policy: who sampled.
+      hidden: of `completion_hidden`, `[B, K, T, d]`.
+      completions: `[B, K, T]`.
+      sampling: with a cut.
+      chunk: positions projected at a time.
+    """
+
+    def bits(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        logits = transform(unembed(policy.model.decoder, policy.params, hidden, policy.lora), sampling)
+        own = jnp.arange(logits.shape[-1]) == tokens[:, None]
+        return jnp.packbits(jnp.isfinite(logits) | own, axis=-1)
+
+    flat = (hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1))
+    return _in_chunks(bits, flat, chunk).reshape(*completions.shape, -1)
+
+
+def _scores(policies: list[Policy], hidden: list, completions, lengths, sampling, kept, chunk, frozen=False) -> Scores:
+    decoders = tuple(policy.model.decoder for policy in policies)
     variables = [(policy.params, policy.lora) for policy in policies]
     flat = [x.reshape(-1, x.shape[-1]) for x in hidden]
-    scores = _chunked(decoders, variables, flat, completions.reshape(-1), sampling, chunk, frozen)
+    kept = None if kept is None else kept.reshape(-1, kept.shape[-1])
+    body = functools.partial(_frozen if frozen else _project, decoders)
+    if not frozen:
+        body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass
+    body = functools.partial(body, variables, sampling)
+    scores = _in_chunks(body, (flat, completions.reshape(-1), kept), chunk)
     real = jnp.arange(completions.shape[-1]) < lengths[..., None]
     shaped = [jnp.where(real, x.reshape(completions.shape), 0.0) for x in scores]
     return Scores(shaped[0], shaped[1], shaped[2] if len(policies) > 1 else None)
@@ -146,39 +180,38 @@ def completion_hidden(
     return jnp.concatenate([first, rest.reshape(b, k, t - 1, -1)], axis=2)
 
 
-def _chunked(decoders: list[Decoder], variables, hidden: list, tokens, sampling, chunk, frozen) -> list:
-    """Returns logp, entropy and KL (0 without a reference) of flat positions `[N]`."""
-    count = tokens.shape[0]
+def _in_chunks(body: Callable, inputs: tuple, chunk: int) -> Any:
+    """`body(*inputs)` of arrays `[N, ...]`, `chunk` positions at a time; returns arrays `[N, ...]`."""
+    count = len(jax.tree.leaves(inputs)[0])
     chunk = min(chunk, count)
 
     def split(x: jax.Array) -> jax.Array:
         padded = jnp.pad(x, ((0, -count % chunk),) + ((0, 0),) * (x.ndim - 1))
         return padded.reshape(-1, chunk, *x.shape[1:])
 
-    body = functools.partial(_frozen if frozen else _project, tuple(decoders))
-    if not frozen:
-        body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass
-    inputs = ([split(h) for h in hidden], split(tokens))
-    scores = jax.lax.map(lambda x: body(variables, sampling, *x), inputs)
-    return [x.reshape(-1)[:count] for x in scores]
+    outputs = jax.lax.map(lambda x: body(*x), jax.tree.map(split, inputs))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outputs)
 
 
-def _project(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens) -> tuple:
-    """Returns logp, entropy and KL `[N]` of positions with hidden states `[N, d]`."""
+def _project(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens, kept) -> tuple:
+    """Returns logp, entropy and KL (0 without a reference) `[N]` of positions with hidden states `[N, d]`."""
     logits = [unembed(decoder, params, h, lora) for decoder, (params, lora), h in zip(decoders, variables, hidden)]
+    if kept is not None:
+        there = jnp.unpackbits(kept, axis=-1, count=logits[0].shape[-1]).astype(bool)
+        logits = [jnp.where(there, x, -jnp.inf) for x in logits]
     return _token_scores(logits, tokens, sampling)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _frozen(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens) -> tuple:
-    return _project(decoders, variables, sampling, hidden, tokens)
+def _frozen(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens, kept) -> tuple:
+    return _project(decoders, variables, sampling, hidden, tokens, kept)
 
 
-def _frozen_forward(decoders, variables, sampling, hidden, tokens):
+def _frozen_forward(decoders, variables, sampling, hidden, tokens, kept):
     """The scores, and the slope of each `logp` in its own hidden state, `[N, d]`: no other position moves it."""
 
     def scores(hidden):
-        logp, *others = _project(decoders, variables, sampling, hidden, tokens)
+        logp, *others = _project(decoders, variables, sampling, hidden, tokens, kept)
         return logp, others
 
     logp, pull, others = jax.vjp(scores, hidden, has_aux=True)
@@ -186,7 +219,7 @@ def _frozen_forward(decoders, variables, sampling, hidden, tokens):
 
 
 def _frozen_backward(_, slopes, grads):
-    return None, None, [(x * grads[0][:, None]).astype(x.dtype) for x in slopes], None
+    return None, None, [(x * grads[0][:, None]).astype(x.dtype) for x in slopes], None, None
 
 
 _frozen.defvjp(_frozen_forward, _frozen_backward)

@@ -115,6 +115,7 @@ def score_and_reward(
     lengths: jax.Array,
     *,
     sampling: Sampling | None = None,
+    kept: jax.Array | None = None,
     chunk: int = 256,
 ) -> tuple[Scores, jax.Array]:
     """Reference log-probabilities and rewards out of one forward pass of the shared base.
@@ -126,14 +127,15 @@ def score_and_reward(
       prompt_lengths: `[B]`.
       completions: `[B, K, T]`.
       lengths: `[B, K]`.
-      sampling: see `scoring.score`; the rewards do not depend on it.
+      sampling: see `scoring.score`, as the next; the rewards do not depend on them.
+      kept: `[B, K, T, ceil(V / 8)]`.
       chunk: positions projected to the vocabulary at a time.
 
     Returns:
       `Scores` `[B, K, T]` and rewards `[B, K]`.
     """
     hidden = completion_hidden(reference, prompts, prompt_lengths, completions, lengths)
-    scores = score_hidden(reference, hidden, completions, lengths, sampling=sampling, chunk=chunk)
+    scores = score_hidden(reference, hidden, completions, lengths, sampling=sampling, kept=kept, chunk=chunk)
     return scores, rewards(head, features(hidden, lengths, head.features))
 
 
