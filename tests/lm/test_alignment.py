@@ -510,7 +510,7 @@ def test_bfloat16_compute_keeps_float32_parameters(tiny):
     model = dataclasses.replace(tiny, dtype=jnp.bfloat16)
     state, rows = run(trainer_of(model, BASE.replace(lora_rank=0, rescore=True)), 2)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
-    assert np.isfinite(rows[-1]["loss"]).all() and 0 < rows[0]["sampler_gap"] < 0.2
+    assert np.isfinite(rows[-1]["loss"]).all() and 0 <= rows[0]["sampler_gap"] < 0.2
 
 
 def test_supervised_start_moves_the_reference(tiny):
@@ -725,8 +725,8 @@ def test_ktos_reference_point_is_that_of_the_next_prompts_replies(tiny):
     """Reply after reply by hand, with a policy that has moved; all updates of a batch share it."""
     config = small("kto", epochs=2, minibatches=2, learning_rate=5e-2)
     trainer = trainer_of(tiny, config)
-    state, _ = run(trainer, 2)
-    pairs = [make_data().pairs[i] for i in batch_indices(12, 4, 2, 0)]
+    state, _ = run(trainer, 1)
+    pairs = [make_data().pairs[i] for i in batch_indices(12, 4, 1, 0)]
     wrong = [EncodedPair(pairs[i].prompt, *pairs[(i + 1) % 4].replies) for i in range(4)]
     tokens = pair_batch(wrong, 8, 6).tokens
     ours, ref = (score(policy, *tokens).logp for policy in (trainer.policy(state), trainer.reference(state)))
