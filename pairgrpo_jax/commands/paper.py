@@ -62,9 +62,7 @@ def title(run: Stored) -> str:
 
 def section(runs: list[Stored]) -> list[str]:
     """Table, curves, origin and settings of runs that can be compared."""
-    methods: dict[str, list[Stored]] = {}
-    for run in runs:
-        methods.setdefault(run.method, []).append(run)
+    methods = rows_of(runs)
     parts = [_table(table(methods)), curves(methods)]
     parts += [
         "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs); P(beats the first) "
@@ -78,6 +76,19 @@ def section(runs: list[Stored]) -> list[str]:
         *([key, *(json.dumps(of[key]) if key in of else "" for of in flat.values())] for key in names),
     ]
     return [*parts, _table(rows)]
+
+
+def rows_of(runs: list[Stored]) -> dict[str, list[Stored]]:
+    """The runs by method; one that was run with other settings of its own has a row for each, `hard #2`."""
+    by_config: dict[str, dict[str, list[Stored]]] = {}
+    for run in runs:
+        config = json.dumps(run.settings["config"], sort_keys=True)
+        by_config.setdefault(run.method, {}).setdefault(config, []).append(run)
+    return {
+        method if i == 0 else f"{method} #{i + 1}": own
+        for method, configs in by_config.items()
+        for i, own in enumerate(configs.values())
+    }
 
 
 def table(methods: dict[str, list[Stored]]) -> list[list[str]]:

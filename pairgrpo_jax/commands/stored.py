@@ -14,7 +14,7 @@ from pairgrpo_jax.training import changed_settings, read_metrics
 
 # Of no meaning for what a run measures: where it was made, and what differs between the rows of one table.
 APART = ("config", "seed", "seeds", "output", "resume", "keep", "tracker", "export", "exported", "shown", "show_times")
-APART += ("video_steps", "judging", "ignore_fields")
+APART += ("video_steps", "ignore_fields")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The page of many runs."""
 
+import dataclasses
 import json
 
 import pytest
 
 from pairgrpo_jax.commands import report, stored
-from pairgrpo_jax.commands.paper import table
+from pairgrpo_jax.commands.paper import rows_of, table
 from pairgrpo_jax.core.statistics import interquartile_interval, probability_of_improvement
 
 
@@ -49,6 +50,13 @@ def test_a_page_of_all_that_is_finished_names_the_rest(folder, tmp_path, capsys)
     assert page.count("<svg") == 2 and "<b>" not in page and "&lt;b&gt;" in page
     assert "Other settings than the first table" in page and "not finished" in page and 12 * "a" in page
     assert "src=" not in page and f"pairgrpo report --folder {folder}" in page
+
+
+def test_other_settings_of_a_method_are_another_row(folder):
+    found, _ = stored.read_stored(folder)
+    hard = [run for run in found if run.method == "hard"]
+    again = [dataclasses.replace(hard[0], settings=hard[0].settings | {"config": {"method": {"clip": 0.3}}})]
+    assert {name: len(runs) for name, runs in rows_of(hard + again).items()} == {"hard": 3, "hard #2": 1}
 
 
 def test_the_figures_are_those_of_the_runs(folder):
