@@ -10,7 +10,7 @@ from pairgrpo_jax.methods import HardPair, method_class
 
 _HARD = HardPair(beta=0.3, delta_0=0.12)
 _PAIRS = Texts(prompts=16)
-_SUMS = Texts(prompts=8, completion_tokens=16)
+_SUMS = Texts(prompts=8, prompt_tokens=48, completion_tokens=16)
 
 
 def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:
@@ -29,6 +29,4 @@ def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:
 
 def tuned_for_sums(method: str) -> AlignConfig:
     """`AlignConfig` of an online method for sums of one digit, whose reward is 0 or 1."""
-    config = tuned(method)
-    rate = 1e-3 if isinstance(config.method, HardPair) else 3e-4
-    return config.replace(texts=_SUMS, epochs=1, warmup=2, learning_rate=rate)
+    return tuned(method).replace(texts=_SUMS, epochs=1, warmup=2, learning_rate=1e-3)

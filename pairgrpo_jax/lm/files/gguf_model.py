@@ -102,6 +102,10 @@ def read_config(file: GGUFModel, ignore: Iterable[str] = ()) -> dict[str, Any]:
         _log.warning(
             "%s: no field 'phi3.attention.sliding_window' (an old file): every layer sees the whole text", file.where
         )
+    if arch == "smollm3":
+        _log.warning(
+            "%s: GGUF does not hold which layers turn no keys: every fourth, as in llama.cpp and SmolLM3-3B", file.where
+        )
     config |= read_rope(file, arch, own)
     if arch.startswith("gemma"):
         config["query_pre_attn_scalar"] = _gemma_scale(arch, config)
