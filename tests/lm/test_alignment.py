@@ -359,7 +359,7 @@ def test_every_setting_is_in_a_list():
         "accumulate",  # an_accumulated_update
         "temperature", "top_k", "top_p",  # scores_are_those, options_of_sampling
         "rescore",  # bfloat16
-        "keep_sampling_mask",  # test_draws
+        "keep_sampling_mask", "slots",  # test_draws
         "resample", "mask_truncated", "overlong_buffer", "overlong_penalty",  # test_draws
         "reference_scores",  # cached_and_shared
         "watch_kl",  # the_reference_is_scored

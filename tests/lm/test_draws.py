@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.core import Pairs, evaluate
-from pairgrpo_jax.lm.alignment import Batch, make_trainer, objective
+from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.models.generation import generate
@@ -172,3 +172,13 @@ def test_the_kept_mask_makes_the_first_ratio_one(tiny, algo):
     assert row["sampler_gap"] < 1e-4 and abs(row["approx_kl"][0]) < 1e-9 < row["approx_kl"][1]
     assert all(np.isfinite(x).all() for x in row.values()) and int(state.step) == 2
     assert row["entropy"].max() <= np.log(2) + 1e-6  # of two tokens
+
+
+def test_completions_that_make_room_for_the_next_are_the_same(tiny):
+    rows = [run(trainer_of(tiny, ENDLESS.replace(slots=slots)), 1)[1][0] for slots in (None, 8)]
+    for name in ("reward", "length", "truncated", "flat_groups"):
+        assert rows[0][name] == rows[1][name], name
+    np.testing.assert_allclose(rows[0]["grad_norm"], rows[1]["grad_norm"], rtol=1e-4)
+    mesh = Placement(jax.make_mesh((4,), ("data",)))
+    with pytest.raises(ValueError, match="slots=8: completions are not refilled on a mesh"):
+        trainer_of(tiny, ENDLESS.replace(slots=8), placement=mesh)

@@ -42,6 +42,9 @@ class Samples(Settings):
     probabilities, pi_ref's too, are then among these (arXiv 2512.02556)."""
     rescore: bool = False
     """Take pi_old's log-probabilities from the training graph, not from the sampler."""
+    slots: Annotated[int | None, AtLeast(1)] = None
+    """Completions decoded at once, each of which makes room for the next when it ends: worth it where few are long.
+    None: a whole batch at once. The texts are the same."""
     resample: Annotated[int, AtLeast(0)] = 0
     """Further batches of prompts that may be drawn for one, to replace groups that teach nothing: of equal rewards, or
     without a pair (DAPO's dynamic sampling, arXiv 2503.14476)."""

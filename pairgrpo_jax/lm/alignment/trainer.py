@@ -186,6 +186,8 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
         lora.check(adapters, model.config)
     if isinstance(source, RewardHead):
         check_head(source, model.config)
+    if config.samples is not None and config.samples.slots and placement.mesh is not None:
+        raise ValueError(f"slots={config.samples.slots}: completions are not refilled on a mesh; leave it at None")
     if config.samples is not None and config.samples.overlong_buffer and compares(source):
         raise ValueError("overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0")
     longest = texts.prompt_tokens + texts.completion_tokens
@@ -421,6 +423,7 @@ class _Run:
             top_p=samples.top_p,
             lora=policy.lora,
             rows=self.placement.rows,
+            slots=samples.slots,
         )
         tokens, lengths = pad_texts(prompts, texts.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
