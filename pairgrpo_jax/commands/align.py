@@ -514,7 +514,7 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     colour = colour_of(run.config.method.name)
     write_report(run.output, title(run), lines, _WATCHED, axis="batches", after=after, colour=colour)
     if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
-        total = run.iterations * run.config.texts.prompts
+        total = sum(1 + int(row.get("resampled", 0)) for row in rows) * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
     print_files(run.output, files, console)
     (run.output / DONE).touch()

@@ -132,6 +132,10 @@ class Method(Settings):
     def check_group(self, size: int) -> None:
         """Raises ValueError if groups of K = `size` candidates do not suit the settings."""
 
+    def apart(self, scores: Any) -> Any:
+        """`[B]` bool: groups whose scores `[B,K]` tell candidates apart."""
+        return scores.max(-1) > scores.min(-1)
+
     def signal(self, verdict: Verdict, key: jax.Array, adaptive: Adaptive) -> Any:
         """What the updates on a batch share: a pytree whose leaves begin with B. `key` is for random labels."""
         raise NotImplementedError

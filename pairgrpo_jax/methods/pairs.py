@@ -29,6 +29,10 @@ class PairMethod(Method):
         if self.scheme == "matched" and size % 2:
             raise ValueError(f'candidates={size} must be even with scheme="matched"')
 
+    def apart(self, scores):
+        """Those with a gap that makes a pair."""
+        return scores.max(-1) - scores.min(-1) > self.margin
+
     def pairs(self, verdict: Verdict, key: jax.Array) -> core.Pairs:
         """Pairs `[B,P]`, of weight 0 in groups that are not alive."""
         pairs = verdict.pairs

@@ -8,17 +8,19 @@ import pytest
 from pairgrpo_jax.core import Pairs, evaluate
 from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
+from pairgrpo_jax.lm.alignment.programs import minibatch
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.lm.models.scoring import Policy, Scores, completion_hidden, kept_tokens, score
 from pairgrpo_jax.lm.rewards.sources import judge, reward_function
-from pairgrpo_jax.methods import Adaptive
+from pairgrpo_jax.methods import Adaptive, Verdict
 
 from .test_alignment import BASE, decode, digest, make_data, run, small, trainer_of
 
 ADAPTIVE = Adaptive(jnp.int32(0), jnp.float32(1.0))
-ENDLESS = BASE.replace(method=small("grpo").method, epochs=1)
+GRPO = small("grpo").method
+ENDLESS = BASE.replace(method=GRPO, epochs=1)
 
 
 def draw_of(rewards, pairs=None, alive=None, counted=None):
@@ -40,22 +42,62 @@ def test_the_soft_punishment_is_dapos(length, lost):
 def test_groups_of_equal_rewards_or_without_a_verdict_teach_nothing():
     rewards = [[1, 1], [0, 1], [0, 0], [0, 1]]
     counted = np.ones((4, 2), np.float32)
-    assert teaching(draw_of(rewards)).tolist() == [False, True, False, True]
-    assert teaching(draw_of(rewards, alive=[1, 0, 1, 1])).tolist() == [False, False, False, True]
+    assert teaching(GRPO, draw_of(rewards)).tolist() == [False, True, False, True]
+    assert teaching(GRPO, draw_of(rewards, alive=[1, 0, 1, 1])).tolist() == [False, False, False, True]
     counted[3] = 0
-    assert teaching(draw_of(rewards, counted=counted)).tolist() == [False, True, False, False]
+    assert teaching(GRPO, draw_of(rewards, counted=counted)).tolist() == [False, True, False, False]
     zeros = np.zeros((4, 1), int)
     pairs = Pairs(zeros, zeros + 1, np.array([[0.0], [0.0], [1.0], [0.0]], np.float32))
-    assert teaching(draw_of(rewards, pairs)).tolist() == [False, False, True, False]
+    assert teaching(GRPO, draw_of(rewards, pairs)).tolist() == [False, False, True, False]
 
 
 def test_the_first_groups_that_teach_are_kept_then_the_first_others():
     draws = joined([draw_of([[1, 1], [0, 1]]), draw_of([[0, 0], [1, 0]])])
-    kept = best(draws, 3)
+    kept = best(GRPO, draws, 3)
     assert kept.batch.prompts[:, 0].tolist() == [1, 1, 0] and kept.rewards.tolist() == [[0, 1], [1, 0], [1, 1]]
-    assert told([{"judge_questions": 3.0, "judge_latency": 1.0, "reward/f": 0.0}] * 2) == {
-        "judge_questions": 6.0, "judge_latency": 1.0, "reward/f": 0.0,
+
+
+def test_figures_of_several_draws_are_those_of_all_their_groups():
+    rows = [
+        {"judge_questions": 3.0, "judge_latency": 1.0, "judge_seconds": 2.0, "reward/f": 0.25, "reward/g": np.nan},
+        {"judge_questions": 1.0, "judge_latency": 5.0, "judge_seconds": 1.0, "reward/f": 1.0, "reward/g": 2.0},
+    ]
+    assert told(rows, [4, 2]) == {
+        "judge_questions": 4.0, "judge_latency": 2.0, "judge_seconds": 3.0, "reward/f": 0.5, "reward/g": 2.0,
     }  # fmt: skip
+    assert np.isnan(told(rows[:1], [4])["reward/g"])
+
+
+def test_a_gap_within_the_margin_teaches_a_method_of_pairs_nothing():
+    rewards = [[0.0, 0.5], [0.0, 2.0]]
+    for margin, found in ((0.0, [True, True]), (0.5, [False, True])):
+        method = small("soft", margin=margin).method
+        assert teaching(method, draw_of(rewards)).tolist() == found
+        pairs = method.pairs(Verdict(jnp.asarray(rewards)), jax.random.key(0))
+        assert (pairs.weight > 0).any(-1).tolist() == found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small("grpo", top_k=2, keep_sampling_mask=True, mask_truncated=True, resample=1),
+        small("ppo", ref_beta=0.1),
+        small("hard", watch_kl=True),
+        small("dpo"),
+        small("orpo"),
+    ],
+    ids=lambda config: config.method.name,
+)
+def test_a_plan_is_made_for_the_arrays_that_a_run_has(tiny, config):
+    """Of the run the batch that the first update is given."""
+    trainer, seen = trainer_of(tiny, config), []
+    own = trainer.iterate.__self__
+    own.fit = lambda state, batch, *keys: (seen.append(batch), (state, {}))[1]
+    trainer.iterate(trainer.init(jax.random.key(0)), 1)
+    planned = minibatch(config, tiny.config.vocab_size, Placement())
+    assert jax.tree.structure(planned) == jax.tree.structure(seen[0])
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (planned, seen[0])]
+    assert shapes[0] == shapes[1]
 
 
 def odd_alone(prompts, completions):

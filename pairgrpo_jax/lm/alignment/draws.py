@@ -12,6 +12,9 @@ import jax
 import numpy as np
 
 from pairgrpo_jax.lm.alignment.batch import Batch
+from pairgrpo_jax.lm.rewards.shares import total
+from pairgrpo_jax.methods import Method
+from pairgrpo_jax.training import processes
 
 
 class Draw(NamedTuple):
@@ -43,10 +46,11 @@ def overlong_penalty(lengths: Any, longest: int, buffer: int) -> Any:
     return ((lengths - (longest - buffer)) / buffer).clip(0, 1)
 
 
-def teaching(draw: Draw) -> np.ndarray:
-    """`[B]` bool: groups with a verdict, and replies told apart by it, of which one counts."""
-    apart = draw.scores.max(-1) > draw.scores.min(-1) if draw.pairs is None else (draw.pairs.weight > 0).any(-1)
-    return (draw.batch.alive > 0) & apart & draw.batch.mask.any((1, 2))
+def teaching(method: Method, draw: Draw) -> np.ndarray:
+    """`[B]` bool: groups with a verdict that tells replies apart, of which one counts. All processes must call it."""
+    scores, pairs, alive, counted = processes.fetch((draw.scores, draw.pairs, draw.batch.alive, draw.batch.counted))
+    apart = method.apart(scores) if pairs is None else (pairs.weight > 0).any(-1)
+    return (alive > 0) & apart & (True if counted is None else counted.any(-1))
 
 
 def joined(draws: Sequence[Draw]) -> Draw:
@@ -54,18 +58,25 @@ def joined(draws: Sequence[Draw]) -> Draw:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
 
 
-def best(draw: Draw, count: int) -> Draw:
+def best(method: Method, draw: Draw, count: int) -> Draw:
     """The first `count` groups that teach something; where there are fewer, the first others too."""
-    kept = np.argsort(~np.asarray(teaching(draw)), kind="stable")[:count]
+    kept = np.argsort(~teaching(method, draw), kind="stable")[:count]
     return jax.tree.map(lambda x: x[kept], draw)
 
 
-def told(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What several draws were logged with, as one: a judge's counts and costs add up, of all else the mean."""
+def told(figures: Sequence[Mapping[str, float]], live: Sequence[float]) -> dict[str, float]:
+    """What several draws were logged with, as one.
 
-    def of(name: str) -> float:
-        values = [row[name] for row in figures]
-        adds = name.startswith("judge_") and name != "judge_latency"
-        return sum(values) if adds else float(np.mean(values))
-
-    return {name: of(name) for name in figures[0]}
+    Args:
+      figures: of each draw. A judge's counts, times and costs add up; of all else the mean.
+      live: groups with a verdict, of each draw.
+    """
+    judge = [{name: x for name, x in row.items() if name.startswith("judge_")} for row in figures]
+    found = total(judge)
+    if "judge_seconds" in found:  # one draw after the other
+        found["judge_seconds"] = sum(row["judge_seconds"] for row in judge)
+    for name in figures[0].keys() - found.keys():
+        values = np.array([row[name] for row in figures], float)
+        weights = np.where(np.isfinite(values), live, 0)
+        found[name] = float(np.average(values[weights > 0], weights=weights[weights > 0])) if weights.any() else np.nan
+    return found

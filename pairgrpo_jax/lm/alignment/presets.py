@@ -10,7 +10,7 @@ from pairgrpo_jax.methods import HardPair, method_class
 
 _HARD = HardPair(beta=0.3, delta_0=0.12)
 _PAIRS = Texts(prompts=16)
-_SUMS = Texts(prompts=8, prompt_tokens=48, completion_tokens=16)
+_SUMS = Texts(prompts=8, completion_tokens=16)
 
 
 def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:

@@ -60,7 +60,7 @@ def programs(config: AlignConfig, model: Model, placement: Placement, iterations
     frozen = None if config.adapters.lora is None else params
     beside = params if frozen is None else None
     update = jax.jit(make_update(config, model.skeleton, optimizer), donate_argnums=0)
-    yield Program("update", update.trace(state, frozen, _batch(config, placement)), beside)
+    yield Program("update", update.trace(state, frozen, minibatch(config, model.config.vocab_size, placement)), beside)
     if not config.online:
         return
     policy = jax.eval_shape(lambda params, trained: policy_of(config, model, params, trained)[1:], params, state.params)
@@ -90,16 +90,22 @@ def _state(config: AlignConfig, model: Model, placement: Placement, optimizer: A
     return _everywhere(state, placement).replace(params=params, opt_state=moments)
 
 
-def _batch(config: AlignConfig, placement: Placement) -> Batch:
-    """A minibatch with its signal."""
+def minibatch(config: AlignConfig, vocab_size: int, placement: Placement) -> Batch:
+    """What an update is given: the arrays that a run's own batch has, without their values."""
     texts, how = config.texts, config.optimizer
     b, k, t = texts.prompts // how.minibatches, config.group_size, texts.completion_tokens
     whole, tokens = jax.ShapeDtypeStruct((b, k, t), jnp.float32), jax.ShapeDtypeStruct((b, k, t), jnp.int32)
     prompts, ints = jax.ShapeDtypeStruct((b, texts.prompt_tokens), jnp.int32), jax.ShapeDtypeStruct((b,), jnp.int32)
     lengths, alive = jax.ShapeDtypeStruct((b, k), jnp.int32), jax.ShapeDtypeStruct((b,), jnp.float32)
-    batch = Batch(prompts, ints, tokens, lengths, ref_logp=whole, alive=alive)
+    batch = Batch(prompts, ints, tokens, lengths, alive=alive)
+    if config.scores_reference:
+        batch = batch._replace(ref_logp=whole)
     if config.method.ratio or config.online:
         batch = batch._replace(old_logp=whole)
+    if config.samples is not None and config.samples.keep_sampling_mask:
+        batch = batch._replace(kept=jax.ShapeDtypeStruct((b, k, t, -(-vocab_size // 8)), jnp.uint8))
+    if config.samples is not None and config.samples.mask_truncated:
+        batch = batch._replace(counted=jax.ShapeDtypeStruct((b, k), jnp.float32))
     if config.critic is not None:
         batch = batch._replace(old_values=whole)
     if config.adapters.lora_dropout:

@@ -42,6 +42,7 @@ from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
 
 _log = logging.getLogger("pairgrpo_jax.lm")
+_NO_REWARDS = "overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0"
 
 
 class Trainer(NamedTuple):
@@ -189,7 +190,7 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
     if config.samples is not None and config.samples.slots and placement.mesh is not None:
         raise ValueError(f"slots={config.samples.slots}: completions are not refilled on a mesh; leave it at None")
     if config.samples is not None and config.samples.overlong_buffer and compares(source):
-        raise ValueError("overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0")
+        raise ValueError(_NO_REWARDS)
     longest = texts.prompt_tokens + texts.completion_tokens
     if longest > (limit := piecewise_limit(model.config)):
         raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
@@ -369,17 +370,20 @@ class _Run:
             figures = [row | {"resampled": np.float32(len(draws) - 1)} for row in figures]
         if len(draws) > 1:
             every = joined(draws)
-            kept = self.placement.batch(best(every, self.config.texts.prompts))
+            kept = self.placement.batch(best(self.config.method, every, self.config.texts.prompts))
         batch = self.signal(kept.batch, kept.scores, kept.pairs, pair_key, adaptive_of(state))
-        return batch, known(every, batch) | told(figures), len(draws)
+        live = [float(processes.fetch(draw.batch.alive).sum()) for draw in draws]
+        return batch, known(every, batch) | told(figures, live), len(draws)
 
     def drawn_again(self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps) -> list:
         """More draws, of the next prompts, until enough groups teach something or no more are allowed; on the host."""
-        found, count = [processes.fetch(one) for one in found], self.config.texts.prompts
-        while len(found) <= self.config.samples.resample and sum(teaching(draw).sum() for draw, _ in found) < count:
-            more = len(found)
-            found.append(processes.fetch(self.draw(state, position + more, jax.random.fold_in(key, more), laps)))
-        return found
+        method, live = self.config.method, 0
+        for more in range(1, self.config.samples.resample + 1):
+            live += teaching(method, found[-1][0]).sum()
+            if live >= self.config.texts.prompts:
+                break
+            found = [*found, self.draw(state, position + more, jax.random.fold_in(key, more), laps)]
+        return found if len(found) == 1 else processes.fetch(found)
 
     def draw(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Draw, dict[str, Any]]:
         """Replies to batch number `position` of the prompts, judged; and figures to be logged."""
@@ -402,6 +406,8 @@ class _Run:
         batch, rewards, pairs, figures = self.judge(state, prompts, batch, position, laps)
         scores = rewards
         if samples.overlong_buffer:
+            if rewards is None:
+                raise ValueError(_NO_REWARDS)
             lengths, given = processes.fetch((batch.lengths, rewards))
             lost = samples.overlong_penalty * overlong_penalty(lengths, longest, samples.overlong_buffer)
             scores = self.placement.batch((given - lost).astype(np.float32))

@@ -104,7 +104,8 @@ def read_config(file: GGUFModel, ignore: Iterable[str] = ()) -> dict[str, Any]:
         )
     if arch == "smollm3":
         _log.warning(
-            "%s: GGUF does not hold which layers turn no keys: every fourth, as in llama.cpp and SmolLM3-3B", file.where
+            "%s: GGUF does not hold which layers have no position (NoPE): every fourth, as in llama.cpp and SmolLM3-3B",
+            file.where,
         )
     config |= read_rope(file, arch, own)
     if arch.startswith("gemma"):

@@ -248,8 +248,8 @@ def render(
         raise TemplateRefusal(f"the chat template refuses these messages: {e}{remedy}") from e
     if system not in text:
         raise TemplateRefusal(f"the chat template leaves the system message out{remedy}")
-    asked = max(re.findall(r"\w+", messages[-1]["content"]), key=len, default="") if ask and messages else ""
-    if asked not in text:
+    words = re.findall(r"[A-Za-z0-9]+", messages[-1]["content"]) if ask and messages else []
+    if max(words, key=len, default="").casefold() not in text.casefold():
         raise TemplateRefusal(
             "the chat template leaves the text of the last turn out; it may take lists of parts alone"
         )
@@ -262,7 +262,7 @@ def _on_day(template: str, day: date | None) -> str:
         return template
     words = {"%%": "\0"} | {f"%{x}": day.strftime(f"%{x}") for x in _DIRECTIVES} | {"\0": "%"}
     steps = "".join(f"|replace({old!r}, {new!r})" for old, new in words.items())
-    return f"{{% macro strftime_now(form) %}}{{{{ form{steps} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+    return f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
 def with_chat(model: Model, chat: Chat) -> tuple[Model, Chat]:
