@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from experiments import results, sweeps
-from pairgrpo_jax.commands.runs import complete, make_console
+from pairgrpo_jax.commands.runs import FREE, complete, make_console
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import improvement_interval, probability_of_improvement
 from pairgrpo_jax.training import read_metrics, settings
@@ -56,7 +56,7 @@ class Grid(Settings, ABC):
     report_only: bool = False
     """Make no runs; report on those that are finished."""
 
-    program: ClassVar[Any]  # the module of the sub-command: `execute`, `FREE`
+    program: ClassVar[Any]  # the module of the sub-command: `execute`
     budget: ClassVar[str]  # the field that says how long a run is
     kept: ClassVar[tuple[str, ...]]  # metrics that a result holds
 
@@ -125,7 +125,7 @@ class Grid(Settings, ABC):
 
     def result_of(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's result, if it is finished; ValueError if it is one of other settings."""
-        return results.read(self.path_of(cell), settings(self.run_of(cell)), self.program.FREE)
+        return results.read(self.path_of(cell), settings(self.run_of(cell)), FREE)
 
     def finished(self) -> dict[Cell, list[dict]]:
         """The metrics of the cells that are finished; ValueError if there are none, or not of one commit."""
@@ -173,7 +173,7 @@ class Grid(Settings, ABC):
             cause = error.__cause__ or error
             return 0, f"{type(cause).__name__}: {cause}"
         curve = [{name: _short(row[name]) for name in self.kept if name in row} for row in read_metrics(run.output)]
-        meant = {name: value for name, value in settings(run).items() if name not in self.program.FREE}
+        meant = {name: value for name, value in settings(run).items() if name not in FREE}
         results.write(self.path_of(cell), {**cell._asdict(), **made_by, "settings": meant, "metrics": curve})
         return 0, ""
 

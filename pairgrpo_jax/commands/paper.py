@@ -82,8 +82,7 @@ def rows_of(runs: list[Stored]) -> dict[str, list[Stored]]:
     """The runs by method; one that was run with other settings of its own has a row for each, `hard #2`."""
     by_config: dict[str, dict[str, list[Stored]]] = {}
     for run in runs:
-        config = json.dumps(run.settings["config"], sort_keys=True)
-        by_config.setdefault(run.method, {}).setdefault(config, []).append(run)
+        by_config.setdefault(run.method, {}).setdefault(run.config, []).append(run)
     return {
         method if i == 0 else f"{method} #{i + 1}": own
         for method, configs in by_config.items()

@@ -37,7 +37,7 @@ def label_ends(axis: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     for i in reversed(range(len(heights))):  # and none above the panel
         heights[i] = min(heights[i], 1 - 0.06 * (len(heights) - 1 - i))
     for height, (_, name, colour) in zip(heights, ends):
-        at = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False}
+        at = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False, "parse_math": False}
         axis.annotate(name, (1.01, height), color=colour, fontsize=8, **at)
 
 

@@ -28,6 +28,10 @@ from pairgrpo_jax.training import (
 from pairgrpo_jax.training.run import flatten, versions
 
 DONE = "done"  # an empty file that marks a finished run
+# May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times", "tracker")
+FREE += ("video_steps", "judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
+FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 
 
 def make_console() -> Console:
