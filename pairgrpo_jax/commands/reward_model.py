@@ -283,6 +283,7 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console, log: Metr
     """Margins of every pair from the model that did not see its fold, beside what needs no model."""
     folds, replies = pairs.fold(run.folds, run.seed), [(row.chosen, row.rejected) for row in pairs.rows]
     margins = {"reward model": np.zeros(len(folds)), "TF-IDF + length": np.zeros(len(folds))}
+    tested = 0
     for fold in range(run.folds):
         test = folds == fold
         if not test.any() or test.all():
@@ -292,7 +293,8 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console, log: Metr
         score = preference_accuracy(margins["reward model"][test])
         about = f"{test.sum()} pairs, accuracy {100 * score:.1f}%, l2 {fitted['l2']:g}"
         console.print(f"fold {fold + 1} of {run.folds}: {about}")
-        log.write({"iteration": fold + 1, "steps": int(test.sum()), "accuracy": score, "l2": fitted["l2"]})
+        tested += int(test.sum())
+        log.write({"iteration": fold + 1, "steps": tested, "accuracy": score, "l2": fitted["l2"]})
     margins["longer reply"] = longer_margins(replies)
     return [figures(name, values, margins["reward model"]) for name, values in margins.items()]
 

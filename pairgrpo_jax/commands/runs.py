@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -100,31 +101,30 @@ def train_in_folder(
     Returns:
       The state, the iterations done, and the signal that stopped the run, if one did.
     """
-    checkpoints = open_checkpoints(run)
-    start = 0
-    if run.resume and checkpoints.steps():
-        start, state = checkpoints.restore(state)
-        console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
-    log, complete = open_log(run, console, start), False
-    try:
-        ended = train(
-            program,
-            state,
-            schedule,
-            start=start,
-            checkpoints=checkpoints,
-            log=log,
-            evaluate=evaluate,
-            shown=shown,
-            console=console,
-        )
-        complete = ended[-1] is None
-        return ended
-    except (ValueError, OSError) as error:  # not bad input any more: show where
-        raise RuntimeError("training failed") from error
-    finally:
-        log.close(complete)
-        checkpoints.close()
+    with contextlib.closing(open_checkpoints(run)) as checkpoints:
+        start = 0
+        if run.resume and checkpoints.steps():
+            start, state = checkpoints.restore(state)
+            console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
+        log, complete = open_log(run, console, start), False
+        try:
+            ended = train(
+                program,
+                state,
+                schedule,
+                start=start,
+                checkpoints=checkpoints,
+                log=log,
+                evaluate=evaluate,
+                shown=shown,
+                console=console,
+            )
+            complete = ended[-1] is None
+            return ended
+        except (ValueError, OSError) as error:  # not bad input any more: show where
+            raise RuntimeError("training failed") from error
+        finally:
+            log.close(complete)
 
 
 def open_checkpoints(run: Any) -> Checkpoints:
