@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import results
-from experiments.grid import interval
 from pairgrpo_jax.commands.cli import parse, run_main
+from pairgrpo_jax.commands.comparison import interval
 from pairgrpo_jax.control import Env, make_env
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean

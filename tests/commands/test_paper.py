@@ -9,6 +9,7 @@ import pytest
 
 from pairgrpo_jax.commands import paper, report, stored
 from pairgrpo_jax.commands.paper import rows_of, table
+from pairgrpo_jax.commands.plots import COLOURS, colours_of
 from pairgrpo_jax.core.statistics import interquartile_interval, probability_of_improvement
 
 
@@ -128,9 +129,15 @@ def test_the_figures_are_those_of_the_runs(folder):
     methods = {name: [run for run in own if run.method == name] for name in ("grpo", "hard")}
     head, grpo, hard = table(methods)
     low, high = interquartile_interval([450.0, 550.0, 650.0])
-    assert hard[:3] == ["hard", "550", f"[{low:.0f}, {high:.0f}]"] and hard[5] == "3 (0, 1, 2)"
-    assert hard[3] == f"{probability_of_improvement([450, 550, 650], [300, 400, 500]):.2f}" == "0.89"
-    assert grpo[3] == "–" and head[3] == "P(beats grpo)"
+    assert hard[:2] == ("hard", f"550 [{low:.0f}, {high:.0f}]") and hard[3] == "3 (0, 1, 2)"
+    assert probability_of_improvement([450, 550, 650], [300, 400, 500]) == pytest.approx(8 / 9)
+    assert hard[2].startswith("0.89 [") and grpo[2] == "–" and head[2] == "P(beats grpo) [95% interval]"
+
+
+def test_methods_of_ones_own_can_be_told_apart():
+    colours = colours_of(["ppo:value", "mine", "yours x=1", "hard"])
+    assert len(set(colours.values())) == 4 and colours["hard"] == COLOURS["hard"] and colours["ppo:value"] == "#000000"
+    assert len(set(colours_of([f"hard clip={i}" for i in range(12)]).values())) == 12
 
 
 @pytest.mark.parametrize(
