@@ -18,9 +18,10 @@ import numpy as np
 
 from experiments import sweeps
 from experiments.benchmarks import random_policy
-from experiments.grid import Cell, Grid, carry_out, compared, interval
+from experiments.grid import Cell, Grid, carry_out
 from experiments.plots import comparison
 from pairgrpo_jax.commands import cheetah, cli
+from pairgrpo_jax.commands.comparison import compared, interval, markdown
 from pairgrpo_jax.control import ControlConfig, tuned
 from pairgrpo_jax.control.config import Advantage
 from pairgrpo_jax.core.bounds import AtLeast
@@ -107,7 +108,7 @@ def table_of(rows: dict[str, list[list[dict]]], untrained: np.ndarray | None = N
     """A Markdown table of methods, each with its runs' metrics; the first is the baseline, a random policy last."""
     columns = ("return, IQM [95% interval]", "stochastic policy", "P(beats {first}) [95% interval]")
     columns += ("KL noise std", f"KL ≤ {2 * _RADIUS} nats", "grad-norm noise variance / mean²", "seeds")
-    made = compared(rows, columns, _figures)
+    made = markdown(compared(rows, columns, _figures))
     if untrained is None:
         return made
     cells = ("random policy", random_policy.told(untrained), *5 * "–", str(len(untrained)))

@@ -14,9 +14,8 @@ import tyro
 from rich.console import Console
 
 from experiments import results, sweeps
-from pairgrpo_jax.commands.runs import complete, make_console
+from pairgrpo_jax.commands.runs import FREE, complete, make_console
 from pairgrpo_jax.core.bounds import AtLeast, Settings
-from pairgrpo_jax.core.statistics import improvement_interval, probability_of_improvement
 from pairgrpo_jax.training import read_metrics, settings
 
 TUNING_SEEDS = range(100)  # the presets, too, were chosen on seed 0
@@ -56,7 +55,7 @@ class Grid(Settings, ABC):
     report_only: bool = False
     """Make no runs; report on those that are finished."""
 
-    program: ClassVar[Any]  # the module of the sub-command: `execute`, `FREE`
+    program: ClassVar[Any]  # the module of the sub-command: `execute`
     budget: ClassVar[str]  # the field that says how long a run is
     kept: ClassVar[tuple[str, ...]]  # metrics that a result holds
 
@@ -125,7 +124,7 @@ class Grid(Settings, ABC):
 
     def result_of(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's result, if it is finished; ValueError if it is one of other settings."""
-        return results.read(self.path_of(cell), settings(self.run_of(cell)), self.program.FREE)
+        return results.read(self.path_of(cell), settings(self.run_of(cell)), FREE)
 
     def finished(self) -> dict[Cell, list[dict]]:
         """The metrics of the cells that are finished; ValueError if there are none, or not of one commit."""
@@ -173,7 +172,7 @@ class Grid(Settings, ABC):
             cause = error.__cause__ or error
             return 0, f"{type(cause).__name__}: {cause}"
         curve = [{name: _short(row[name]) for name in self.kept if name in row} for row in read_metrics(run.output)]
-        meant = {name: value for name, value in settings(run).items() if name not in self.program.FREE}
+        meant = {name: value for name, value in settings(run).items() if name not in FREE}
         results.write(self.path_of(cell), {**cell._asdict(), **made_by, "settings": meant, "metrics": curve})
         return 0, ""
 
@@ -184,37 +183,6 @@ def rows_of(found: dict[Cell, list[dict]]) -> dict[str, list[list[dict]]]:
     for cell, metrics in found.items():
         rows.setdefault(f"{cell.method} {cell.trial}".strip(), []).append(metrics)
     return rows
-
-
-def compared(
-    rows: dict[str, list[list[dict]]],
-    columns: tuple[str, ...],
-    figures: Callable[[np.ndarray, list[list[dict]], str], tuple[str, ...]],
-) -> str:
-    """A Markdown table of methods, each with the metrics of its runs; the first is the baseline.
-
-    Args:
-      rows: see `rows_of`.
-      columns: after the method's; `{first}` in one stands for the baseline.
-      figures: `(scores, runs, how often it beats the baseline) -> cells`, scores of the runs' ends.
-    """
-    scores = {method: np.array([metrics[-1]["score"] for metrics in runs]) for method, runs in rows.items()}
-    first = next(iter(scores))
-    lines = [("method", *(column.format(first=first) for column in columns)), ("---",) * (1 + len(columns))]
-    for method, runs in rows.items():
-        beats = "–" if method == first else _beats(scores[method], scores[first])
-        lines.append((method, *figures(scores[method], runs, beats)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _beats(scores: np.ndarray, rival: np.ndarray) -> str:
-    between = improvement_interval(scores, rival)
-    return f"{probability_of_improvement(scores, rival):.2f}" + interval(*between, ".2f")
-
-
-def interval(low: float, high: float, form: str) -> str:
-    """` [low, high]`, or nothing where one run gives none."""
-    return "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
 
 
 def carry_out(

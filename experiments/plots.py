@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pairgrpo_jax.commands.plots import COLOURS, LEARNED_NOTHING, SERIES, colour_of, label_ends
+from pairgrpo_jax.commands.plots import LEARNED_NOTHING, SERIES, colours_of, label_ends
 from pairgrpo_jax.core.statistics import interquartile_mean
-
-
-def colours_of(rows: list[str]) -> dict[str, str]:
-    """Each row's colour: its method's (`"hard:value"` is Hard's), or one of its own where rows share a method."""
-    methods = [re.split("[: ]", row)[0] for row in rows]
-    alike = len(set(methods)) < len(rows)
-    cycle = list(COLOURS.values())
-    return {row: cycle[i % len(cycle)] if alike else colour_of(m) for i, (row, m) in enumerate(zip(rows, methods))}
 
 
 def _pieces(runs: dict[str, list[list[dict]]]) -> list[dict[str, list[list[dict]]]]:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from experiments.grid import Cell, Grid, carry_out, compared, interval
+from experiments.grid import Cell, Grid, carry_out
 from experiments.plots import success
 from pairgrpo_jax.commands import align, cli
+from pairgrpo_jax.commands.comparison import compared, interval, markdown
 from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.statistics import (
     interquartile_interval,
@@ -97,7 +98,7 @@ def table_of(rows: dict[str, list[list[dict]]]) -> str:
         "minutes",
         "seeds",
     )
-    return compared(rows, columns, _figures)
+    return markdown(compared(rows, columns, _figures))
 
 
 def _figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:

@@ -10,15 +10,15 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import results
-from experiments.grid import interval
 from pairgrpo_jax.commands.cli import parse, run_main
+from pairgrpo_jax.commands.comparison import interval
 from pairgrpo_jax.control import Env, make_env
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
@@ -37,7 +37,7 @@ class Random(Settings):
     episodes: Annotated[int, AtLeast(1)] = 16
     """Episodes of each seed, as in an evaluation while training."""
     output: Path = STORED
-    """The file to write; simulators that are in it and are not named stay."""
+    """The file to write; simulators that are in it and are not named stay, if they were measured in the same way."""
 
 
 def returns(env: Env, seeds: int, episodes: int) -> np.ndarray:
@@ -70,11 +70,33 @@ def told(scores: np.ndarray) -> str:
     return f"{interquartile_mean(scores):.0f}" + interval(*interquartile_interval(scores), ".0f")
 
 
+def kept(args: Random, made_by: dict[str, Any]) -> dict[str, list[float]]:
+    """The returns of the simulators that are not measured again.
+
+    Raises:
+      ValueError: where they are of another commit, other versions, or of another number of episodes or seeds.
+    """
+    if not args.output.exists():
+        return {}
+    before = json.loads(args.output.read_text())
+    found = {name: returns for name, returns in before["returns"].items() if name not in args.envs}
+    if not found:
+        return {}
+    where = f"{args.output} holds {', '.join(found)}"
+    try:
+        results.require_one_origin([before], made_by)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; or measure them too, with --envs") from error
+    if before["episodes"] != args.episodes or {len(x) for x in found.values()} != {args.seeds}:
+        raise ValueError(f"{where}, of other --episodes or --seeds; measure them too, or choose another --output")
+    return found
+
+
 def main() -> None:
     """Measures, prints and writes."""
     args = parse(Random(), sys.argv[1:], "python -m experiments.benchmarks.random_policy", __doc__)
     made_by = results.origin()
-    found = json.loads(args.output.read_text())["returns"] if args.output.exists() else {}
+    found = kept(args, made_by)
     for name in args.envs:
         scores = returns(make_env(name), args.seeds, args.episodes)
         found[name] = [round(x, 2) for x in scores.tolist()]

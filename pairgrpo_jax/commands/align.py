@@ -29,6 +29,7 @@ from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import (
     DONE,
+    FREE,
     make_console,
     open_checkpoints,
     print_files,
@@ -81,10 +82,6 @@ from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 from pairgrpo_jax.training.services import Tracking
 
-# May differ on --resume: they do not change what the state means.
-FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times", "tracker")
-FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
-FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
 # On the progress line.

@@ -22,6 +22,7 @@ from pairgrpo_jax.commands.plots import colour_of, learning_curves
 from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.runs import (
     DONE,
+    FREE,
     make_console,
     print_files,
     require_mesh,
@@ -37,8 +38,6 @@ from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 from pairgrpo_jax.training.services import Tracking
 
-# May differ on --resume: they do not change what the state means.
-FREE = ("output", "resume", "keep", "video_steps", "tracker")
 # On the progress line; the score is the deterministic return.
 SHOWN = {"score": "return", "stochastic_score": "stochastic", "return": "in training", "realised_kl": "KL"}
 SHOWN |= {"delta": "delta"}

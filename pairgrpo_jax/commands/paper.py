@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable
-from html import escape
 from typing import Any
 
 import numpy as np
 
-from pairgrpo_jax.commands.plots import COLOURS, SERIES, colour_of, label_ends
+from pairgrpo_jax.commands import html
+from pairgrpo_jax.commands.comparison import compared, interval
+from pairgrpo_jax.commands.plots import SERIES, colours_of, label_ends
 from pairgrpo_jax.commands.stored import Stored, differences
-from pairgrpo_jax.core.statistics import (
-    improvement_interval,
-    interquartile_interval,
-    interquartile_mean,
-    probability_of_improvement,
-)
+from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
 from pairgrpo_jax.training.run import flatten
-
-STYLE = """body { font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
-svg { max-width: 100%; height: auto } code { background: #f4f4f4 }
-table { border-collapse: collapse } td { border-bottom: 1px solid #ddd; padding: 0.1em 1em 0.1em 0 }"""
 
 
 def page(found: list[Stored], left: list[str], command: str) -> str:
@@ -36,17 +26,16 @@ def page(found: list[Stored], left: list[str], command: str) -> str:
     by_setting: dict[str, list[Stored]] = {}
     for run in found:
         by_setting.setdefault(run.setting, []).append(run)
-    parts = [f"<h1>{len(found)} runs</h1>", f"<p>Made by <code>{escape(command)}</code>.</p>"]
+    parts = [html.element("h1", f"{len(found)} runs"), f"<p>Made by {html.element('code', command)}.</p>"]
     if left:
-        parts += ["<h2>Not counted</h2>", _listed(left)]
+        parts += ["<h2>Not counted</h2>", html.listed(left)]
     for runs in by_setting.values():
-        parts += [f"<h2>{escape(title(runs[0]))}</h2>"]
+        parts += [html.element("h2", title(runs[0]))]
         if runs[0] is not found[0]:
             parts += ["<p>Other settings than the first table, so never counted with it:</p>"]
-            parts += [_listed(differences(found[0], runs[0]))]
+            parts += [html.listed(differences(found[0], runs[0]))]
         parts += section(runs)
-    head = f'<meta charset="utf-8"><title>Report</title><style>{STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    return html.page("Report", parts)
 
 
 def title(run: Stored) -> str:
@@ -63,27 +52,26 @@ def title(run: Stored) -> str:
 def section(runs: list[Stored]) -> list[str]:
     """Table, curves, origin and settings of runs that can be compared."""
     methods = rows_of(runs)
-    parts = [_table(table(methods)), curves(methods)]
+    parts = [html.table(table(methods)), curves(methods)]
     parts += [
         "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs); P(beats the first) "
         "by Newcombe's method 5. One run gives no interval.</p>"
     ]
-    parts += ["<h3>Where it comes from</h3>", _listed(origins(runs)), "<h3>Settings</h3>"]
+    parts += ["<h3>Where it comes from</h3>", html.listed(origins(runs)), "<h3>Settings</h3>"]
     flat = {name: dict(flatten(of[0].settings)) for name, of in methods.items()}
     names = sorted({key for of in flat.values() for key in of})
     rows = [
         ["setting", *flat],
         *([key, *(json.dumps(of[key]) if key in of else "" for of in flat.values())] for key in names),
     ]
-    return [*parts, _table(rows)]
+    return [*parts, html.table(rows)]
 
 
 def rows_of(runs: list[Stored]) -> dict[str, list[Stored]]:
     """The runs by method; one that was run with other settings of its own has a row for each, `hard #2`."""
     by_config: dict[str, dict[str, list[Stored]]] = {}
     for run in runs:
-        config = json.dumps(run.settings["config"], sort_keys=True)
-        by_config.setdefault(run.method, {}).setdefault(config, []).append(run)
+        by_config.setdefault(run.method, {}).setdefault(run.config, []).append(run)
     return {
         method if i == 0 else f"{method} #{i + 1}": own
         for method, configs in by_config.items()
@@ -91,20 +79,18 @@ def rows_of(runs: list[Stored]) -> dict[str, list[Stored]]:
     }
 
 
-def table(methods: dict[str, list[Stored]]) -> list[list[str]]:
+def table(methods: dict[str, list[Stored]]) -> list[tuple[str, ...]]:
     """The scores of each method's last evaluations; the first is the baseline."""
-    scores = {name: np.array([run.rows[-1]["score"] for run in runs]) for name, runs in methods.items()}
-    first, digits = next(iter(scores)), 0 if max(np.abs(x).max() for x in scores.values()) > 100 else 3
-    rows = [["method", "score, IQM", "95% interval", f"P(beats {first})", "95% interval", "seeds"]]
-    for name, own in scores.items():
-        beats = f"{probability_of_improvement(own, scores[first]):.2f}" if name != first else "–"
-        between = _between(improvement_interval(own, scores[first]), 2) if name != first else "–"
-        seeds = ", ".join(str(run.seed) for run in methods[name])
-        middle = f"{interquartile_mean(own):.{digits}f}"
-        rows.append(
-            [name, middle, _between(interquartile_interval(own), digits), beats, between, f"{len(own)} ({seeds})"]
-        )
-    return rows
+    highest = max(abs(run.rows[-1]["score"]) for runs in methods.values() for run in runs)
+    form = ".0f" if highest > 100 else ".3f"
+
+    def figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
+        return f"{interquartile_mean(scores):{form}}" + interval(*interquartile_interval(scores), form), beats
+
+    columns = ("score, IQM [95% interval]", "P(beats {first}) [95% interval]")
+    lines = compared({name: [run.rows for run in runs] for name, runs in methods.items()}, columns, figures)
+    seeds = (f"{len(runs)} ({', '.join(str(run.seed) for run in runs)})" for runs in methods.values())
+    return [(*line, last) for line, last in zip(lines, ("seeds", *seeds))]
 
 
 def curves(methods: dict[str, list[Stored]]) -> str:
@@ -120,15 +106,12 @@ def curves(methods: dict[str, list[Stored]]) -> str:
     )
     ends: list[list[tuple[float, str, str]]] = []
     for axis, piece in zip(axes.flat, pieces):
-        ends.append([_curve(axis, name, colour, methods[name]) for name, colour in _colours(piece.tolist()).items()])
+        ends.append([_curve(axis, name, colour, methods[name]) for name, colour in colours_of(piece.tolist()).items()])
         axis.set(xlabel="steps", ylabel="score")
         axis.grid(alpha=0.3)
     for axis, end in zip(axes.flat, ends):
         label_ends(axis, end)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+    return html.svg(figure)
 
 
 def _curve(axis: Any, name: str, colour: str, runs: list[Stored]) -> tuple[float, str, str]:
@@ -142,13 +125,6 @@ def _curve(axis: Any, name: str, colour: str, runs: list[Stored]) -> tuple[float
     return float(middle[-1]) if len(steps) else 0.0, name, colour
 
 
-def _colours(names: list[str]) -> dict[str, str]:
-    """Each row's colour: its method's, or one of its own where rows share a method."""
-    methods = [name.split()[0].split(":")[0] for name in names]
-    own = len(set(methods)) == len(names)
-    return {name: colour_of(m) if own else list(COLOURS.values())[i] for i, (name, m) in enumerate(zip(names, methods))}
-
-
 def origins(runs: list[Stored]) -> list[str]:
     """Commits and versions, and which of them are not the same for all runs."""
     commits = sorted({run.commit[:12] or "not kept" for run in runs})
@@ -157,16 +133,3 @@ def origins(runs: list[Stored]) -> list[str]:
         values = sorted({json.dumps(run.versions.get(name)) for run in runs})
         lines.append(f"{name}: {' and '.join(values)}")
     return lines
-
-
-def _between(ends: tuple[float, float], digits: int) -> str:
-    return "–" if np.isnan(ends[0]) else f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-
-
-def _table(rows: list[list[str]]) -> str:
-    cells = [[f"<td>{escape(cell)}</td>" for cell in row] for row in rows]
-    return "<table>" + "".join(f"<tr>{''.join(row)}</tr>" for row in cells) + "</table>"
-
-
-def _listed(lines: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,25 @@ import numpy as np
 
 # One for each method, in every picture; they can be told apart without seeing red or green (Okabe and Ito).
 COLOURS = {"ppo": "#000000", "grpo": "#0072B2", "rank": "#56B4E9", "soft": "#E69F00", "hard": "#D55E00"}
-COLOURS |= {"dpo": "#009E73", "ipo": "#CC79A7", "orpo": "#8C6D31", "simpo": "#7F7F7F"}
-
-COLOURS |= {"kto": "#B8A800"}
+COLOURS |= {"dpo": "#009E73", "ipo": "#CC79A7", "orpo": "#8C6D31", "simpo": "#7F7F7F", "kto": "#B8A800"}
+# Of methods of your own.
+_OWN = ("#6A3D9A", "#882255", "#332288", "#117733", "#661100", "#44AA99")
 LEARNED_NOTHING = "#9A9A9A"  # of a random policy's line
 SERIES = 6  # at most in a panel
 
 
 def colour_of(method: str) -> str:
     """The colour of a method; one of your own has that of none here."""
-    return COLOURS.get(method, "#6A3D9A")
+    return COLOURS.get(method, _OWN[0])
+
+
+def colours_of(rows: Sequence[str]) -> dict[str, str]:
+    """Each row's colour: its method's (`"hard:value"` is Hard's), or one of its own where rows share a method."""
+    methods = [re.split("[: ]", row)[0] for row in rows]
+    if len(set(methods)) < len(rows):
+        return dict(zip(rows, cycle((*COLOURS.values(), *_OWN))))
+    own = cycle(_OWN)
+    return {row: COLOURS.get(method) or next(own) for row, method in zip(rows, methods)}
 
 
 def label_ends(axis: Any, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -37,7 +48,7 @@ def label_ends(axis: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     for i in reversed(range(len(heights))):  # and none above the panel
         heights[i] = min(heights[i], 1 - 0.06 * (len(heights) - 1 - i))
     for height, (_, name, colour) in zip(heights, ends):
-        at = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False}
+        at = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False, "parse_math": False}
         axis.annotate(name, (1.01, height), color=colour, fontsize=8, **at)
 
 

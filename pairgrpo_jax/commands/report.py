@@ -1,31 +1,26 @@
 """Pages in one file that needs nothing else, so that it can be sent to someone: of a run, and of many runs.
 
-`pairgrpo report --folder docs/results` makes the page of all finished runs below a folder: of result files that
-`experiments.compare` and `experiments.sums` leave, and of run folders. A table is of one setting; what is not finished
+`pairgrpo report --folder runs` makes the page of all finished runs below a folder: of run folders, and of result files
+that `experiments.compare` and `experiments.sums` leave. A table is of one setting; what is not finished
 or cannot be read is named, and the rest is made.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from pairgrpo_jax.commands import paper, stored
+from pairgrpo_jax.commands import html, paper, stored
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.core.bounds import Settings
 from pairgrpo_jax.training.run import flatten, read_metrics
 
 REPORT = "report.html"
-_STYLE = """body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
-svg, video { max-width: 100%; height: auto } pre { white-space: pre-wrap } code, pre { background: #f4f4f4 }
-table { border-collapse: collapse } td { border-bottom: 1px solid #ddd; padding: 0.1em 1em 0.1em 0 }"""
 
 
 @dataclass(frozen=True)
@@ -72,15 +67,13 @@ def write_report(
       after: commands that go on from here.
       colour: of the curves, the method's.
     """
-    parts = [f"<h1>{escape(title)}</h1>", _listed(map(escape, summary)), "<h2>Curves</h2>"]
+    parts = [html.element("h1", title), html.listed(summary), "<h2>Curves</h2>"]
     parts += [curves(read_metrics(folder), shown, axis, colour)]
     parts += [*_video(folder / "cheetah.mp4"), *_replies(folder / "replies.md")]
     for heading, name in (("Settings", "config.json"), ("Versions", "versions.json")):
-        parts += [f"<h2>{heading}</h2>", _table(folder / name)]
-    parts += ["<h2>What next</h2>", _listed(f"<code>{escape(command)}</code>" for command in after)]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
-    (folder / REPORT).write_text(page, encoding="utf-8")
+        parts += [html.element("h2", heading), _settings(folder / name)]
+    parts += ["<h2>What next</h2>", html.listed(after, "code")]
+    (folder / REPORT).write_text(html.page(title, parts), encoding="utf-8")
 
 
 def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = "#0072B2") -> str:
@@ -91,7 +84,7 @@ def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = 
     import matplotlib.pyplot as plt
 
     panels = {name: words for name, words in shown.items() if any(name in row for row in rows)}
-    with plt.rc_context({"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}):
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         across = min(3, max(1, len(panels)))
         down = -(-len(panels) // across) or 1
         size = (3.6 * across, 2.6 * down)
@@ -105,10 +98,7 @@ def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = 
             place.set(title=words, xlabel=axis)
         for place in axes.flat[len(panels) :]:
             place.set_axis_off()
-        drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+        return html.svg(figure)
 
 
 def _video(path: Path) -> list[str]:
@@ -121,14 +111,9 @@ def _video(path: Path) -> list[str]:
 def _replies(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return ["<h2>Replies</h2>", f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>"]
+    return ["<h2>Replies</h2>", html.element("pre", path.read_text(encoding="utf-8"))]
 
 
-def _table(path: Path) -> str:
-    settings = dict(flatten(json.loads(path.read_text())))
-    rows = [f"<tr><td>{escape(name)}</td><td>{escape(json.dumps(value))}</td></tr>" for name, value in settings.items()]
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _listed(lines: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+def _settings(path: Path) -> str:
+    told = flatten(json.loads(path.read_text()))
+    return html.table((name, json.dumps(value)) for name, value in told)

@@ -27,7 +27,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.runs import make_console, open_log, require_trackers
+from pairgrpo_jax.commands.runs import FREE, make_console, open_log, require_trackers
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
@@ -53,8 +53,6 @@ from pairgrpo_jax.lm.rewards import reward_training as training
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, save_head
 from pairgrpo_jax.training import MetricLog, NoLog, TrainState, check_finite, make_update_step, open_folder, settings
 from pairgrpo_jax.training.services import Tracking
-
-_FREE = ("ignore_fields", "output", "resume", "tracker")
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def execute(run: Run, console: Console) -> int:
     if run.mode == "lora":
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)
-    with open_folder(run.output, settings(run), resume=run.resume, free=_FREE):
+    with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
         rows = measure(run, model, pairs, console)
         (run.output / "figures.json").write_text(json.dumps(rows, indent=2))
         text = table(rows)
@@ -285,6 +283,7 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console, log: Metr
     """Margins of every pair from the model that did not see its fold, beside what needs no model."""
     folds, replies = pairs.fold(run.folds, run.seed), [(row.chosen, row.rejected) for row in pairs.rows]
     margins = {"reward model": np.zeros(len(folds)), "TF-IDF + length": np.zeros(len(folds))}
+    tested = 0
     for fold in range(run.folds):
         test = folds == fold
         if not test.any() or test.all():
@@ -294,7 +293,8 @@ def cross_validate(run: Run, pairs: Pairs, fit: Fit, console: Console, log: Metr
         score = preference_accuracy(margins["reward model"][test])
         about = f"{test.sum()} pairs, accuracy {100 * score:.1f}%, l2 {fitted['l2']:g}"
         console.print(f"fold {fold + 1} of {run.folds}: {about}")
-        log.write({"iteration": fold + 1, "steps": int(test.sum()), "accuracy": score, "l2": fitted["l2"]})
+        tested += int(test.sum())
+        log.write({"iteration": fold + 1, "steps": tested, "accuracy": score, "l2": fitted["l2"]})
     margins["longer reply"] = longer_margins(replies)
     return [figures(name, values, margins["reward model"]) for name, values in margins.items()]
 

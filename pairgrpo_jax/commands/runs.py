@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,10 @@ from pairgrpo_jax.training import (
 from pairgrpo_jax.training.run import flatten, versions
 
 DONE = "done"  # an empty file that marks a finished run
+# May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
+FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times", "tracker")
+FREE += ("video_steps", "judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
+FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 
 
 def make_console() -> Console:
@@ -96,31 +101,30 @@ def train_in_folder(
     Returns:
       The state, the iterations done, and the signal that stopped the run, if one did.
     """
-    checkpoints = open_checkpoints(run)
-    start = 0
-    if run.resume and checkpoints.steps():
-        start, state = checkpoints.restore(state)
-        console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
-    log, complete = open_log(run, console, start), False
-    try:
-        ended = train(
-            program,
-            state,
-            schedule,
-            start=start,
-            checkpoints=checkpoints,
-            log=log,
-            evaluate=evaluate,
-            shown=shown,
-            console=console,
-        )
-        complete = ended[-1] is None
-        return ended
-    except (ValueError, OSError) as error:  # not bad input any more: show where
-        raise RuntimeError("training failed") from error
-    finally:
-        log.close(complete)
-        checkpoints.close()
+    with contextlib.closing(open_checkpoints(run)) as checkpoints:
+        start = 0
+        if run.resume and checkpoints.steps():
+            start, state = checkpoints.restore(state)
+            console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
+        log, complete = open_log(run, console, start), False
+        try:
+            ended = train(
+                program,
+                state,
+                schedule,
+                start=start,
+                checkpoints=checkpoints,
+                log=log,
+                evaluate=evaluate,
+                shown=shown,
+                console=console,
+            )
+            complete = ended[-1] is None
+            return ended
+        except (ValueError, OSError) as error:  # not bad input any more: show where
+            raise RuntimeError("training failed") from error
+        finally:
+            log.close(complete)
 
 
 def open_checkpoints(run: Any) -> Checkpoints:

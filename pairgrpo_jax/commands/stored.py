@@ -9,17 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from pairgrpo_jax.commands.runs import DONE
+from pairgrpo_jax.commands.runs import DONE, FREE
 from pairgrpo_jax.training import changed_settings, read_metrics
+from pairgrpo_jax.training.run import flatten
 
-# Of no meaning for what a run measures: where it was made, and what differs between the rows of one table.
-APART = ("config", "seed", "seeds", "output", "resume", "keep", "tracker", "export", "exported", "shown", "show_times")
-APART += ("video_steps", "ignore_fields")
+# Of no meaning for what a run measures, and what differs between the rows of one table.
+APART = (*FREE, "config", "seed", "seeds")
+# Whatever a file may hold, or be.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One seed of a finished run: who made it, and its metrics, a number each."""
+    """One seed of a finished run: who made it, and its metrics, a number each.
+
+    Raises:
+      ValueError: for a field of another kind, settings without a `config`, or a last row without a finite score.
+    """
 
     method: str
     seed: int
@@ -27,69 +33,97 @@ class Stored:
     settings: dict[str, Any]
     versions: dict[str, Any]
     commit: str
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, float]]
+
+    def __post_init__(self):
+        kinds = {"method": str, "seed": int, "settings": dict, "versions": dict, "commit": str}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is no {kind.__name__}")
+        if not isinstance(self.settings.get("config"), dict):
+            raise ValueError("its settings hold no config")
+        if not self.rows or not np.isfinite(self.rows[-1].get("score", np.nan)):
+            raise ValueError("its last row holds no finite score")
+        if any("score" in row and not np.isfinite(row.get("steps", np.nan)) for row in self.rows):
+            raise ValueError("a row with a score holds no steps")
+        text = [self.method, self.commit, self.setting, self.config, *self.versions.items()]
+        json.dumps(text, ensure_ascii=False).encode()  # half a surrogate pair could not be written to the page
 
     @property
     def setting(self) -> str:
         """What runs of one table share, as text."""
-        return json.dumps({k: v for k, v in self.settings.items() if k not in APART}, sort_keys=True)
+        told = flatten(self.settings)
+        return json.dumps({k: v for k, v in told if k not in APART and k.split(".")[0] not in APART}, sort_keys=True)
+
+    @property
+    def config(self) -> str:
+        """What runs of one row share besides, as text."""
+        return json.dumps(self.settings["config"], sort_keys=True)
 
 
 def read_stored(folder: Path) -> tuple[list[Stored], list[str]]:
-    """Every finished run below a folder, and what is there but cannot be counted, with the reason.
+    """Every finished run below a folder, and what is there but is not counted, with the reason.
+
+    A seed that is stored twice, as a folder and as a result say, is counted once, where it comes first.
 
     Raises:
       ValueError: without any run.
     """
     if not folder.is_dir():
         raise ValueError(f"folder: {folder} is no folder; name one of runs, or of results such as docs/results")
-    found, left = [], []
+    found: dict[tuple, Stored] = {}
+    left = []
     for path in sorted({*folder.rglob("seed*.json"), *folder.rglob("config.json")}):
         try:
-            if path.name != "config.json":
-                found.append(_of_file(path))
-            elif not (path.parent / "metrics.jsonl").exists():
-                continue  # a model's
-            elif (path.parent / DONE).exists():
-                found += _of_folder(path.parent)
-            else:
-                left.append(f"{path.parent}: not finished; go on with --resume")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            for run in _of_file(path) if path.name != "config.json" else _of_folder(path.parent):
+                first = found.setdefault((run.setting, run.config, run.seed), run)
+                if first is not run:
+                    left.append(f"{run.path}: seed {run.seed} is the same run as {first.path}")
+        except _NotCounted as why:
+            left.append(f"{path.parent}: {why}")
+        except UNREADABLE as error:
             left.append(f"{path}: cannot be read ({type(error).__name__}: {error})")
+    left = [line.encode(errors="replace").decode() for line in left]  # a name on disk may be no text
     if not found:
         raise ValueError(f"folder: no finished run in {folder}" + (f" ({'; '.join(left)})" if left else ""))
-    return found, left
+    return list(found.values()), left
 
 
-def _of_file(path: Path) -> Stored:
+class _NotCounted(Exception):
+    """A folder is whole, but holds no finished run of a method."""
+
+
+def _of_file(path: Path) -> list[Stored]:
     """A result of `experiments.compare` or `experiments.sums`."""
     kept = json.loads(path.read_text())
     name = f"{kept['method']} {kept['trial']}".strip()
     rows = [_row(row, 0) for row in kept["metrics"]]
-    return Stored(name, kept["seed"], path, kept["settings"], kept["versions"], kept["commit"], _scored(rows))
+    return [Stored(name, kept["seed"], path, kept["settings"], kept["versions"], kept["commit"], rows)]
 
 
 def _of_folder(folder: Path) -> list[Stored]:
-    """A run of `pairgrpo cheetah` or `pairgrpo align`, one for each of its seeds."""
-    settings, versions = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "versions"))
+    """A run of `pairgrpo cheetah` or `pairgrpo align`, one for each of its seeds; nothing for a model's folder."""
+    if not (folder / "metrics.jsonl").exists():
+        return []
+    settings = json.loads((folder / "config.json").read_text())
+    if "config" not in settings:
+        raise _NotCounted("no run of a method")
+    if not (folder / DONE).exists():
+        raise _NotCounted("not finished; go on with --resume")
+    versions = json.loads((folder / "versions.json").read_text())
     rows, method = read_metrics(folder), settings["config"]["method"]["name"]
-    seeds = range(settings["seed"], settings["seed"] + settings.get("seeds", 1))
+    if (seeds := settings.get("seeds", 1)) < 1:
+        raise ValueError(f"seeds={seeds}")
     return [
-        Stored(method, seed, folder, settings, versions, "", _scored([_row(row, i) for row in rows]))
-        for i, seed in enumerate(seeds)
+        Stored(method, settings["seed"] + i, folder, settings, versions, "", [_row(row, i) for row in rows])
+        for i in range(seeds)
     ]
 
 
-def _row(row: dict[str, Any], place: int) -> dict[str, Any]:
+def _row(row: dict[str, Any], place: int) -> dict[str, float]:
     """The part of one seed; lists that are not of seeds are left out."""
     each = {name: x[place] if isinstance(x, list) and len(x) > place else x for name, x in row.items()}
-    return {name: x for name, x in each.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
-
-
-def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not rows or "score" not in rows[-1] or not np.isfinite(rows[-1]["score"]):
-        raise ValueError("its last row holds no finite score")
-    return rows
+    return {name: float(x) for name, x in each.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
 
 
 def differences(first: Stored, other: Stored) -> list[str]:

@@ -226,8 +226,9 @@ class MetricLog:
         """Flushes and closes all; trackers get the final figures of a run that is `complete`."""
         self._file.close()
         summary = figures(read_metrics(self.path.parent)) if complete else {}
-        for tracker in self._trackers:
-            tracker.finish(summary)
+        with contextlib.ExitStack() as rest:  # all of them, whatever one raises
+            for tracker in reversed(self._trackers):
+                rest.callback(tracker.finish, summary)
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:

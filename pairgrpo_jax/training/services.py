@@ -48,14 +48,15 @@ class Wandb:
 
         self.id = known or secrets.token_hex(4)
         quiet = wandb.Settings(silent=True, console="off", finish_timeout=0.8 * PATIENCE)
+        quiet.x_transaction_log_flush_interval = 0.2  # seconds; a kill loses what is not in its file
         place: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": str(folder), "name": title}
         self._run = wandb.init(**place, id=self.id, resume="allow", settings=quiet, reinit="create_new")
         self._run.config.update(config, allow_val_change=True)
         self.where = f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else str(self._run.url)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Into the run's history."""
-        self._run.log(values, step=step)
+        """Into the run's history, at once: without `commit` a row is held until the next one comes."""
+        self._run.log(values, step=step, commit=True)
 
     def finish(self, summary: dict[str, float], complete: bool) -> None:
         """Into the run's summary."""

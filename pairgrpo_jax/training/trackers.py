@@ -64,13 +64,16 @@ class Board:
 
 
 class Relay:
-    """A tracker at a service: rows go out in order from a thread of their own, each once, and a failure is told once.
+    """A tracker at a service: rows go out in order from a thread of their own, and a failure is told once.
 
     What fails is tried again with the next row. The run's id and the last iteration that went out are kept in
     `tracker-NAME.json` of the run's folder, so that a resumed run goes on where it was, and sends what was not sent.
+    Each row goes out at least once: a kill between a send and its mark repeats one row.
     """
 
-    def __init__(self, service: Service, folder: Path):
+    def __init__(self, service: Service, folder: Path | str):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self.service, self._path = service, remembered(folder, service.name)
         self._sent = _remember(self._path).get("sent", 0)
         self._keep()
@@ -98,20 +101,19 @@ class Relay:
         while (item := self._queue.get()) is not None:
             self._unsent.append(item)
             try:
-                self._send()
+                while self._unsent:
+                    self._send(self._unsent[0])
+                    self._unsent.pop(0)
+                    self._keep()
             except Exception as error:  # whatever it is, training goes on
                 self._tell(error)
 
-    def _send(self) -> None:
-        while self._unsent:
-            item = self._unsent[0]
-            if "iteration" in item:
-                self.service.log(item, int(item["iteration"]))
-                self._sent = int(item["iteration"])
-                self._keep()
-            else:
-                self.service.finish({f"final/{name}": value for name, value in item.items()}, bool(item))
-            self._unsent.pop(0)
+    def _send(self, item: dict[str, float]) -> None:
+        if "iteration" in item:
+            self.service.log(item, int(item["iteration"]))
+            self._sent = int(item["iteration"])
+        else:
+            self.service.finish({f"final/{name}": value for name, value in item.items()}, bool(item))
 
     def _keep(self) -> None:
         partial = self._path.with_suffix(".partial")

@@ -1,12 +1,15 @@
 """The page of many runs."""
 
 import dataclasses
+import html
 import json
+import shutil
 
 import pytest
 
-from pairgrpo_jax.commands import report, stored
+from pairgrpo_jax.commands import paper, report, stored
 from pairgrpo_jax.commands.paper import rows_of, table
+from pairgrpo_jax.commands.plots import COLOURS, colours_of
 from pairgrpo_jax.core.statistics import interquartile_interval, probability_of_improvement
 
 
@@ -21,12 +24,12 @@ def leave(folder, method, seed, scores, *, env="mujoco", done=True):
         (folder / "done").touch()
 
 
-def keep(path, method, seed, score):
+def keep(path, method, seed, score, **changed):
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics = [{"iteration": i, "steps": 10 * i, "score": score * i / 3} for i in (1, 2, 3)]
     about = {"method": method, "trial": "", "seed": seed, "commit": 40 * "a", "versions": {"jax": "0.9"}}
     settings = {"env": "brax:spring", "steps": 30, "seed": seed, "config": {"method": {"name": method}}}
-    path.write_text(json.dumps(about | {"settings": settings, "metrics": metrics}))
+    path.write_text(json.dumps(about | {"settings": settings, "metrics": metrics} | changed))
 
 
 @pytest.fixture
@@ -59,15 +62,82 @@ def test_other_settings_of_a_method_are_another_row(folder):
     assert {name: len(runs) for name, runs in rows_of(hard + again).items()} == {"hard": 3, "hard #2": 1}
 
 
+def test_a_run_that_is_stored_twice_is_counted_once(folder):
+    before, left = stored.read_stored(folder)
+    shutil.copytree(folder / "a", folder / "z")
+    settings = json.loads((folder / "b" / "config.json").read_text())
+    settings = {name: x for name, x in settings.items() if name != "seeds"} | {"seed": 1}
+    keep(folder / "results" / "seed1.json", "hard:value", 1, 550.0, settings=settings | {"video_steps": 3})
+    keep(folder / "results" / "seed2.json", "hard:value", 1, 550.0, settings=settings | {"steps": 31})
+    after, more = stored.read_stored(folder)
+    assert len(after) == len(before) + 1 and [run.seed for run in after if run.settings["steps"] == 31] == [1]
+    twice = [line for line in more if line not in left]
+    assert [f"seed {i} is the same run as {folder / 'a'}" in line for i, line in zip(range(3), twice[1:])] == 3 * [True]
+    assert twice[0] == f"{folder / 'results' / 'seed1.json'}: seed 1 is the same run as {folder / 'b'}"
+
+
+def test_a_finished_reward_model_is_no_unfinished_run(folder):
+    leave(folder / "heads", "hard", 0, [1.0], done=False)
+    (folder / "heads" / "config.json").write_text(json.dumps({"model": "tiny", "folds": 5, "seed": 0}))
+    _, left = stored.read_stored(folder)
+    assert f"{folder / 'heads'}: no run of a method" in left
+
+
+BAD = {
+    "no versions": lambda p: (leave(p, "hard", 7, [1.0]), (p / "versions.json").unlink()),
+    "versions of a list": lambda p: (leave(p, "hard", 7, [1.0]), (p / "versions.json").write_text("[]")),
+    "metrics of a folder": lambda p: (
+        leave(p, "hard", 7, [1.0]),
+        (p / "metrics.jsonl").unlink(),
+        (p / "metrics.jsonl").mkdir(),
+    ),
+    "no seed": lambda p: leave(p, "hard", 7, []),
+    "a broken link": lambda p: (p.mkdir(), (p / "seed1.json").symlink_to(p / "none")),
+    "a folder": lambda p: (p / "seed1.json").mkdir(parents=True),
+    "no end of brackets": lambda p: (p.mkdir(), (p / "seed1.json").write_text(100_000 * "[")),
+    "no text": lambda p: (p.mkdir(), (p / "seed1.json").write_bytes(b"\xff\xfe")),
+    "no config": lambda p: keep(p / "seed1.json", "x", 1, 1.0, settings={"env": "mujoco"}),
+    "no commit": lambda p: keep(p / "seed1.json", "x", 1, 1.0, commit=None),
+    "versions as text": lambda p: keep(p / "seed1.json", "x", 1, 1.0, versions="1"),
+    "a seed as text": lambda p: keep(p / "seed1.json", "x", "1", 1.0),
+    "no steps": lambda p: keep(p / "seed1.json", "x", 1, 1.0, metrics=[{"score": 1.0}]),
+    "rows of numbers": lambda p: keep(p / "seed1.json", "x", 1, 1.0, metrics=[1.0]),
+    "no float": lambda p: keep(p / "seed1.json", "x", 1, 1.0, metrics=[{"steps": 10**400, "score": 1.0}]),
+    "half a surrogate pair": lambda p: keep(p / "seed1.json", "\ud800", 1, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_named_and_stops_nothing(tmp_path, kind):
+    keep(tmp_path / "good" / "seed0.json", "ppo", 0, 1.0)
+    BAD[kind](tmp_path / "x")
+    (run,), (line,) = stored.read_stored(tmp_path)
+    assert run.seed == 0 and line.startswith(f"{tmp_path / 'x'}") and "cannot be read" in line
+
+
+@pytest.mark.parametrize("name", ["$x$", r"$\frac{$", "a_b^{", "<b> & c"])
+def test_any_name_stands_on_the_page(tmp_path, name):
+    keep(tmp_path / "seed0.json", name, 0, 1.0)
+    keep(tmp_path / "seed1.json", name, 1, 1.0, metrics=[{"steps": 11, "score": 2.0}])  # no step of the other's
+    page = paper.page(*stored.read_stored(tmp_path), "pairgrpo report")
+    assert f"<td>{html.escape(name)}</td>" in page and "<b>" not in page
+
+
 def test_the_figures_are_those_of_the_runs(folder):
     found, _ = stored.read_stored(folder)
     own = [run for run in found if run.settings["env"] == "mujoco"]
     methods = {name: [run for run in own if run.method == name] for name in ("grpo", "hard")}
     head, grpo, hard = table(methods)
     low, high = interquartile_interval([450.0, 550.0, 650.0])
-    assert hard[:3] == ["hard", "550", f"[{low:.0f}, {high:.0f}]"] and hard[5] == "3 (0, 1, 2)"
-    assert hard[3] == f"{probability_of_improvement([450, 550, 650], [300, 400, 500]):.2f}" == "0.89"
-    assert grpo[3] == "–" and head[3] == "P(beats grpo)"
+    assert hard[:2] == ("hard", f"550 [{low:.0f}, {high:.0f}]") and hard[3] == "3 (0, 1, 2)"
+    assert probability_of_improvement([450, 550, 650], [300, 400, 500]) == pytest.approx(8 / 9)
+    assert hard[2].startswith("0.89 [") and grpo[2] == "–" and head[2] == "P(beats grpo) [95% interval]"
+
+
+def test_methods_of_ones_own_can_be_told_apart():
+    colours = colours_of(["ppo:value", "mine", "yours x=1", "hard"])
+    assert len(set(colours.values())) == 4 and colours["hard"] == COLOURS["hard"] and colours["ppo:value"] == "#000000"
+    assert len(set(colours_of([f"hard clip={i}" for i in range(12)]).values())) == 12
 
 
 @pytest.mark.parametrize(

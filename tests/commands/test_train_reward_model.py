@@ -62,6 +62,8 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
     halves = [rows[f"half {x}, tested on the other"] for x in "ab"]
     *folds, last = read_metrics(tmp_path / "out")
     assert len(folds) == args.folds and last["half a, tested on the other/accuracy"] == halves[0]["accuracy"]
+    if folds:  # pairs tested so far
+        assert 0 < folds[0]["steps"] < folds[1]["steps"] == last["steps"] == 40
     assert all(row["accuracy"] > 0.8 and row["margin"] > 0 for row in halves)
     if mode == "frozen":
         assert rows["reward model"]["accuracy"] > 0.9 and rows["reward model"]["margin"] > 0

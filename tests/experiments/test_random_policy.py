@@ -34,8 +34,24 @@ def test_what_is_stored_says_how_and_stands_in_the_table():
     assert random_policy.stored("brax:mjx") is None
     row = {"score": 1.0, "stochastic_score": 1.0, "realised_kl": 0.1, "grad_norm": 1.0}
     table = table_of({"ppo:value": [[row] * 3, [row] * 3]}, scores).splitlines()
-    assert table[-1].startswith(f"| random policy | {scores.mean():.0f}"[:19]) and table[-1].endswith("| 10 |")
+    assert table[-1].startswith(f"| random policy | {random_policy.told(scores)} |") and table[-1].endswith("| 10 |")
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_what_is_kept_beside_a_new_measurement_was_measured_in_the_same_way(tmp_path):
+    origin = {"commit": "a" * 40, "versions": {"jax": "1", "machine": "x"}}
+    before = origin | {"episodes": 16, "returns": {"mujoco": [1.0, 2.0], "brax:spring": [3.0, 4.0]}}
+    args = random_policy.Random(envs=("mujoco",), seeds=2, output=tmp_path / "random.json")
+    assert random_policy.kept(args, origin) == {}
+    args.output.write_text(json.dumps(before))
+    assert random_policy.kept(args, origin) == {"brax:spring": [3.0, 4.0]}
+    for other in (origin | {"commit": "b" * 40}, origin | {"versions": {"jax": "2"}}):
+        with pytest.raises(ValueError, match=r"random.json holds brax:spring: .*(commits|versions).*--envs"):
+            random_policy.kept(args, other)
+        assert random_policy.kept(args.replace(envs=("mujoco", "brax:spring")), other) == {}
+    for changed in ({"episodes": 8}, {"seeds": 3}):
+        with pytest.raises(ValueError, match=r"random.json holds brax:spring, of other --episodes or --seeds"):
+            random_policy.kept(args.replace(**changed), origin)
 
 
 def test_a_panel_holds_six_series_each_named_at_its_end(tmp_path, monkeypatch):
