@@ -9,7 +9,7 @@ run: .venv/base
 	$(BIN)/pairgrpo cheetah $(ARGS)
 
 test: .venv/dev lint types wheel
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The documentation, built strictly into site/, in an environment of its own: it needs none of what trains.
 docs: .venv-docs/ready
