@@ -112,7 +112,7 @@ def test_groups_without_a_signal_are_drawn_again(tiny, most):
     state, rows = run(trainer, 2)
     drawn = 2 + sum(int(row.get("resampled", 0)) for row in rows)
     assert int(state.extra["position"]) == drawn and drawn <= 2 * (most + 1)
-    shown = [number % 2 for place in range(drawn) for number in numbers(trainer, place)]
+    shown = [number % 2 for place in range(drawn) for number in numbers(place)]
     first = drawn if most == 0 else 1 + int(rows[0]["resampled"])
     assert rows[0]["flat_groups"] == pytest.approx(1 - np.mean(shown[: 4 * (1 if most == 0 else first)]))
     if most == 4:
@@ -121,7 +121,7 @@ def test_groups_without_a_signal_are_drawn_again(tiny, most):
         assert digest(again) == digest(state)
 
 
-def numbers(trainer, place):
+def numbers(place):
     """The prompts of a batch by their numbers."""
     data = make_data()
     return [int(prompt.messages[0]["content"]) for prompt in data.batch(place, BASE.texts.prompts, 0)]
@@ -131,6 +131,14 @@ def test_the_bound_holds_where_nothing_ever_teaches(tiny):
     flat = reward_function(lambda prompts, completions: [[1.0] * len(group) for group in completions])
     _, rows = run(trainer_of(tiny, ENDLESS.replace(resample=2), flat), 1)
     assert rows[0]["resampled"] == 2 and rows[0]["flat_groups"] == 1 and np.all(rows[0]["grad_norm"] == 0)
+
+
+def test_draws_without_any_verdict_are_counted_all_the_same(tiny):
+    silent = reward_function(
+        lambda prompts, completions: [[np.nan] * len(group) for group in completions], on_error="skip"
+    )
+    _, (row,) = run(trainer_of(tiny, ENDLESS.replace(resample=1), silent), 1)
+    assert row["resampled"] == 1 and row["failed_groups"] == 8 and np.isnan(row["reward/<lambda>"])
 
 
 def test_replies_that_were_cut_off_can_be_left_out(tiny):

@@ -32,7 +32,7 @@ from pairgrpo_jax.lm.alignment.parameters import Placement, critic, init_trainab
 from pairgrpo_jax.lm.alignment.signals import learning_signal, pair_metrics, verdict_metrics
 from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.models import lora
-from pairgrpo_jax.lm.models.generation import generate
+from pairgrpo_jax.lm.models.generation import check_slots, generate
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, kept_tokens, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
@@ -187,10 +187,10 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
         lora.check(adapters, model.config)
     if isinstance(source, RewardHead):
         check_head(source, model.config)
-    if config.samples is not None and config.samples.slots and placement.mesh is not None:
-        raise ValueError(f"slots={config.samples.slots}: completions are not refilled on a mesh; leave it at None")
-    if config.samples is not None and config.samples.overlong_buffer and compares(source):
-        raise ValueError(_NO_REWARDS)
+    if config.samples is not None:
+        check_slots(config.samples.slots, placement.rows)
+        if config.samples.overlong_buffer and compares(source):
+            raise ValueError(_NO_REWARDS)
     longest = texts.prompt_tokens + texts.completion_tokens
     if longest > (limit := piecewise_limit(model.config)):
         raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
@@ -365,15 +365,14 @@ class _Run:
         if self.config.samples.resample:
             found = self.drawn_again(found, state, position, sample_key, laps)
         draws, figures = zip(*found)
-        every = kept = draws[0]
-        if self.config.samples.resample:
-            figures = [row | {"resampled": np.float32(len(draws) - 1)} for row in figures]
+        every, kept, metrics = draws[0], draws[0], figures[0]
         if len(draws) > 1:
-            every = joined(draws)
+            every, metrics = joined(draws), told(figures, [draw.batch.alive.sum() for draw in draws])
             kept = self.placement.batch(best(self.config.method, every, self.config.texts.prompts))
+        if self.config.samples.resample:
+            metrics = metrics | {"resampled": np.float32(len(draws) - 1)}
         batch = self.signal(kept.batch, kept.scores, kept.pairs, pair_key, adaptive_of(state))
-        live = [float(processes.fetch(draw.batch.alive).sum()) for draw in draws]
-        return batch, known(every, batch) | told(figures, live), len(draws)
+        return batch, known(every, batch) | metrics, len(draws)
 
     def drawn_again(self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps) -> list:
         """More draws, of the next prompts, until enough groups teach something or no more are allowed; on the host."""

@@ -106,7 +106,7 @@ def generate(
     chosen = Sampling(temperature, top_k, top_p, min_p)
     sampling_lib.check(chosen)
     _check_prompts(model.config, prompts, max_new_tokens, num_samples)
-    _check_slots(slots, rows)
+    check_slots(slots, rows)
     if stop_strings and model.tokenizer is None:
         raise ValueError("stop_strings: the model has no tokenizer to find them with")
     stops = model.config.eos_ids if stop_ids is None else tuple(stop_ids)
@@ -203,7 +203,8 @@ def prompt_shape(count: int, longest: int, multiple: int = 1) -> tuple[int, int]
     return -(-bucket(count, 1) // multiple) * multiple, bucket(longest, 32)
 
 
-def _check_slots(slots: int | None, rows: NamedSharding | None) -> None:
+def check_slots(slots: int | None, rows: NamedSharding | None) -> None:
+    """Raises ValueError for `slots` of `generate` that cannot be."""
     if slots is not None and slots < 1:
         raise ValueError(f"slots={slots} must be positive, or None to decode all completions at once")
     if slots is not None and rows is not None:
