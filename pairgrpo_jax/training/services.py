@@ -47,6 +47,7 @@ class Wandb:
         import wandb
 
         self.id = known or secrets.token_hex(4)
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # beside openai it would advertise another package
         quiet = wandb.Settings(silent=True, console="off", finish_timeout=0.8 * PATIENCE)
         quiet.x_transaction_log_flush_interval = 0.2  # seconds; a kill loses what is not in its file
         place: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": str(folder), "name": title}

@@ -260,6 +260,7 @@ def test_the_real_packages_hear_each_row_once_over_a_kill_and_a_resume(tmp_path,
         pytest.skip("needs the extra trackers")
     if "wandb" in names:
         importlib.import_module("wandb").teardown()
+        importlib.import_module("openai")  # as where a judge is asked; wandb has words for its users
     run = cheetah.Run(output=tmp_path / "mine", steps=60, tracker=names, resume=True)
     run.output.mkdir()
     killed = subprocess.run([sys.executable, "-c", KILLED, str(run.output), *names])
