@@ -1,12 +1,17 @@
 """Groups that teach nothing are replaced, and replies that were cut off are left out or paid less for."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairgrpo_jax.core import Pairs, evaluate
 from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective
+from pairgrpo_jax.lm.alignment import trainer as trainer_module
+from pairgrpo_jax.lm.alignment.batch import trimmed_width
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
 from pairgrpo_jax.lm.alignment.programs import minibatch
 from pairgrpo_jax.lm.alignment.signals import learning_signal
@@ -16,7 +21,7 @@ from pairgrpo_jax.lm.models.scoring import Policy, Scores, completion_hidden, ke
 from pairgrpo_jax.lm.rewards.sources import judge, reward_function
 from pairgrpo_jax.methods import Adaptive, Verdict
 
-from .test_alignment import BASE, decode, digest, make_data, run, small, trainer_of
+from .test_alignment import BASE, decode, digest, make_data, run, small, trainer_of, without_times
 
 ADAPTIVE = Adaptive(jnp.int32(0), jnp.float32(1.0))
 GRPO = small("grpo").method
@@ -37,6 +42,63 @@ def draw_of(rewards, pairs=None, alive=None, counted=None):
 def test_the_soft_punishment_is_dapos(length, lost):
     """0 up to L_max - L_cache tokens, (|y| - (L_max - L_cache)) / L_cache beyond (arXiv 2503.14476, eq. 13)."""
     assert overlong_penalty(np.array([length]), 16, 4)[0] == lost
+
+
+@given(limit=st.integers(1, 4096), share=st.floats(0, 1))
+def test_a_trimmed_width_holds_the_longest_and_is_of_few(limit, share):
+    longest = max(1, round(share * limit))
+    width = trimmed_width(longest, limit)
+    assert longest <= width <= limit and (width <= max(2 * longest, 7) or width == limit)
+    assert len({trimmed_width(n, limit) for n in range(1, limit + 1)}) <= max(np.log2(limit), 1)
+
+
+def short_after(length):
+    """Replies of up to 16 tokens, none of which is longer than `length`."""
+
+    def change(out):
+        lengths = np.minimum(np.asarray(out.lengths), length)
+        keep = np.arange(16) < lengths[..., None]
+        return out._replace(tokens=np.where(keep, out.tokens, 0), lengths=lengths, logp=np.where(keep, out.logp, 0))
+
+    return change
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo", "hard"])
+def test_a_trimmed_batch_teaches_what_the_whole_one_does(tiny, algo, monkeypatch):
+    """Of replies of 7 tokens at most, with the reference's penalty, a critic and a cut distribution."""
+    config = small(algo, completion_tokens=16, ref_beta=0.1, top_k=8, keep_sampling_mask=True, learning_rate=1e-3)
+    cut, lengths = short_after(7), set()
+    monkeypatch.setattr(trainer_module, "generate", lambda *args, **options: cut(generate(*args, **options)))
+    rows, states = [], []
+    for trim in (False, True):
+        trainer = trainer_of(tiny, config.replace(trim=trim))
+        own, update = trainer.iterate.__self__, trainer.iterate.__self__.update
+        own.update = lambda state, frozen, batch, run=update: (
+            lengths.add(batch.mask.shape[-1]),
+            run(state, frozen, batch),
+        )[1]
+        state, (row,) = run(trainer, 1)
+        rows.append(without_times(row))
+        states.append(state.params)
+    assert lengths == {16, 8}
+    chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(
+        states[0], states[1], atol=2e-4
+    )  # Adam moved them by 2e-3; where a gradient is 0, anywhere
+
+
+def test_draws_of_several_lengths_are_joined(tiny, monkeypatch):
+    longest = iter([7, 3, 16, 2, 2, 2])
+    cuts = map(short_after, longest)
+    monkeypatch.setattr(trainer_module, "generate", lambda *args, **options: next(cuts)(generate(*args, **options)))
+    config = ENDLESS.replace(resample=2, trim=True, completion_tokens=16)
+    _, (row,) = run(trainer_of(tiny, config, reward_function(odd_alone)), 1)
+    assert row["resampled"] >= 1 and np.all(row["grad_norm"] > 0)
+
+
+def test_a_constant_length_is_not_trimmed():
+    with pytest.raises(ValueError, match="trim: aggregate='constant' divides by completion_tokens"):
+        small("grpo", aggregate="constant", trim=True)
 
 
 def test_groups_of_equal_rewards_or_without_a_verdict_teach_nothing():

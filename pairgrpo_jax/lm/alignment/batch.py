@@ -75,6 +75,26 @@ class Batch(NamedTuple):
         mask = (steps < self.lengths[..., None]).astype(jnp.float32)
         return mask if self.counted is None else mask * self.counted[..., None]
 
+    def resized(self, width: int) -> Batch:
+        """With T = `width`: steps cut off, or zeros put after them. Arrays must be the host's own."""
+
+        def resize(x):
+            after = [(0, 0), (0, 0), (0, max(width - x.shape[2], 0)), *[(0, 0)] * (x.ndim - 3)]
+            return np.pad(x[:, :, :width], after)
+
+        steps = {name: getattr(self, name) for name in _STEPS}
+        return self._replace(**{name: resize(x) for name, x in steps.items() if x is not None})
+
+
+_STEPS = ("completions", "old_logp", "ref_logp", "old_values", "returns", "kept")
+
+
+def trimmed_width(longest: int, limit: int) -> int:
+    """The least of `limit`, `limit / 2`, `limit / 4`, ..., rounded up and at least 4, that holds `longest` steps."""
+    while limit > (half := -(-limit // 2)) >= max(longest, 4):
+        limit = half
+    return limit
+
 
 class EncodedPrompt(NamedTuple):
     """A prompt as messages, for whoever judges, and as the tokens the model is given; and its row's other columns."""

@@ -45,6 +45,9 @@ class Samples(Settings):
     slots: Annotated[int | None, AtLeast(1)] = None
     """Completions decoded at once, each of which makes room for the next when it ends: worth it where few are long.
     None: a whole batch at once. The texts are the same."""
+    trim: bool = False
+    """Score and learn from a batch at the length of its longest reply, rounded up to completion_tokens / 2, / 4, ...:
+    worth it where replies become short; each length compiles its own update. The same up to float32's rounding."""
     resample: Annotated[int, AtLeast(0)] = 0
     """Further batches of prompts that may be drawn for one, to replace groups that teach nothing: of equal rewards, or
     without a pair (DAPO's dynamic sampling, arXiv 2503.14476)."""
@@ -181,6 +184,10 @@ class AlignConfig(Settings):
             raise ValueError(
                 f"overlong_buffer={self.samples.overlong_buffer} must be at most "
                 f"completion_tokens={self.texts.completion_tokens}"
+            )
+        if self.samples is not None and self.samples.trim and getattr(self.method, "aggregate", None) == "constant":
+            raise ValueError(
+                "trim: aggregate='constant' divides by completion_tokens, which trim changes; leave one out"
             )
         if self.method.critic and self.samples is not None:
             require_idle(self.samples, "resample", f"that {name} could need: its critic learns from every group")

@@ -54,7 +54,9 @@ def teaching(method: Method, draw: Draw) -> np.ndarray:
 
 
 def joined(draws: Sequence[Draw]) -> Draw:
-    """All groups of several draws, in order."""
+    """All groups of several draws, in order, each as long as the longest."""
+    width = max(draw.batch.completions.shape[-1] for draw in draws)
+    draws = [draw._replace(batch=draw.batch.resized(width)) for draw in draws]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
 
 

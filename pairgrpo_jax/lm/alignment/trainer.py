@@ -23,6 +23,7 @@ from pairgrpo_jax.lm.alignment.batch import (
     ended,
     mismatched,
     pair_batch,
+    trimmed_width,
 )
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
@@ -432,7 +433,8 @@ class _Run:
         )
         tokens, lengths = pad_texts(prompts, texts.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
-        return Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
+        batch = Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
+        return batch.resized(trimmed_width(int(out.lengths.max()), texts.completion_tokens)) if samples.trim else batch
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int, laps: Laps):
         """The batch, with pi_ref's log-probabilities where they are needed; rewards `[B,K]`, pairs, and metrics."""
