@@ -21,6 +21,7 @@ from pairgrpo_jax.lm.models import generation
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.params import abstract_params
+from pairgrpo_jax.lm.models.quantized import quantized
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState
@@ -52,7 +53,8 @@ def programs(config: AlignConfig, model: Model, placement: Placement, iterations
       iterations: length of the run.
     """
     model = dataclasses.replace(model, mesh=placement.mesh)
-    abstract = abstract_params(model.config)
+    kind = config.adapters.quantize
+    abstract = jax.eval_shape(lambda params: quantized(params, kind), abstract_params(model.config))
     params = _placed(abstract, placement.shardings(abstract), placement)
     model = dataclasses.replace(model, params=params)
     optimizer = make_optimizer(config, iterations)

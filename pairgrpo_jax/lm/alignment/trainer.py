@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import check_slots, generate
 from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.quantized import quantized
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, kept_tokens, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
 from pairgrpo_jax.lm.rewards.shares import by_share
@@ -97,7 +99,7 @@ def make_trainer(
 
     Args:
       config: what to do.
-      model: where to start; also the reference.
+      model: where to start; also the reference. `config.adapters.quantize` makes codes of it, unless it was loaded so.
       data: prompts for an online method, pairs for an offline one and for supervised fine-tuning.
       source: who judges samples. A reward head is applied in the pass that gives the reference's log-probabilities.
       iterations: length of the run, over which learning rates anneal.
@@ -112,6 +114,7 @@ def make_trainer(
     _check(config, model, data, source, iterations, placement)
     if config.online and decode is None and model.tokenizer is None and not isinstance(source, RewardHead):
         raise ValueError("decode: the model has no tokenizer, and a reward function or judge needs texts")
+    model = dataclasses.replace(model, params=quantized(model.params, config.adapters.quantize))
     return _Run(config, placement.model(model), data, source, iterations, seed, placement, decode).trainer()
 
 
