@@ -153,10 +153,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + name, value
 
 
+def _version(package: str) -> str | None:
+    """Of an installed package; None for one that is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, Any]:
     """Package versions, the hardware, and flags of JAX that change numbers."""
-    found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
-    packages = {name: found[name] for name in _PACKAGES if name in found}
+    packages = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
     devices = [str(device.device_kind) for device in jax.devices()]
     flags = {name: getattr(jax.config, name) for name in _FLAGS}
     return {

@@ -41,6 +41,7 @@ from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, judged
 from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
+from pairgrpo_jax.training.placement import beside
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _NO_REWARDS = "overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0"
@@ -254,7 +255,8 @@ class _Run:
         extra: dict[str, Any] = {"position": jnp.zeros((), jnp.int32)}
         if self.config.sft_iterations:
             extra["reference"] = jax.tree.map(jnp.copy, trainable)
-        return self.placement.state(TrainState.create(trainable, self.optimizer, key, extra=extra))
+        state = TrainState.create(trainable, self.optimizer, key, extra=extra)
+        return self.placement.state(beside(state, self.model.params))
 
     def policy(self, state: TrainState) -> Policy:
         return policy_of(self.config, self.model, self.model.params, state.params)
