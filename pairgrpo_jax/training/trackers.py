@@ -139,10 +139,9 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(np.mean(value)) for name, value in row.items()}
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The final figures of a run: its last evaluation, or its last row where there was none."""
-    scored = [row for row in rows if "score" in row] or rows
-    return {name: x for name, x in numbers(scored[-1]).items() if name != "iteration"} if scored else {}
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    """The final figures of a run, from the row that holds them."""
+    return {name: x for name, x in numbers(row).items() if name != "iteration"}
 
 
 def remembered(folder: Path, name: str) -> Path:
