@@ -82,6 +82,37 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -
     return float(interval.low), float(interval.high)
 
 
+def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Student-t interval of the mean over runs and prompts of `[N,M]`, `(low, high)`; NaN for one run or one prompt."""
+    mean, error, freedom = _crossed(values)
+    half = special.stdtrit(freedom, (1 + confidence) / 2) * error
+    return float(mean - half), float(mean + half)
+
+
+def crossed_probability(values: np.ndarray) -> float:
+    """P(the mean over runs and prompts is above 0), by the same t, under a flat prior; of differences, say."""
+    mean, error, freedom = _crossed(values)
+    return float(special.stdtr(freedom, mean / error)) if error > 0 else float(np.sign(mean) / 2 + 0.5)
+
+
+def _crossed(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of `[N,M]`, its standard error where both runs and prompts are a sample, and the degrees of freedom.
+
+    Two-way random effects without replication: `(MS_runs + MS_prompts - MS_rest) / (N M)`, at least the larger of the
+    first two; freedom by Satterthwaite (Biometrics Bulletin 2, 1946, 110-114).
+    """
+    values = np.asarray(values, float)
+    n, m = values.shape
+    if min(n, m) < 2:
+        return values.mean(), np.nan, np.nan
+    runs, prompts, mean = values.mean(1), values.mean(0), values.mean()
+    rest = values - runs[:, None] - prompts + mean
+    squares = np.array([m * runs.var(ddof=1), n * prompts.var(ddof=1), (rest**2).sum() / ((n - 1) * (m - 1))])
+    total = max(squares @ (1, 1, -1), squares[0], squares[1])
+    spread = (squares**2 / ((n - 1), (m - 1), (n - 1) * (m - 1))).sum()
+    return mean, np.sqrt(total / (n * m)), total**2 / spread if spread > 0 else n - 1
+
+
 def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
     """Chance `[N]` that one of k replies is right, from S replies to each prompt, `right` `[N,S]` of 0 and 1; k <= S.
 
