@@ -85,14 +85,14 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -
 def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Student-t interval of the mean over runs and prompts of `[N,M]`, `(low, high)`; NaN for one run or one prompt."""
     mean, error, freedom = _crossed(values)
-    half = special.stdtrit(freedom, (1 + confidence) / 2) * error
+    half = scipy.special.stdtrit(freedom, (1 + confidence) / 2) * error
     return float(mean - half), float(mean + half)
 
 
 def crossed_probability(values: np.ndarray) -> float:
     """P(the mean over runs and prompts is above 0), by the same t, under a flat prior; of differences, say."""
     mean, error, freedom = _crossed(values)
-    return float(special.stdtr(freedom, mean / error)) if error > 0 else float(np.sign(mean) / 2 + 0.5)
+    return float(scipy.special.stdtr(freedom, mean / error)) if error > 0 else float(np.sign(mean) / 2 + 0.5)
 
 
 def _crossed(values: np.ndarray) -> tuple[float, float, float]:
