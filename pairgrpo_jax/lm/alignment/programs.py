@@ -134,7 +134,7 @@ def _prefill(config: AlignConfig, model: Model, placement: Placement, policy: tu
     settings = _settings(config, model, placement, rows)
     slots = bucket(texts.completion_tokens, 32)
     given = _rows((tokens, lengths, real), placement)
-    return generation._prefill.trace(model.decoder, slots, policy[0], *given, settings, policy[1])
+    return generation.prefill.trace(model.decoder, slots, policy[0], *given, settings, policy[1])
 
 
 def _decode(config: AlignConfig, model: Model, placement: Placement, policy: tuple, prefill: Any) -> Any:
@@ -155,7 +155,7 @@ def _decode(config: AlignConfig, model: Model, placement: Placement, policy: tup
         )
     limit = _everywhere(jax.ShapeDtypeStruct((), jnp.int32), placement)
     settings = _settings(config, model, placement, prompts)
-    return generation._decode.trace(model.decoder, policy[0], state, limit, settings, policy[1])
+    return generation.decode.trace(model.decoder, policy[0], state, limit, settings, policy[1])
 
 
 def _settings(config: AlignConfig, model: Model, placement: Placement, prompts: int) -> tuple:

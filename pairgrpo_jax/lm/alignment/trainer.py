@@ -43,6 +43,7 @@ from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, judged
 from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
+from pairgrpo_jax.training.placement import beside
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _NO_REWARDS = "overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0"
@@ -220,10 +221,12 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, processes.fetch(tree))
 
 
-def known(draw: Draw, batch: Batch) -> core.Metrics:
-    """`verdict_metrics` of what was drawn and `pair_metrics` of the groups of it that are learned from."""
+def known(draw: Draw, pairs: core.Pairs | None, alive: Any = None) -> core.Metrics:
+    """`verdict_metrics` of what was drawn and `pair_metrics` of what is learned from: `pairs` of all groups, or of
+    those whose `alive` is given."""
     every = (draw.batch.lengths, draw.batch.alive, draw.ended, draw.rewards)
-    return verdict_metrics(*on_host(every)) | pair_metrics(*on_host((batch.alive, batch.pairs)))
+    every, pairs, alive = on_host((every, pairs, alive))
+    return verdict_metrics(*every) | pair_metrics(every[1] if alive is None else alive, pairs)
 
 
 def adaptive_of(state: TrainState) -> Adaptive:
@@ -257,7 +260,8 @@ class _Run:
         extra: dict[str, Any] = {"position": jnp.zeros((), jnp.int32)}
         if self.config.sft_iterations:
             extra["reference"] = jax.tree.map(jnp.copy, trainable)
-        return self.placement.state(TrainState.create(trainable, self.optimizer, key, extra=extra))
+        state = TrainState.create(trainable, self.optimizer, key, extra=extra)
+        return self.placement.state(beside(state, self.model.params))
 
     def policy(self, state: TrainState) -> Policy:
         return policy_of(self.config, self.model, self.model.params, state.params)
@@ -365,28 +369,32 @@ class _Run:
         self, state: TrainState, position: int, sample_key, pair_key, laps: Laps
     ) -> tuple[Batch, dict[str, Any], int]:
         """Samples, has them judged, and adds the learning signal; also how many batches of prompts that took."""
-        found = [self.draw(state, position, sample_key, laps)]
+        found, teaches = [self.draw(state, position, sample_key, laps)], np.array([])
         if self.config.samples.resample:
-            found = self.drawn_again(found, state, position, sample_key, laps)
+            found, teaches = self.drawn_again(found, state, position, sample_key, laps)
         draws, figures = zip(*found)
-        every, kept, metrics = draws[0], draws[0], figures[0]
+        every, kept, metrics, alive = draws[0], draws[0], figures[0], None
         if len(draws) > 1:
             every, metrics = joined(draws), told(figures, [draw.batch.alive.sum() for draw in draws])
-            kept = self.placement.batch(best(self.config.method, every, self.config.texts.prompts))
+            kept = best(every, teaches, self.config.texts.prompts)
+            kept, alive = self.placement.batch(kept), kept.batch.alive
         if self.config.samples.resample:
             metrics = metrics | {"resampled": np.float32(len(draws) - 1)}
         batch = self.signal(kept.batch, kept.scores, kept.pairs, pair_key, adaptive_of(state))
-        return batch, known(every, batch) | metrics, len(draws)
+        return batch, known(every, batch.pairs, alive) | metrics, len(draws)
 
-    def drawn_again(self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps) -> list:
-        """More draws, of the next prompts, until enough groups teach something or no more are allowed; on the host."""
-        method, live = self.config.method, 0
+    def drawn_again(
+        self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps
+    ) -> tuple[list, np.ndarray]:
+        """More draws, of the next prompts, until enough groups teach something or no more are allowed; several are on
+        the host. Also which groups of them all do."""
+        teaches = teaching(self.config.method, found[0][0])
         for more in range(1, self.config.samples.resample + 1):
-            live += teaching(method, found[-1][0]).sum()
-            if live >= self.config.texts.prompts:
+            if teaches.sum() >= self.config.texts.prompts:
                 break
             found = [*found, self.draw(state, position + more, jax.random.fold_in(key, more), laps)]
-        return found if len(found) == 1 else processes.fetch(found)
+            teaches = np.append(teaches, teaching(self.config.method, found[-1][0]))
+        return found if len(found) == 1 else processes.fetch(found), teaches
 
     def draw(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Draw, dict[str, Any]]:
         """Replies to batch number `position` of the prompts, judged; and figures to be logged."""
@@ -503,7 +511,7 @@ class _Run:
             others = self.likelihoods(state, mismatched(rows))
             laps.end("reference", others)
         batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
-        return batch, known(Draw(batch, None, None, None, whole), batch)
+        return batch, known(Draw(batch, None, None, None, whole), batch.pairs)
 
     def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
         """What the policy and the reference say of pairs before any update on them."""
