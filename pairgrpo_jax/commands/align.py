@@ -248,6 +248,8 @@ def execute(run: Run, console: Console) -> int:
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)
     held_out = prepare(run, model, placement, console)
+    if told := placement.told(run.config):
+        console.print(told)
     trainer = held_out.trainer
     judges = make_judges(run, held_out, placement)
     accuracy = judge_accuracy(run, judges, console)
