@@ -226,5 +226,6 @@ def _part(cell: Cell) -> Path:
 
 def _short(value: Any) -> Any:
     """Numbers of six digits; those of the one seed of a run without their list."""
-    value = value[0] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return _short(value[0]) if len(value) == 1 else [_short(x) for x in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -74,13 +74,16 @@ def _compared(axes: Any, runs: dict[str, list[list[dict]]], learned_nothing: flo
     return ends
 
 
-def success(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
-    """Draws the share of right answers against minutes and against KL to the start, per method, each named at its end.
+def success(
+    runs: dict[str, list[list[dict]]], path: Path, title: str, label: str = "held-out sums answered rightly, %"
+) -> None:
+    """Draws a share, of right answers say, against minutes and KL to the start, per method, each named at its end.
 
     Args:
       runs: method -> one list of `metrics.jsonl` rows per seed.
       path: the PNG to write.
       title: above the picture.
+      label: what the share is of.
     """
     import matplotlib
 
@@ -100,7 +103,7 @@ def success(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
             axis.plot(x, mean, "o-", color=color, markersize=3)
             end.append((mean[-1], method, color))
         axes[0].fill_between(minutes, right.min(0), right.max(0), color=color, alpha=0.12)
-    axes[0].set(xlabel="minutes, median over seeds", ylabel="held-out sums answered rightly, %", ylim=(0, 100))
+    axes[0].set(xlabel="minutes, median over seeds", ylabel=label, ylim=(0, 100))
     axes[1].set(xlabel="KL to the start, nats a reply")
     for axis, end in zip(axes, ends):
         axis.grid(alpha=0.3)

@@ -299,6 +299,7 @@ def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
     options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
     options |= {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
+    options |= {"quantize": run.config.adapters.quantize}
     model = load_model(run.model, **options)
     if model.tokenizer is None:
         raise ValueError(f"model: {run.model} has no tokenizer, so no text can be encoded")

@@ -80,4 +80,4 @@ def _use(folder: Path) -> None:
         )
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if _SHORTEST.upper() not in os.environ:
-        jax.config.update(_SHORTEST, 0.1)
+        jax.config.update(_SHORTEST, 0)

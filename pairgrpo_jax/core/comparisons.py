@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from pairgrpo_jax.core.terms import did_you_mean
 
@@ -172,7 +172,7 @@ def _informative(count: int, size: int) -> Plan:
     while len(asked) < count:
         mean, covariance = fitted(first[asked], second[asked], np.array(answers), size)
         gap, variance = _difference(mean, covariance, first, second)
-        chance = special.expit(gap)
+        chance = scipy.special.expit(gap)
         information = chance * (1 - chance) * variance
         information[asked] = -1
         chosen, free = [], set(range(size))
@@ -185,7 +185,7 @@ def _informative(count: int, size: int) -> Plan:
         asked += chosen
     mean, covariance = fitted(first[asked], second[asked], np.array(answers), size)
     gap, variance = _difference(mean, covariance, first, second)
-    return _labelled(first, second, special.erf(gap / np.sqrt(2 * variance)) / (size - 1))
+    return _labelled(first, second, scipy.special.erf(gap / np.sqrt(2 * variance)) / (size - 1))
 
 
 def _difference(mean, covariance, first, second) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +210,7 @@ def fitted(first: np.ndarray, second: np.ndarray, answers: np.ndarray, size: int
     design[rows, first], design[rows, second] = 1.0, -1.0
     strength, prior = np.zeros(size), np.eye(size) / _PRIOR**2
     while True:
-        chance = special.expit(design @ strength)
+        chance = scipy.special.expit(design @ strength)
         curvature = prior + (design.T * (chance * (1 - chance))) @ design
         step = np.linalg.solve(curvature, design.T @ (1 - answers - chance) - strength / _PRIOR**2)
         strength = strength + step / max(1.0, np.abs(step).max())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 _NONE = (float("nan"), float("nan"))  # the interval of one value
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     """Mean of the middle half: a quarter, rounded down, is trimmed at each end."""
-    return stats.trim_mean(scores, 0.25, axis=axis)
+    return scipy.stats.trim_mean(scores, 0.25, axis=axis)
 
 
 def interquartile_interval(scores: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -26,7 +26,7 @@ def interquartile_interval(scores: np.ndarray, confidence: float = 0.95) -> tupl
         return _NONE
     winsorised = np.clip(scores, scores[cut], scores[count - cut - 1])
     error = np.sqrt((count - 1) * winsorised.var(ddof=1) / (kept * (kept - 1)))
-    half = special.stdtrit(kept - 1, (1 + confidence) / 2) * error
+    half = scipy.special.stdtrit(kept - 1, (1 + confidence) / 2) * error
     middle = scores[cut : count - cut].mean()
     return float(middle - half), float(middle + half)
 
@@ -48,7 +48,7 @@ def improvement_interval(scores: np.ndarray, other: np.ndarray, confidence: floa
     p = np.linspace(0, 1, 4001)
     variance = p * (1 - p) / (n * m) * (1 + ((n + m) / 2 - 1) * ((1 - p) / (2 - p) + p / (1 + p)))
     away = np.abs(p - probability_of_improvement(scores, other))
-    plausible = p[away <= special.ndtri((1 + confidence) / 2) * np.sqrt(variance) + 1e-9]
+    plausible = p[away <= scipy.special.ndtri((1 + confidence) / 2) * np.sqrt(variance) + 1e-9]
     return float(plausible[0]), float(plausible[-1])
 
 
@@ -78,8 +78,39 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -
         return float(values[0]), float(values[0])
     rng = np.random.default_rng(seed)
     options = {"n_resamples": 10_000, "batch": 500, "method": "percentile", "rng": rng}
-    interval = stats.bootstrap((values,), np.mean, confidence_level=confidence, **options).confidence_interval
+    interval = scipy.stats.bootstrap((values,), np.mean, confidence_level=confidence, **options).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Student-t interval of the mean over runs and prompts of `[N,M]`, `(low, high)`; NaN for one run or one prompt."""
+    mean, error, freedom = _crossed(values)
+    half = scipy.special.stdtrit(freedom, (1 + confidence) / 2) * error
+    return float(mean - half), float(mean + half)
+
+
+def crossed_probability(values: np.ndarray) -> float:
+    """P(the mean over runs and prompts is above 0), by the same t, under a flat prior; of differences, say."""
+    mean, error, freedom = _crossed(values)
+    return float(scipy.special.stdtr(freedom, mean / error)) if error > 0 else float(np.sign(mean) / 2 + 0.5)
+
+
+def _crossed(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of `[N,M]`, its standard error where both runs and prompts are a sample, and the degrees of freedom.
+
+    Two-way random effects without replication: `(MS_runs + MS_prompts - MS_rest) / (N M)`, at least the larger of the
+    first two; freedom by Satterthwaite (Biometrics Bulletin 2, 1946, 110-114).
+    """
+    values = np.asarray(values, float)
+    n, m = values.shape
+    if min(n, m) < 2:
+        return values.mean(), np.nan, np.nan
+    runs, prompts, mean = values.mean(1), values.mean(0), values.mean()
+    rest = values - runs[:, None] - prompts + mean
+    squares = np.array([m * runs.var(ddof=1), n * prompts.var(ddof=1), (rest**2).sum() / ((n - 1) * (m - 1))])
+    total = max(squares @ (1, 1, -1), squares[0], squares[1])
+    spread = (squares**2 / ((n - 1), (m - 1), (n - 1) * (m - 1))).sum()
+    return mean, np.sqrt(total / (n * m)), total**2 / spread if spread > 0 else n - 1
 
 
 def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
@@ -92,7 +123,7 @@ def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
     if not 1 <= k <= samples:
         raise ValueError(f"k={k} must be in [1, {samples}], the replies to each prompt")
     wrong = samples - right.sum(-1)
-    return 1 - special.binom(wrong, k) / special.binom(samples, k)
+    return 1 - scipy.special.binom(wrong, k) / scipy.special.binom(samples, k)
 
 
 def length_controlled_rate(wins: np.ndarray, difference: np.ndarray) -> float:
@@ -144,7 +175,7 @@ def _rates_at_equal_length(wins: np.ndarray, x: np.ndarray, counts: np.ndarray) 
     wins, x = wins.ravel(), x.ravel()
     a, b = np.zeros((2, len(mixed)))
     for _ in range(100):
-        p = special.expit(a[:, None] + b[:, None] * x)
+        p = scipy.special.expit(a[:, None] + b[:, None] * x)
         slope_a, slope_b = (weights * (p - wins)).sum(-1), (weights * (p - wins)) @ x + 2e-3 * b
         curve = weights * p * (1 - p)
         aa, ab, bb = curve.sum(-1), curve @ x, curve @ x**2 + 2e-3
@@ -153,5 +184,5 @@ def _rates_at_equal_length(wins: np.ndarray, x: np.ndarray, counts: np.ndarray) 
         a, b = np.stack([a, b]) - step * np.log1p(size) / size
         if size.max(initial=0) < 1e-9:
             break
-    rates[mixed] = special.expit(a)
+    rates[mixed] = scipy.special.expit(a)
     return rates

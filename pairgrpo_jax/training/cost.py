@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
@@ -107,6 +106,6 @@ def bytes_on_a_device(tree: Any) -> int:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return 8 * math.prod(x.shape)
         shape = x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
-        return math.prod(shape) * np.dtype(x.dtype).itemsize
+        return -(-math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype) // 8)  # two codes of 4 bits are a byte
 
     return sum(map(one, jax.tree.leaves(tree)))

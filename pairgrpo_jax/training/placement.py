@@ -23,6 +23,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def beside(tree: Any, others: Any) -> Any:
+    """`tree` bound to the one device that holds `others`; as it is where they are on several.
+
+    What is computed from both is bound there. A state that is not, before its first update, has every program compiled
+    a second time after it.
+    """
+    devices = {device for x in jax.tree.leaves(others) if isinstance(x, jax.Array) for device in x.devices()}
+    return jax.device_put(tree, devices.pop()) if len(devices) == 1 else tree
+
+
 def put_rows(tree: Any, rows: NamedSharding | None) -> Any:
     """`tree` with every leaf split as `rows` say, or on the default device."""
     return jax.device_put(tree) if rows is None else jax.tree.map(lambda x: processes.put(x, rows), tree)

@@ -153,10 +153,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + name, value
 
 
+def _version(package: str) -> str | None:
+    """Of an installed package; None for one that is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, Any]:
     """Package versions, the hardware, and flags of JAX that change numbers."""
-    found = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
-    packages = {name: found[name] for name in _PACKAGES if name in found}
+    packages = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
     devices = [str(device.device_kind) for device in jax.devices()]
     flags = {name: getattr(jax.config, name) for name in _FLAGS}
     return {
@@ -209,6 +216,7 @@ class MetricLog:
         self._file = self.path.open("a")
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._trackers: tuple[Tracker, ...] = (Board(folder / "tensorboard"), *trackers)
+        self._last: dict[str, Any] = {}  # evaluation, or row where there was none
         for row in kept:
             self._show(row)
 
@@ -219,13 +227,15 @@ class MetricLog:
         self._show(row)
 
     def _show(self, row: dict[str, Any]) -> None:
+        if "score" in row or "score" not in self._last:
+            self._last = row
         for tracker in self._trackers:
             tracker.log(row)
 
     def close(self, complete: bool = True) -> None:
         """Flushes and closes all; trackers get the final figures of a run that is `complete`."""
         self._file.close()
-        summary = figures(read_metrics(self.path.parent)) if complete else {}
+        summary = figures(self._last) if complete else {}
         with contextlib.ExitStack() as rest:  # all of them, whatever one raises
             for tracker in reversed(self._trackers):
                 rest.callback(tracker.finish, summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import queue
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 logger = logging.getLogger(__name__)
 PATIENCE = 30.0  # seconds that the end of a run waits for a service
@@ -50,17 +50,24 @@ class Board:
     """TensorBoard, in a run's folder; its axis is `steps`."""
 
     def __init__(self, folder: Path):
-        self._board = SummaryWriter(str(folder))
+        self._folder = folder
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from tensorboardX import SummaryWriter  # it imports torch, where that is: after the first batch, not before
+
+        return SummaryWriter(str(self._folder))
 
     def log(self, row: dict[str, Any]) -> None:
         """Shows every metric of the row."""
         for name, value in numbers(row).items():
             if name not in ("iteration", "steps"):
-                self._board.add_scalar(name, value, row["steps"])
+                self._writer.add_scalar(name, value, row["steps"])
 
     def finish(self, summary: dict[str, float]) -> None:
         """Flushes and closes."""
-        self._board.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 class Relay:
@@ -132,10 +139,9 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(np.mean(value)) for name, value in row.items()}
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The final figures of a run: its last evaluation, or its last row where there was none."""
-    scored = [row for row in rows if "score" in row] or rows
-    return {name: x for name, x in numbers(scored[-1]).items() if name != "iteration"} if scored else {}
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    """The final figures of a run, from the row that holds them."""
+    return {name: x for name, x in numbers(row).items() if name != "iteration"}
 
 
 def remembered(folder: Path, name: str) -> Path:

@@ -21,10 +21,13 @@ from experiments import paper_tables
 from experiments.benchmarks.resume import result
 from pairgrpo_jax.commands import align, evaluate
 from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
-from pairgrpo_jax.lm import Policy
+from pairgrpo_jax.lm import Policy, load_model
 from pairgrpo_jax.lm.alignment import encode_pairs
 from pairgrpo_jax.lm.data import first_turn, fold_of, load_preferences
 from pairgrpo_jax.lm.files import tokenizer
+from pairgrpo_jax.lm.files.peft import load_peft
+from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.quantized import dequantized
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, reward, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
@@ -106,8 +109,6 @@ def test_leaves_what_it_says(finished):
     assert all(row["reward/rewards:vowels"] == row["reward"] for row in rows)
     assert rows[-1]["kl_reference"] != 0 and "held-out proxy-RM win rate over the start" in words
     assert "tokens/s" in words and "held out" in words
-    from pairgrpo_jax.lm import load_model
-
     models = [
         load_model(folder / "model").params["layers"]["attn"]["q"]["kernel"] for folder in (output.parent, output)
     ]
@@ -117,7 +118,7 @@ def test_leaves_what_it_says(finished):
 @pytest.mark.slow
 def test_a_finished_run_exports_its_best_checkpoint(workplace, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
-    words = [*ARGUMENTS, "--evaluations", "3", "--reward", "rewards:worse=1", "--output", "best"]
+    words = [*ARGUMENTS, "--evaluations", "3", "--reward", "rewards:worse=1", "--output", "best", "--quantize", "nf4"]
 
     def adapters():
         leaves = load_file(workplace / "best" / "adapter" / "adapter_model.safetensors").values()
@@ -132,6 +133,11 @@ def test_a_finished_run_exports_its_best_checkpoint(workplace, monkeypatch, run_
     done = run_here(align.main, "hard", *words, "--resume", "--exported", "best")
     assert done.returncode == 0 and "exporting the best checkpoint, after 2 of 6 batches" in done.stdout, done.stderr
     np.testing.assert_allclose(adapters(), stored(2), rtol=1e-6)
+    coded = load_model(workplace / "model", quantize="nf4")
+    how, trained = load_peft(workplace / "best" / "adapter", coded.config)
+    merged = lora.merge(how, dequantized(coded.params), trained)
+    exported = load_model(workplace / "best" / "model").params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), exported, merged)
     done = run_here(align.main, "hard", *words, "--no-export", "--exported", "best")
     assert done.returncode == 2 and "exported='best' has no effect with --no-export" in done.stderr
 
@@ -212,7 +218,7 @@ def test_evaluate_compares_two_models(workplace, finished, monkeypatch, run_here
 def test_offline_on_all_devices_judges_as_many_pairs_as_it_was_told(workplace, monkeypatch, run_here, method):
     monkeypatch.chdir(workplace)
     words = ["--evaluation-pairs", "3", "--no-export", "--output", f"offline-{method}"]
-    words += ["--mesh", "fsdp", "--prompts", "8"]
+    words += ["--mesh", "fsdp", "--prompts", "8", "--quantize", "int8" if method == "kto" else "none"]
     offline = [word for word in ARGUMENTS if word not in ("--reward", "rewards:vowels")]
     offline = offline[: offline.index("--candidates")] + offline[offline.index("--candidates") + 2 :]
     done = run_here(align.main, method, *offline, *words)
@@ -295,6 +301,8 @@ BAD = [
     (["--judge", "harmless-b"], "head: made for 1152 features, and this model gives 32"),
     (["--reward", "head.safetensors"], "is the reward itself"),
     (["--reward", "rewards:vowels=much"], "weights must be numbers"),
+    (["--quantize", "int4"], "quantize"),
+    (["--quantize", "int8", "--lora-rank", "0"], "quantize='int8' has no effect with lora_rank=0"),
     (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
     (["--reward", "judge:rewards:vowels", "--comparisons", "disjoint", "--candidates", "3"], "even"),
 ]

@@ -39,14 +39,20 @@ def test_every_name_of_the_package_is_importable():
     assert all(getattr(pairgrpo_jax, name) is not None for name in pairgrpo_jax.__all__)
 
 
-def test_no_word_of_torch_that_nothing_needs(tmp_path):
+def test_no_word_of_torch_that_nothing_needs_and_no_package_before_its_time(tmp_path):
+    """Where torch is, transformers imports it; what a run does not use, or not yet, must not make it wait."""
     pytest.importorskip("transformers", reason="needs the extra lm")
     hide = "import importlib.util as u; real = u.find_spec; "
     hide += "u.find_spec = lambda *x: x[0] != 'torch' and real(*x) or None; "
-    hide += "import sys; sys.argv = ['pairgrpo', 'generate', '--model', 'nowhere']; "
+    hide += "import sys; sys.argv = ['pairgrpo', 'align', '--model', 'nowhere']; "
+    hide += "import atexit; atexit.register(lambda: print(*sys.modules, sep='\\n')); "
     done = subprocess.run([sys.executable, "-c", hide + START], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("pairgrpo generate: error: "), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("pairgrpo align: error: "), done.stderr
     assert len(done.stderr.splitlines()) == 1 and "orch" not in done.stderr
+    late = "torch tensorboardX scipy.stats scipy.special matplotlib pandas datasets reasoning_gym math_verify sympy "
+    late += "mujoco brax gymnasium wandb mlflow trackio openai sklearn pyarrow"
+    assert "pairgrpo_jax.lm.alignment.trainer" in done.stdout.splitlines()
+    assert sorted(set(late.split()) & set(done.stdout.splitlines())) == []
 
 
 COMPILE = (

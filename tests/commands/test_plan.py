@@ -55,9 +55,11 @@ def test_a_run_that_fits_and_one_that_does_not(config, run_here, monkeypatch):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_state_is_the_run_s_own(rank):
-    """Shapes, dtypes and where each part is, beside a trainer with real parameters."""
+    """Shapes and dtypes, of a frozen base too, beside a trainer with real parameters."""
     run = preset("dpo", ())
-    config = run.config.replace(lora_rank=rank, prompts=8, prompt_tokens=8, completion_tokens=8)
+    config = run.config.replace(
+        lora_rank=rank, quantize="nf4" if rank else "none", prompts=8, prompt_tokens=8, completion_tokens=8
+    )
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     placement = Placement(mesh)
     model = plan.Model(read_config(FIELDS, "config.json"), None)
@@ -65,7 +67,7 @@ def test_the_state_is_the_run_s_own(rank):
     trainer = make_trainer(config, full, Data(pairs=[EncodedPair([3, 4], [5], [6])]), iterations=2, placement=placement)
     real = trainer.init(jax.random.key(0))
     (update,) = programs(config, model, placement, 2)
-    planned = update.traced.args_info[0][0]
+    planned, real = update.traced.args_info[0][:2], (real, trainer.model.params if rank else None)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(lambda x: (x.shape, x.dtype), real)
 
 

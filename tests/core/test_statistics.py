@@ -7,6 +7,8 @@ import pytest
 from scipy import optimize, stats
 
 from pairgrpo_jax.core.statistics import (
+    crossed_interval,
+    crossed_probability,
     improvement_interval,
     interquartile_interval,
     interquartile_mean,
@@ -132,3 +134,21 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_replies():
     for k in (0, 7):
         with pytest.raises(ValueError, match=f"k={k} must be in"):
             pass_at_k(right, k)
+
+
+@pytest.mark.parametrize(("runs", "prompts"), [(0.0, 0.3), (0.1, 0.0), (0.05, 0.1)])
+def test_crossed_intervals_hold_the_truth_as_often_as_they_say(runs, prompts):
+    """Five runs of 32 prompts, each run and each prompt off by its own, 1,000 times."""
+    rng, held, sure = np.random.default_rng(0), 0, []
+    for _ in range(1000):
+        values = rng.normal(0, runs, (5, 1)) + rng.normal(0, prompts, (1, 32)) + rng.normal(0, 0.3, (5, 32))
+        low, high = crossed_interval(values)
+        held += low <= 0 <= high
+        sure.append(crossed_probability(values))
+    assert 0.93 < held / 1000 < 0.98
+    assert 0.03 < np.mean(np.array(sure) > 0.95) < 0.07, "P(more) is as sure as it says"
+
+
+def test_one_run_has_no_crossed_interval():
+    assert np.isnan(crossed_interval(np.ones((1, 4)))).all() and np.isnan(crossed_interval(np.ones((4, 1)))).all()
+    assert crossed_interval(np.ones((2, 3))) == (1, 1) and crossed_probability(np.zeros((2, 3))) == 0.5

@@ -200,8 +200,12 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
 
     def execute(run, console):
         end = (0.8 if run.config.method.name == "grpo" else 0.95) + 0.01 * (run.seed % 100)
-        found = {"kl_reference": 3.0, "reply_tokens": 2.0, "seconds": 90.0}
-        rows = [{"iteration": i, "score": s, **found} for i, s in ((1, 0.1), (2, 0.92 if end > 0.9 else 0.5), (3, end))]
+        found = {"reply_tokens": 2.0, "seconds": 90.0, "held_out/verify:own/rival": 0.1}
+        scores = ((1, 0.1), (2, 0.92 if end > 0.9 else 0.5), (3, end))
+        rows = [
+            {"iteration": i, "score": s, "kl_reference": 1.5 * i, "held_out/verify:own/each": [s, s - 0.02], **found}
+            for i, s in scores
+        ]
         return leave(run, rows)
 
     monkeypatch.setattr(sums.align, "execute", execute)
@@ -213,6 +217,9 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     assert "| **81.0** [" in grpo and "| 0 of 3 |" in grpo and "| – |" in grpo
     assert "| **96.0** [" in hard and "| 3 of 3, 2 |" in hard and "| 1.00 [" in hard and "| 1.5 | 3 |" in hard
     assert (tmp_path / "results" / "24" / "compare.png").exists()
+    grpo, hard = (tmp_path / "results" / "24" / "compare.md").read_text().splitlines()[-2:]
+    assert grpo.startswith("| grpo | **9.3** [") and "| **22.3** [" in grpo and grpo.endswith("not reached | – |")
+    assert "| +14.0 [" in hard and hard.endswith(", 1.00 | not reached | not reached |")  # a third of 92 less 50
     asked = sums.Sums("tune", methods=("grpo", "hard"), seeds=1)
-    assert [cell.method for cell in asked.cells()].count("hard") == len(sums.RATES) == len(asked.cells()) / 2
+    assert [cell.method for cell in asked.cells()].count("hard") == len(sums.Sums.rates) == len(asked.cells()) / 2
     assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align.SUMS}

@@ -38,6 +38,7 @@ from pairgrpo_jax.lm.alignment.laps import PARTS
 from pairgrpo_jax.lm.alignment.parameters import init_trainable
 from pairgrpo_jax.lm.alignment.signals import learning_signal
 from pairgrpo_jax.lm.data import batch_indices, load_prompts
+from pairgrpo_jax.lm.models.quantized import kind_of
 from pairgrpo_jax.lm.rewards.reward_model import init_head
 from pairgrpo_jax.lm.rewards.sources import Judgement, judge, reward_function
 from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Likelihoods, Ppo, Verdict, method_class
@@ -133,10 +134,15 @@ def some_slow(algos, quick):
 
 
 @pytest.mark.parametrize("algo", some_slow(ONLINE, "hard"))
-def test_an_online_method_raises_the_reward(tiny, algo):
+def test_an_online_method_raises_the_reward(tiny, algo, caplog):
     everywhere = ("q", "k", "v", "o", "gate", "up", "down")
     config = small(algo, completion_tokens=4, learning_rate=5e-2, prompts=8, lora_targets=everywhere)
-    _, rows = run(trainer_of(tiny, config), 10)
+    loaded = dataclasses.replace(tiny, params=jax.device_put(tiny.params, jax.devices()[0]))  # as files are
+    trainer = trainer_of(loaded, config)
+    state, rows = run(trainer, 1)
+    with jax.log_compiles():
+        rows += run(trainer, 9, state)[1]
+    assert not [record for record in caplog.records if "Compiling" in record.getMessage()]  # all in the first batch
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
     names = {"entropy", "approx_kl", "length", "truncated", "sampler_gap", "grad_norm", "surrogate"}
@@ -360,9 +366,10 @@ def test_every_setting_is_in_a_list():
         "temperature", "top_k", "top_p",  # scores_are_those, options_of_sampling
         "rescore",  # bfloat16
         "keep_sampling_mask", "slots",  # test_draws
-        "resample", "mask_truncated", "overlong_buffer", "overlong_penalty",  # test_draws
+        "resample", "mask_truncated", "overlong_buffer", "overlong_penalty", "trim",  # test_draws
         "reference_scores",  # cached_and_shared
         "watch_kl",  # the_reference_is_scored
+        "quantize",  # lora_leaves_the_base_alone
         "sft_iterations",  # supervised_start
     }  # fmt: skip
     for method in METHODS:
@@ -494,15 +501,20 @@ def test_resumed_is_bit_for_bit_the_same(tiny, tmp_path, algo):
     assert all(np.array_equal(x[name], y[name]) for x, y in zip(rows[2:], more) for name in without_times(x))
 
 
-def test_lora_leaves_the_base_alone_and_merges_into_it(tiny):
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_lora_leaves_the_base_alone_and_merges_into_it(tiny, quantize):
+    """Of a quantised base, too, sampler and trainer see one policy, and what is merged is that policy in float32."""
     before = [np.asarray(x).tobytes() for x in jax.tree.leaves(tiny.params)]
-    trainer = trainer_of(tiny, BASE)
-    state, _ = run(trainer, 2)
+    config = BASE.replace(quantize=quantize, rescore=quantize != "none")
+    trainer = trainer_of(tiny, config)
+    assert kind_of(trainer.model.params) == quantize
+    state, rows = run(trainer, 2)
+    assert all(row.get("sampler_gap", 0) < 1e-4 for row in rows)
     assert [np.asarray(x).tobytes() for x in jax.tree.leaves(tiny.params)] == before
     assert trainer.reference(state).params is trainer.model.params  # no second copy
     batch = pair_batch(make_data().pairs, 8, 6)
     adapted = score(trainer.policy(state), *batch.tokens).logp
-    whole = trainer.policy(state)._replace(params=merged(BASE, tiny, state.params), lora=None)
+    whole = trainer.policy(state)._replace(params=merged(config, trainer.model, state.params), lora=None)
     np.testing.assert_allclose(adapted, score(whole, *batch.tokens).logp, atol=2e-4)
 
 
@@ -572,10 +584,10 @@ def test_empty_places_are_told():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "replicated"), [(4, True), (0, False)])
-def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated):
+@pytest.mark.parametrize(("rank", "replicated", "quantize"), [(4, True, "none"), (0, False, "none"), (4, False, "nf4")])
+def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated, quantize):
     """Six groups on four devices, and eight."""
-    config = BASE.replace(lora_rank=rank, prompts=6 if replicated else 8, learning_rate=1e-4)
+    config = BASE.replace(lora_rank=rank, prompts=6 if replicated else 8, learning_rate=1e-4, quantize=quantize)
     start = trainer_of(tiny, config).init(jax.random.key(0)).params
     one, rows = run(trainer_of(tiny, config), 2)
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -723,6 +735,8 @@ BAD = [
     ("hard", {"ref_kl": "k4"}, "ref_kl='k4' is unknown"),
     ("hard", {"lora_targets": ("nose",)}, "targets"),
     ("hard", {"lora_dropout": 1.5}, "lora_dropout must be in [0, 1), got 1.5"),
+    ("hard", {"quantize": "int4"}, "quantize='int4' is unknown"),
+    ("hard", {"quantize": "nf4", "lora_rank": 0}, "quantize='nf4' has no effect with lora_rank=0"),
     ("hard", {"lora_dropout": 0.1}, "lora_dropout: hard learns from the ratio to pi_old"),
     ("hard", {"top_p": 1.5}, "top_p must be in (0, 1], got 1.5"),
     ("hard", {"top_k": 0}, "top_k must be >= 1, got 0"),

@@ -115,7 +115,7 @@ def test_groups_of_equal_rewards_or_without_a_verdict_teach_nothing():
 
 def test_the_first_groups_that_teach_are_kept_then_the_first_others():
     draws = joined([draw_of([[1, 1], [0, 1]]), draw_of([[0, 0], [1, 0]])])
-    kept = best(GRPO, draws, 3)
+    kept = best(draws, teaching(GRPO, draws), 3)
     assert kept.batch.prompts[:, 0].tolist() == [1, 1, 0] and kept.rewards.tolist() == [[0, 1], [1, 0], [1, 1]]
 
 

@@ -60,9 +60,9 @@ def joined(draws: Sequence[Draw]) -> Draw:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *draws)
 
 
-def best(method: Method, draw: Draw, count: int) -> Draw:
-    """The first `count` groups that teach something; where there are fewer, the first others too."""
-    kept = np.argsort(~teaching(method, draw), kind="stable")[:count]
+def best(draw: Draw, teaches: np.ndarray, count: int) -> Draw:
+    """The first `count` groups that teach something (`[B]` bool); where there are fewer, the first others too."""
+    kept = np.argsort(~teaches, kind="stable")[:count]
     return jax.tree.map(lambda x: x[kept], draw)
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.models import lora, sharding
 from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.quantized import dequantized
 from pairgrpo_jax.lm.models.scoring import Policy
 from pairgrpo_jax.training.placement import replicate, split
 from pairgrpo_jax.training.processes import put
@@ -37,10 +38,10 @@ def policy_of(config: AlignConfig, model: Model, frozen: Any, trainable: dict[st
 
 
 def merged(config: AlignConfig, model: Model, trainable: dict[str, Any]) -> Any:
-    """One parameter tree, adapters added in, for `save_pretrained`."""
+    """One parameter tree, adapters added in, for `save_pretrained`; a quantised base is the numbers of its codes."""
     if config.adapters.lora is None:
         return trainable["model"]
-    return lora.merge(config.adapters.lora, model.params, trainable["lora"])
+    return lora.merge(config.adapters.lora, dequantized(model.params), trainable["lora"])
 
 
 def critic(value: dict[str, jax.Array], hidden: jax.Array) -> jax.Array:

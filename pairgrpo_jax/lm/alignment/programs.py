@@ -21,6 +21,7 @@ from pairgrpo_jax.lm.models import generation
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.params import abstract_params
+from pairgrpo_jax.lm.models.quantized import quantized
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState
@@ -52,7 +53,8 @@ def programs(config: AlignConfig, model: Model, placement: Placement, iterations
       iterations: length of the run.
     """
     model = dataclasses.replace(model, mesh=placement.mesh)
-    abstract = abstract_params(model.config)
+    kind = config.adapters.quantize
+    abstract = jax.eval_shape(lambda params: quantized(params, kind), abstract_params(model.config))
     params = _placed(abstract, placement.shardings(abstract), placement)
     model = dataclasses.replace(model, params=params)
     optimizer = make_optimizer(config, iterations)
@@ -132,7 +134,7 @@ def _prefill(config: AlignConfig, model: Model, placement: Placement, policy: tu
     settings = _settings(config, model, placement, rows)
     slots = bucket(texts.completion_tokens, 32)
     given = _rows((tokens, lengths, real), placement)
-    return generation._prefill.trace(model.decoder, slots, policy[0], *given, settings, policy[1])
+    return generation.prefill.trace(model.decoder, slots, policy[0], *given, settings, policy[1])
 
 
 def _decode(config: AlignConfig, model: Model, placement: Placement, policy: tuple, prefill: Any) -> Any:
@@ -153,7 +155,7 @@ def _decode(config: AlignConfig, model: Model, placement: Placement, policy: tup
         )
     limit = _everywhere(jax.ShapeDtypeStruct((), jnp.int32), placement)
     settings = _settings(config, model, placement, prompts)
-    return generation._decode.trace(model.decoder, policy[0], state, limit, settings, policy[1])
+    return generation.decode.trace(model.decoder, policy[0], state, limit, settings, policy[1])
 
 
 def _settings(config: AlignConfig, model: Model, placement: Placement, prompts: int) -> tuple:

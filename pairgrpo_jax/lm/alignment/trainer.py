@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -36,12 +37,14 @@ from pairgrpo_jax.lm.data import EncodedPair, batch_indices, pad_texts
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import check_slots, generate
 from pairgrpo_jax.lm.models.model import Model
+from pairgrpo_jax.lm.models.quantized import quantized
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden, kept_tokens, piecewise_limit, score, score_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head, reward, score_and_reward
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import Source, SourceError, columns_of, compares, judged
 from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step, processes
+from pairgrpo_jax.training.placement import beside
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _NO_REWARDS = "overlong_buffer: a judge that compares gives no rewards that could fall; leave it at 0"
@@ -98,7 +101,7 @@ def make_trainer(
 
     Args:
       config: what to do.
-      model: where to start; also the reference.
+      model: where to start; also the reference. `config.adapters.quantize` makes codes of it, unless it was loaded so.
       data: prompts for an online method, pairs for an offline one and for supervised fine-tuning.
       source: who judges samples. A reward head is applied in the pass that gives the reference's log-probabilities.
       iterations: length of the run, over which learning rates anneal.
@@ -113,6 +116,7 @@ def make_trainer(
     _check(config, model, data, source, iterations, placement)
     if config.online and decode is None and model.tokenizer is None and not isinstance(source, RewardHead):
         raise ValueError("decode: the model has no tokenizer, and a reward function or judge needs texts")
+    model = dataclasses.replace(model, params=quantized(model.params, config.adapters.quantize))
     return _Run(config, placement.model(model), data, source, iterations, seed, placement, decode).trainer()
 
 
@@ -222,11 +226,13 @@ def groups(tree: Any, count: int) -> Any:
     return jax.tree.map(lambda x: x[:count], tree)
 
 
-def known(draw: Draw, batch: Batch, prompts: int) -> core.Metrics:
-    """`verdict_metrics` of what was drawn and `pair_metrics` of the `prompts` groups of it that are learned from."""
+def known(draw: Draw, pairs: core.Pairs | None, prompts: int, alive: Any = None) -> core.Metrics:
+    """`verdict_metrics` of what was drawn and `pair_metrics` of the `prompts` groups that are learned from: `pairs` of
+    all groups, or of those whose `alive` is given."""
     every = (draw.batch.lengths, draw.batch.alive, draw.ended, draw.rewards)
-    found, learned = on_host((every, (batch.alive, batch.pairs)))
-    return verdict_metrics(*groups(found, len(draw.ended))) | pair_metrics(*groups(learned, prompts))
+    every, pairs, alive = on_host((every, pairs, alive))
+    every, pairs = groups(every, len(draw.ended)), groups(pairs, prompts)
+    return verdict_metrics(*every) | pair_metrics(every[1] if alive is None else alive, pairs)
 
 
 def adaptive_of(state: TrainState) -> Adaptive:
@@ -269,7 +275,8 @@ class _Run:
         extra: dict[str, Any] = {"position": jnp.zeros((), jnp.int32)}
         if self.config.sft_iterations:
             extra["reference"] = jax.tree.map(jnp.copy, trainable)
-        return self.placement.state(TrainState.create(trainable, self.optimizer, key, extra=extra))
+        state = TrainState.create(trainable, self.optimizer, key, extra=extra)
+        return self.placement.state(beside(state, self.model.params))
 
     def policy(self, state: TrainState) -> Policy:
         return policy_of(self.config, self.model, self.model.params, state.params)
@@ -382,31 +389,36 @@ class _Run:
         self, state: TrainState, position: int, sample_key, pair_key, laps: Laps
     ) -> tuple[Batch, dict[str, Any], int]:
         """Samples, has them judged, and adds the learning signal; also how many batches of prompts that took."""
-        found = [self.draw(state, position, sample_key, laps)]
+        found, teaches = [self.draw(state, position, sample_key, laps)], np.array([])
         if self.config.samples.resample:
-            found = self.drawn_again(found, state, position, sample_key, laps)
+            found, teaches = self.drawn_again(found, state, position, sample_key, laps)
         draws, figures = zip(*found)
-        every, kept, metrics = draws[0], draws[0], figures[0]
+        every, kept, metrics, alive = draws[0], draws[0], figures[0], None
         if len(draws) > 1:
             every, metrics = joined(draws), told(figures, [draw.batch.alive.sum() for draw in draws])
-            kept = best(self.config.method, every, self.prompts)
+            kept = best(every, teaches, self.prompts)
+            alive = kept.batch.alive
             kept = self.put(kept._replace(batch=kept.batch.filled(self.places)))
         if self.config.samples.resample:
             metrics = metrics | {"resampled": np.float32(len(draws) - 1)}
         batch = self.signal(kept.batch, kept.scores, kept.pairs, pair_key, adaptive_of(state))
-        return batch, known(every, batch, self.prompts) | metrics, len(draws)
+        return batch, known(every, batch.pairs, self.prompts, alive) | metrics, len(draws)
 
-    def drawn_again(self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps) -> list:
-        """More draws, of the next prompts, until enough groups teach something or no more are allowed; on the host."""
-        method, live = self.config.method, 0
+    def drawn_again(
+        self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps
+    ) -> tuple[list, np.ndarray]:
+        """More draws, of the next prompts, until enough groups teach something or no more are allowed; several are on
+        the host. Also which groups of them all do."""
+        method = self.config.method
+        teaches = groups(teaching(method, found[0][0]), self.prompts)
         for more in range(1, self.config.samples.resample + 1):
-            live += teaching(method, found[-1][0]).sum()
-            if live >= self.prompts:
+            if teaches.sum() >= self.prompts:
                 break
             found = [*found, self.draw(state, position + more, jax.random.fold_in(key, more), laps)]
-        if len(found) == 1:
-            return found
-        return [(groups(draw, self.prompts), figures) for draw, figures in processes.fetch(found)]
+            teaches = np.append(teaches, groups(teaching(method, found[-1][0]), self.prompts))
+        if len(found) > 1:
+            found = [(groups(draw, self.prompts), figures) for draw, figures in processes.fetch(found)]
+        return found, teaches
 
     def draw(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Draw, dict[str, Any]]:
         """Replies to batch number `position` of the prompts, judged; and figures to be logged."""
@@ -524,7 +536,7 @@ class _Run:
             others = self.likelihoods(state, mismatched(rows))
             laps.end("reference", others)
         batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
-        return batch, known(Draw(batch, None, None, None, whole), batch, self.prompts)
+        return batch, known(Draw(batch, None, None, None, whole), batch.pairs, self.prompts)
 
     def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
         """What the policy and the reference say of pairs before any update on them."""

@@ -1,6 +1,7 @@
 """Models loaded from files and saved to them: a folder, a GGUF file, a hub repository."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import logging
@@ -20,6 +21,7 @@ from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
+from pairgrpo_jax.lm.models.quantized import check_kind, encoded, quantized
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -69,6 +71,7 @@ def load_model(
     shardings: Callable[[Any], Any] | None = None,
     ignore_fields: Iterable[str] = (),
     end_of_turn: str | None = None,
+    quantize: str = "none",
 ) -> Model:
     """Loads a model from a local folder, a `.gguf` file, a hub repository, or `smollm2`.
 
@@ -84,15 +87,19 @@ def load_model(
         each device's part is then read on its own.
       ignore_fields: config fields to accept without implementing them.
       end_of_turn: the token (or its id) that ends a reply, instead of what the chat template writes.
+      quantize: "int8" or "nf4" holds the matrices as codes, to be frozen under adapters (`quantized`); one parameter
+        at a time is there in `dtype`.
 
     Raises:
       ValueError: naming the file and the field or tensors, for anything malformed, missing,
         extra, misshapen or not supported.
     """
+    check_kind(quantize)
     path = resolve(path_or_id)
     if peft.is_adapter(path):
         options = {"dtype": dtype, "compute_dtype": compute_dtype, "remat": remat, "shardings": shardings}
-        return _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
+        model = _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
+        return dataclasses.replace(model, params=quantized(model.params, quantize))
     file = open_model(path)
     if file is not None:
         where = file.where
@@ -119,7 +126,8 @@ def load_model(
     if tokenizer is not None:
         tokenizers.check_vocab(tokenizer, config.vocab_size, config.eos_ids, where)
     abstract = abstract_params(config, dtype)
-    params = weights.load(reader, names, abstract, shardings and shardings(abstract))
+    convert = functools.partial(encoded, kind=quantize)
+    params = weights.load(reader, names, abstract, shardings and shardings(abstract), convert)
     return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation)
 
 

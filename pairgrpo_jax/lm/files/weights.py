@@ -55,6 +55,7 @@ def load(
     names: dict[str, Source],
     abstract: Any,
     shardings: Any = None,
+    convert: Callable[[str, jax.Array], Any] = lambda path, x: x,
 ) -> Any:
     """Fills a parameter tree from a checkpoint, each device's part read on its own.
 
@@ -66,6 +67,7 @@ def load(
       names: where each parameter is, `{}` in a name stands for the layer.
       abstract: tree of `jax.ShapeDtypeStruct`, the shapes and dtypes wanted.
       shardings: tree of shardings like `abstract`; None puts everything on the first device.
+      convert: `(path, parameter) -> what is kept of it`, before the next one is read.
 
     Raises:
       ValueError: listing all missing, extra and misshapen tensors.
@@ -78,8 +80,8 @@ def load(
     for path, leaf in flat.items():
         read: Any = functools.partial(_read_block, reader, names[path], where, path, leaf)
         place = places.get(path, local)
-        loaded[path] = jax.make_array_from_callback(leaf.shape, place, read)
-        loaded[path].block_until_ready()
+        loaded[path] = convert(path, jax.make_array_from_callback(leaf.shape, place, read))
+        jax.block_until_ready(loaded[path])
     return flax.traverse_util.unflatten_dict(loaded, sep="/")
 
 

@@ -14,6 +14,7 @@ from pairgrpo_jax.lm.models import rope
 from pairgrpo_jax.lm.models.attention import attend, default_scale
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.places import KV
+from pairgrpo_jax.lm.models.quantized import dense, rows
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -41,7 +42,7 @@ class Linear(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
         shape = (*x.shape[:-1], self.features)
         x = x.reshape(-1, x.shape[-1])  # a plain matrix: XLA copies other operands in the backward pass
-        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=self.out)
+        y = jnp.matmul(x, dense(kernel, self.dtype), preferred_element_type=self.out)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(self.dtype)
@@ -156,7 +157,7 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, L scanned blocks, final norm and vocabulary projection.
 
-    Parameters have whatever dtype they are given; activations are computed in `dtype`.
+    Parameters have whatever dtype they are given, or are codes (`quantized`); activations are computed in `dtype`.
     The backward pass keeps the outputs of the linear layers and recomputes what lies between,
     which is cheaper than memory; with `remat` it keeps a layer's input alone.
     """
@@ -198,7 +199,7 @@ class Decoder(nn.Module):
           `([B, T, d], KV of [L, B, H, T, D])`.
         """
         c = self.config
-        x = self.embed[tokens].astype(self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
+        x = dense(rows(self.embed, tokens), self.dtype) * jnp.asarray(c.embed_scale, self.dtype)
         if c.rope is None:
             at = self.positions.at[jnp.maximum(positions, 0)]
             learned = at.get(mode="fill", fill_value=jnp.nan)  # beyond the context: never a silent number
@@ -210,7 +211,7 @@ class Decoder(nn.Module):
     def unembed(self, x: jax.Array) -> jax.Array:
         """Projects hidden states `[..., d]` to logits `[..., V]`, float32 or better."""
         if self.config.tied:
-            table = self.embed.astype(self.dtype)
+            table = dense(self.embed, self.dtype)
             flat = x.reshape(-1, x.shape[-1])
             wide = jnp.promote_types(self.dtype, jnp.float32)
             logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=wide)

@@ -42,15 +42,24 @@ class Generation(NamedTuple):
     keys: jax.Array
 
 
-class _State(NamedTuple):
-    """The decode loop; R = B K rows. The last token drawn has not been fed yet."""
+class DecodeState(NamedTuple):
+    """The decode loop over R = B K rows. The last token drawn has not been fed yet.
+
+    Attributes:
+      cache: what the rows have seen.
+      tokens: drawn so far, `[R, T]`.
+      logp: of each, `[R, T]`.
+      step: tokens drawn of every row.
+      lengths: `[R]`, the stop token included.
+      done: `[R]`, rows that have ended, or that are none.
+    """
 
     cache: Cache
-    tokens: jax.Array  # [R, T]
-    logp: jax.Array  # [R, T]
-    step: jax.Array  # tokens drawn so far
-    lengths: jax.Array  # [R]
-    done: jax.Array  # [R]
+    tokens: jax.Array
+    logp: jax.Array
+    step: jax.Array
+    lengths: jax.Array
+    done: jax.Array
 
 
 def generate(
@@ -145,16 +154,16 @@ def generate(
     return Generation(tokens, lengths, np.where(past_end, 0.0, logp), keys)
 
 
-def _whole_batch(decoder: Decoder, inputs: tuple, new: int, watch: Callable, every: int) -> _State:
+def _whole_batch(decoder: Decoder, inputs: tuple, new: int, watch: Callable, every: int) -> DecodeState:
     """Decodes all rows together, until the last has ended."""
     params, *_, settings, lora = inputs
-    state = _prefill(decoder, bucket(new, 32), *inputs)
+    state = prefill(decoder, bucket(new, 32), *inputs)
     while True:
         state = watch(state)
         if int(state.step) >= new or bool(state.done.all()):
             return state
         limit = np.int32(min(int(state.step) + every, new))
-        state = _decode(decoder, params, state, limit, settings, lora)
+        state = decode(decoder, params, state, limit, settings, lora)
 
 
 def _refilled(decoder: Decoder, inputs: tuple, new: int, watch: Callable, every: int, slots: int) -> refill.Texts:
@@ -239,8 +248,19 @@ def _pad_prompts(prompts: Sequence[Sequence[int]], multiple: int = 1) -> tuple[n
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _prefill(decoder: Decoder, slots: int, params, tokens, lengths, real, settings, lora) -> _State:
-    """Runs the prompts `[B, P]` and draws the first token of every completion."""
+def prefill(decoder: Decoder, slots: int, params, tokens, lengths, real, settings, lora) -> DecodeState:
+    """Runs prompts and draws the first token of every completion; compiled.
+
+    Args:
+      decoder: of the model.
+      slots: T, the longest completion that there is room for.
+      params: of the model.
+      tokens: `[B, P]`, right-padded.
+      lengths: `[B]`.
+      real: `[B]`, false for rows that only fill the batch up.
+      settings: `(Sampling, stop ids, keys [R])`.
+      lora: variables of `lora.variables`, or None.
+    """
     samples = settings[2].size // len(tokens)
     prompt, logits = _read(decoder, params, tokens, lengths, samples, lora)
     cache = kv_cache.empty(decoder.config, len(tokens) * samples, slots, decoder.dtype, prompt)
@@ -258,11 +278,11 @@ def _read(decoder: Decoder, params, tokens, lengths, samples: int, lora) -> tupl
     return KV(prompt.k.astype(dtype), prompt.v.astype(dtype), positions), logits
 
 
-def _start(cache: Any, slots: int, real: jax.Array) -> _State:
+def _start(cache: Any, slots: int, real: jax.Array) -> DecodeState:
     """Rows `[R]` of which nothing is drawn yet; those that are not real are done."""
     shape = (len(real), slots)
     drawn = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-    return _State(cache, *drawn, jnp.int32(0), jnp.zeros(len(real), jnp.int32), ~real)
+    return DecodeState(cache, *drawn, jnp.int32(0), jnp.zeros(len(real), jnp.int32), ~real)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -277,7 +297,7 @@ def _read_piece(decoder: Decoder, sizes: tuple[int, int], params, tokens, length
     return refill.Texts(drawn.tokens, drawn.logp, drawn.lengths, drawn.done), KV(k, v, positions)
 
 
-def _draw_next(state: _State, logits: jax.Array, settings: tuple) -> _State:
+def _draw_next(state: DecodeState, logits: jax.Array, settings: tuple) -> DecodeState:
     """Draws each row's next token from logits `[R, V]` and records it."""
     chosen, stops, keys = settings
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
@@ -293,14 +313,14 @@ def _draw_next(state: _State, logits: jax.Array, settings: tuple) -> _State:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _decode(decoder: Decoder, params, state: _State, limit, settings, lora) -> _State:
-    """Draws tokens until `limit` of them, or until every row is done."""
+def decode(decoder: Decoder, params, state: DecodeState, limit, settings, lora) -> DecodeState:
+    """Draws tokens until `limit` of each row, or until every row is done; compiled. It takes the memory of `state`."""
     _log.info("compiling decode: %d rows, %d new tokens at most", *state.tokens.shape)
     prompt = state.cache.shared
     assert prompt is not None
     starts = jnp.repeat(prompt.positions.max(-1) + 1, len(state.tokens) // len(prompt.positions))
 
-    def step(state: _State) -> _State:
+    def step(state: DecodeState) -> DecodeState:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
         positions = (starts + state.step - 1)[:, None]
         places = state.cache.places()

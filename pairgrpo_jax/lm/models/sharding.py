@@ -48,7 +48,7 @@ def specs(abstract: Any, axis_sizes: Mapping[str, int], rules: Mapping[str, str]
         return PartitionSpec(*(a if s > 1 and n % s == 0 else None for a, s, n in zip(axes, sizes, shape)))
 
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(abstract, sep="/")
-    tree = {path: spec(path, leaf.shape) for path, leaf in flat.items()}
+    tree = {path: jax.tree.map(lambda x, path=path: spec(path, x.shape), leaf) for path, leaf in flat.items()}
     return flax.traverse_util.unflatten_dict(tree, sep="/")
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import minimize
+import scipy
 
 from pairgrpo_jax.core.terms import Objective, mean_term
 from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_preferences, pad_texts, ranked_right
@@ -143,7 +143,10 @@ def fit_bradley_terry(differences: np.ndarray, l2: float) -> np.ndarray:
         gradient = (wrong.astype(np.float32) @ x).astype(np.float64)
         return np.logaddexp(0, -margin).mean() + l2 / 2 * weight @ weight, l2 * weight - gradient
 
-    return minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x / scale
+    return (
+        scipy.optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+        / scale
+    )
 
 
 def log_loss(margins: np.ndarray) -> float:

@@ -1,0 +1,102 @@
+"""Comparisons whose runs are those of `pairgrpo align`: online methods, equally long, at the same distances."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+
+from experiments.grid import Cell, Grid
+from experiments.matched import curve_of, matched
+from pairgrpo_jax.commands import align
+from pairgrpo_jax.commands.comparison import compared, interval, markdown
+from pairgrpo_jax.core.bounds import AtLeast
+from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
+from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.lm.alignment import AlignConfig
+from pairgrpo_jax.methods import METHODS
+
+ONLINE = tuple(method.name for method in METHODS if method.online)
+
+
+@dataclass(frozen=True)
+class Aligned(Grid):
+    """What to compare."""
+
+    methods: tuple[str, ...] = ("grpo", "ppo", "soft", "hard")
+    """Online methods, each with its preset. The first is the baseline."""
+    seeds: Annotated[int, AtLeast(1)] = 5
+    """Runs per method (tune: per trial)."""
+    iterations: Annotated[int, AtLeast(1)] = align.preset("hard").iterations
+    """Batches of each run."""
+    evaluations: Annotated[int, AtLeast(1)] = 6
+    """Evaluations of each run; what a method scores at a KL is read off between them."""
+    distances: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """KLs to the start, nats a reply, at which methods are compared."""
+
+    program: ClassVar[Any] = align
+    budget: ClassVar[str] = "iterations"
+    rates: ClassVar[tuple[float, ...]]  # Adam's step sizes that a sweep tries
+    what: ClassVar[str]  # the score, in words
+    each: ClassVar[str]  # metric: scores of each held-out prompt
+    start: ClassVar[str | float]  # metric, or its value: mean score of the start
+    more_columns: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not all(kl > 0 for kl in self.distances):
+            raise ValueError(f"distances={self.distances} must be above 0; the start is at 0")
+
+    @abstractmethod
+    def preset(self, method: str) -> align.Run:
+        """Where an online method starts."""
+
+    def config(self, method: str) -> AlignConfig:
+        """A method's preset; ValueError for one that does not sample."""
+        if method not in ONLINE:
+            hint = did_you_mean(method, ONLINE, f"choose among {', '.join(ONLINE)}")
+            raise ValueError(f"methods: {method!r} samples nothing; {hint}")
+        return self.preset(method).config
+
+    def trials(self, method: str) -> list[dict[str, Any]]:
+        """The same rates for each method."""
+        return [{"learning_rate": rate} for rate in self.rates]
+
+    def run(self, cell: Cell, config: AlignConfig, output: Path) -> align.Run:
+        """The run of a cell in a folder."""
+        changes = {"iterations": int(self.iterations), "evaluations": self.evaluations, "seed": cell.seed}
+        changes |= {"output": output, "resume": output.exists(), "export": False, "config": config}
+        return self.preset(cell.method).replace(**changes)
+
+    def table_of(self, rows: dict[str, list[list[dict]]]) -> str:
+        """Methods at the end of their runs, and where they are equally far from the start."""
+        curves = {
+            method: [curve_of(metrics, self.each, self.start) for metrics in runs] for method, runs in rows.items()
+        }
+        return f"{self.ends(rows)}\n\n{matched(curves, self.distances)}"
+
+    def ends(self, rows: dict[str, list[list[dict]]]) -> str:
+        """A Markdown table of methods, each with the metrics of its runs; the first is the baseline."""
+        columns = (f"{self.what} %, IQM [95% interval]", "P(beats {first}) [95% interval]")
+        columns += ("KL to the start, nats a reply", "reply tokens", *self.more_columns, "minutes", "seeds")
+        return markdown(compared(rows, columns, self._figures))
+
+    def more(self, runs: list[list[dict]]) -> tuple[str, ...]:
+        """Cells of `more_columns`."""
+        return ()
+
+    def _figures(self, scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
+        low, high = interquartile_interval(100 * scores)
+        ends = [metrics[-1] for metrics in runs]
+        return (
+            f"**{100 * interquartile_mean(scores):.1f}**" + interval(low, min(high, 100.0), ".1f"),
+            beats,
+            f"{np.mean([row['kl_reference'] for row in ends]):.1f}",
+            f"{np.mean([row['reply_tokens'] for row in ends]):.1f}",
+            *self.more(runs),
+            f"{np.median([row['seconds'] for row in ends]) / 60:.1f}",
+            str(len(scores)),
+        )

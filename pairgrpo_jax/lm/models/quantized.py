@@ -1,0 +1,141 @@
+"""A frozen base as codes and scales: int8 (https://arxiv.org/abs/2208.07339) and nf4 (https://arxiv.org/abs/2305.14314).
+
+Codes become numbers again where a product needs them, one layer at a time. qwix has the same nf4 codes
+(`tests/lm/test_quantized.py`), but takes 25 times as long to look a number up on a CPU, and longer to find a code.
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+KINDS = ("none", "int8", "nf4")
+BLOCK = 64  # inputs of one nf4 scale, as in the paper
+# Appendix E of the paper: equally likely values of a normal distribution, scaled to [-1, 1], with an exact zero.
+NF4 = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+
+
+@flax.struct.dataclass
+class Codes:
+    """A matrix `[..., d, out]`: int8 numbers or, of 4 bits, indices of `NF4`, times their scales.
+
+    Attributes:
+      codes: int8 or uint4 `[..., d, out]`.
+      scale: `[..., blocks, out]` or, a scale a row, `[..., d, 1]`.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+
+    @property
+    def kind(self) -> str:
+        """Out of `KINDS`."""
+        return "nf4" if self.codes.dtype == jnp.uint4 else "int8"
+
+
+def quantized(params: Any, kind: str) -> Any:
+    """Returns the parameters with their matrices as `Codes`; norms, biases and learned positions stay as they are.
+
+    Layers have int8 codes with a scale for each output, or nf4 codes with one for each output and `BLOCK` inputs (of
+    another width: the divisor of it nearest to that), in bfloat16. The embedding and the projection to the vocabulary
+    are int8 in both, a scale a token.
+
+    Args:
+      params: a parameter tree, of arrays or, under `jax.eval_shape`, of shapes.
+      kind: out of `KINDS`; "none" returns the tree as it is.
+
+    Raises:
+      ValueError: if `kind` is unknown, or the parameters are codes of another kind.
+    """
+    check_kind(kind)
+    if (held := kind_of(params)) not in ("none", kind):
+        raise ValueError(f"quantize={kind!r}: the parameters are {held} codes already; use that, or load them anew")
+    if kind in ("none", held):
+        return params
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(params, sep="/")
+    return flax.traverse_util.unflatten_dict({path: encoded(path, x, kind) for path, x in flat.items()}, sep="/")
+
+
+def check_kind(kind: str) -> None:
+    """Raises ValueError for a kind that is not in `KINDS`."""
+    if kind not in KINDS:
+        raise ValueError(f"quantize={kind!r} must be one of {', '.join(KINDS)}")
+
+
+def encoded(path: str, x: jax.Array, kind: str) -> Any:
+    """One parameter of `quantized`, by its path `layers/attn/q/kernel`."""
+    if kind == "none" or not (path == "embed" or path.endswith("/kernel")):
+        return x
+    if path.startswith("layers/") and kind == "nf4":
+        return _nf4(x)
+    return _int8(x, axis=-1 if path == "embed" else -2)
+
+
+def kind_of(params: Any) -> str:
+    """Out of `KINDS`: what the layers of a parameter tree are held as."""
+    found = [x.kind for x in jax.tree.leaves(params.get("layers", {}), is_leaf=is_coded) if is_coded(x)]
+    return found[0] if found else "none"
+
+
+def is_coded(x: Any) -> bool:
+    """Whether this is a matrix of codes."""
+    return isinstance(x, Codes)
+
+
+def dense(x: Any, dtype: Any) -> jax.Array:
+    """Returns a matrix as numbers of `dtype`: an array, or codes times their scales, in float32."""
+    if not is_coded(x):
+        return x.astype(dtype)
+    values = x.codes.astype(jnp.float32)
+    if x.kind == "nf4":
+        values = jnp.take(jnp.asarray(NF4), x.codes.astype(jnp.int32), mode="clip")
+    *stack, blocks, out = x.scale.shape
+    scale = x.scale.astype(jnp.float32).reshape(*stack, blocks, 1, out)
+    return (values.reshape(*stack, blocks, -1, values.shape[-1]) * scale).reshape(values.shape).astype(dtype)
+
+
+def rows(x: Any, index: jax.Array) -> Any:
+    """`x[index]` of an array, or of codes with a scale a row."""
+    return jax.tree.map(lambda part: part[index], x)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def dequantized(params: Any, dtype: Any = jnp.float32) -> Any:
+    """Returns the parameters with all codes as numbers, for `lora.merge` and `save_pretrained`."""
+    return jax.tree.map(lambda x: dense(x, dtype) if is_coded(x) else x, params, is_leaf=is_coded)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _int8(x: jax.Array, axis: int) -> Codes:
+    """The largest of an axis is 127."""
+    x = x.astype(jnp.float32)
+    scale = _above_zero(jnp.abs(x).max(axis, keepdims=True) / 127)
+    return Codes(jnp.round(x / scale).astype(jnp.int8), scale)
+
+
+@jax.jit
+def _nf4(x: jax.Array) -> Codes:
+    """The nearest level of each part of its block's largest."""
+    *stack, d, out = x.shape
+    size = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: abs(n - BLOCK))
+    blocks = x.astype(jnp.float32).reshape(*stack, d // size, size, out)
+    scale = _above_zero(jnp.abs(blocks).max(-2, keepdims=True))
+    parts = blocks / scale
+    codes = sum((parts > middle).astype(jnp.int8) for middle in (NF4[1:] + NF4[:-1]) / 2)
+    return Codes(codes.reshape(x.shape).astype(jnp.uint4), scale[..., 0, :].astype(jnp.bfloat16))
+
+
+def _above_zero(scale: jax.Array) -> jax.Array:
+    """The scale, or 1 where all numbers are 0."""
+    return jnp.where(scale > 0, scale, 1)

@@ -1,0 +1,59 @@
+"""Scores at the same distance: read off a run's path, compared over seeds and prompts."""
+
+import numpy as np
+import pytest
+
+from experiments.matched import Curve, curve_of, matched, score_at
+from experiments.preferences import Preferences
+from experiments.sums import Sums
+
+
+def test_a_score_is_read_off_where_the_path_first_passes():
+    curve = Curve(np.array([0.0, 2.0, 1.0, 4.0]), np.array([[0.0, 0.2], [1.0, 0.2], [0.5, 0.6], [0.5, 0.9]]))
+    np.testing.assert_allclose(score_at(curve, 1.0), [0.5, 0.2])  # on the way out, not on the way back
+    np.testing.assert_allclose(score_at(curve, 2.0), [1.0, 0.2])
+    np.testing.assert_allclose(score_at(curve, 3.0), [0.5, 0.8])
+    assert score_at(curve, 4.1) is None
+
+
+def test_a_curve_begins_at_the_start():
+    rows = [{"reward": 1.0}, {"each": [1.0, 0.0], "kl_reference": 2.0, "rival": 0.25}]
+    curve = curve_of(rows, "each", "rival")
+    assert curve.kl.tolist() == [0, 2] and curve.scores.tolist() == [[0.25, 0.25], [1, 0]]
+    assert curve_of(rows, "each", 0.5).scores[0].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="no evaluation with wins and kl_reference"):
+        curve_of(rows, "wins", 0.5)
+
+
+def paths(rise, seeds=5, prompts=40):
+    """Runs whose score rises by so much a nat, each prompt at its own level, each seed a little off."""
+    levels = np.random.default_rng(0).uniform(0.2, 0.5, prompts)
+    noise = np.random.default_rng(int(1000 * rise) + 1).normal(0, 0.01, (seeds, prompts))
+    kl = np.array([0.0, 1.0, 2.0])
+    return [Curve(kl, levels + rise * kl[:, None] + kl[:, None] * of) for of in noise]
+
+
+def test_what_a_method_gains_at_equal_distance_is_told_with_an_interval():
+    table = matched({"grpo": paths(0.1), "soft": paths(0.1), "hard": paths(0.2)}, (1.5, 3.0)).splitlines()
+    head, _, grpo, _, hard = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
+    assert head[1:3] == ["at 1.5 nats, % [95% interval] (seeds)", "less grpo [95% interval], P(more)"]
+    assert grpo[2] == "–" and grpo[1].endswith("(5)") and grpo[3] == hard[3] == hard[4] == "not reached"
+    assert abs(float(hard[2].split()[0]) - 15) < 1 and hard[2].endswith(", 1.00")
+    low, high = (float(x) for x in hard[2].split("[")[1].split("]")[0].split(","))
+    assert low < 15 < high and high - low < 2, "prompts are alike for both, and their levels cancel"
+    low, high = (float(x) for x in hard[1].split("[")[1].split("]")[0].split(","))
+    assert high - low > 4, "a mean alone is as uncertain as the prompts are different"
+
+
+@pytest.mark.parametrize("grid", [Sums, Preferences])
+def test_distances_are_beyond_the_start(grid):
+    with pytest.raises(ValueError, match=r"distances=\(0.0, 1.0\) must be above 0"):
+        grid(distances=(0.0, 1.0))
+
+
+def test_a_domain_trains_on_one_head_and_is_judged_by_the_other(tmp_path):
+    grid = Preferences(domain="helpful", methods=("soft",), seeds=1, results=tmp_path, output=tmp_path)
+    (cell,) = grid.cells()
+    run = grid.run_of(cell)
+    assert (run.reward, run.judge, run.seed, run.evaluations) == ("helpful-a", "helpful-b", 100, 6)
+    assert grid.path_of(cell) == tmp_path / "helpful" / "24" / "soft" / "seed100.json"
