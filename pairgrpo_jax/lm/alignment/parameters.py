@@ -58,6 +58,14 @@ class Placement:
         """Takes a mesh and which of its axes split which parameter axes; no rules: replicated, data-parallel."""
         self.mesh, self.rules = mesh, rules
 
+    @classmethod
+    def over(cls, mesh: str) -> Placement:
+        """All devices, with parameters replicated ("data") or split ("fsdp"); the default one ("none")."""
+        if mesh == "none":
+            return cls()
+        devices = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+        return cls(devices, {}) if mesh == "data" else cls(devices)
+
     @property
     def rows(self) -> NamedSharding | None:
         """How a leading axis is split."""
