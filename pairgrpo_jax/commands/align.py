@@ -244,10 +244,12 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     require_mesh(run)
     require_trackers(run)
-    placement = make_placement(run)
+    placement = Placement.over(run.mesh)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)
     held_out = prepare(run, model, placement, console)
+    if told := placement.told(run.config):
+        console.print(told)
     trainer = held_out.trainer
     judges = make_judges(run, held_out, placement)
     accuracy = judge_accuracy(run, judges, console)
@@ -371,14 +373,6 @@ def tell(run: Run, loaded: Loaded, rows: Sequence[Sequence], used: Sequence[Sequ
     console.print(f"{run.data}: {describe(loaded)}; {parts}, {len(used[1])} of them to evaluate on")
 
 
-def make_placement(run: Run) -> Placement:
-    """All devices, or the default one."""
-    if run.mesh == "none":
-        return Placement()
-    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    return Placement(mesh, {}) if run.mesh == "data" else Placement(mesh)
-
-
 def make_source(run: Run, model: Model, gym: Gym | None) -> Source | RewardHead:
     """A reward model, verifiers and the user's functions: rewards, or comparisons after `judge:`."""
     judging = run.judging
@@ -445,7 +439,7 @@ def judge_accuracy(run: Run, judges: Judges, console: Console) -> dict[str, floa
     loaded = load_preferences(run.data, **reading(run))
     rows = spread(unseen(loaded.rows, fitted_on(name, run.data)), run.evaluation_pairs)
     pairs = encode_pairs(judges.reference.model, rows, texts.prompt_tokens, texts.completion_tokens)
-    row = head_accuracy(judges.reference, judges.head, pairs)
+    row = head_accuracy(judges.reference, judges.head, pairs, judges.rows)
     console.print("\n".join(told_accuracy(row)))
     return row
 

@@ -7,25 +7,27 @@ alike then write equal replies, which tie, and the rate varies less; `--independ
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.exported import chat_of, exported
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
-from pairgrpo_jax.commands.runs import reading
+from pairgrpo_jax.commands.runs import reading, require_mesh
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval, pass_at_k
 from pairgrpo_jax.lm import Model, Policy, Sampling, load_model
-from pairgrpo_jax.lm.alignment import EncodedPair, EncodedPrompt, encode_pairs, encode_prompts
+from pairgrpo_jax.lm.alignment import EncodedPair, EncodedPrompt, Placement, encode_pairs, encode_prompts
 from pairgrpo_jax.lm.alignment.evaluation import (
     Judged,
     Replies,
@@ -50,6 +52,7 @@ from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_h
 from pairgrpo_jax.lm.rewards.reward_training import pair_features
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import SourceError, columns_of, compares, judged
+from pairgrpo_jax.training import processes
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Evaluation(Settings):
     """Draw b's replies with random keys of their own, not a's: no ties of equal replies, and a wider interval."""
     output: Path | None = None
     """A .json file for the figures and both sides' replies."""
+    mesh: Literal["none", "data", "fsdp"] = "none"
+    """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
     chat: Chat = field(default_factory=Chat)
 
 
@@ -238,11 +243,13 @@ def reward_figures(a: Heard, b: Heard) -> dict[str, Any]:
     return row
 
 
-def head_accuracy(reference: Policy, head: RewardHead, pairs: Sequence[EncodedPair]) -> dict[str, float]:
+def head_accuracy(
+    reference: Policy, head: RewardHead, pairs: Sequence[EncodedPair], rows: NamedSharding | None = None
+) -> dict[str, float]:
     """The share of labelled pairs, cut to some limits, that the judge orders rightly, and its interval; {} of none."""
     if not pairs:
         return {}
-    both = pair_features(reference, pairs, head.features) @ np.asarray(head.weight)
+    both = pair_features(reference, pairs, head.features, rows=rows) @ np.asarray(head.weight)
     right = ranked_right(both[:, 0] - both[:, 1])
     low, high = mean_interval(right)
     found = {"head_accuracy": float(right.mean()), "head_accuracy_low": low, "head_accuracy_high": high}
@@ -269,13 +276,15 @@ def labelled(policy: Policy, args: Evaluation) -> list[EncodedPair]:
     return spread(encode_pairs(policy.model, rows, args.prompt_tokens, args.completion_tokens), args.prompts)
 
 
-def pair_accuracy(policy: Policy, reference: Policy, args: Evaluation) -> dict[str, float]:
+def pair_accuracy(
+    policy: Policy, reference: Policy, args: Evaluation, rows: NamedSharding | None = None
+) -> dict[str, float]:
     """Implicit-reward accuracy on labelled pairs of the fold, with its interval; nothing for data of prompts alone."""
     pairs = labelled(policy, args)
     if not pairs:
         return {}
-    limits = args.prompt_tokens, args.completion_tokens
-    margins = implicit_margins(policy, reference, pairs, prompt_tokens=limits[0], completion_tokens=limits[1])
+    limits: dict[str, Any] = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
+    margins = implicit_margins(policy, reference, pairs, rows=rows, **limits)
     low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
     return {"implicit_accuracy": accuracy, "implicit_accuracy_low": low, "implicit_accuracy_high": high}
@@ -288,9 +297,9 @@ def tell_other_model(model: str, head: str) -> None:
         print(f"pairgrpo: warning: {head} was made on {made_on}; is {model} the same model?", file=sys.stderr)
 
 
-def as_policy(name: str, chat: Chat, **options: Any) -> Policy:
-    """Loads a model as a policy, with options of `load_model`."""
-    model = load_model(exported(name), **options)
+def as_policy(name: str, chat: Chat, placement: Placement, **options: Any) -> Policy:
+    """Loads a model as a policy, in its place, with options of `load_model`."""
+    model = placement.model(load_model(exported(name), shardings=placement.shardings, **options))
     if model.tokenizer is None:
         raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
     model, _ = with_chat(model, chat)
@@ -324,6 +333,8 @@ def held_out_prompts(model: Model, args: Evaluation, gym: Gym | None, source: An
 def main(words: Sequence[str]) -> None:
     """Compares and prints."""
     args = parse(Evaluation(), words, "pairgrpo evaluate", __doc__)
+    require_mesh(args)
+    placement = Placement.over(args.mesh)
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
     gym, name = gym_of(args.data, args.system), judge_of(args)
@@ -331,11 +342,12 @@ def main(words: Sequence[str]) -> None:
     if not name and source is None:
         raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")
     if name:
-        tell_other_model(args.reference, name)
+        processes.on_lead(lambda: tell_other_model(args.reference, name))
     options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
     chat, head = chat_of(args.a, args.chat), load_head(name) if name else None
-    reference = as_policy(args.reference, chat, **options)
-    a, b = (reference if name == args.reference else as_policy(name, chat, **options) for name in (args.a, args.b))
+    load = functools.partial(as_policy, chat=chat, placement=placement, **options)
+    reference = load(args.reference)
+    a, b = (reference if name == args.reference else load(name) for name in (args.a, args.b))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
@@ -351,14 +363,19 @@ def main(words: Sequence[str]) -> None:
         sampling=Sampling(args.temperature),
         samples=args.samples,
         seed=args.seed,
+        rows=placement.rows,
     )
     heard = judges.hear(a), judges.hear(b, independent=args.independent)
     row = figures(*heard) | {"prompts": len(prompts)}
     if gym is None:
-        row |= pair_accuracy(a, reference, args)
-        row |= {} if head is None else head_accuracy(reference, head, labelled(reference, args))
+        row |= pair_accuracy(a, reference, args, placement.rows)
+        row |= {} if head is None else head_accuracy(reference, head, labelled(reference, args), placement.rows)
+    processes.on_lead(lambda: tell(args.output, row, dialogues(prompts, a=heard[0], b=heard[1])))
+
+
+def tell(output: Path | None, row: dict[str, Any], replies: list[dict]) -> None:
+    """Prints the figures, and writes them with the replies."""
     Console().print_json(json.dumps({name: x for name, x in row.items() if not isinstance(x, list)}))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        replies = dialogues(prompts, a=heard[0], b=heard[1])
-        args.output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.lm.models.chat import Chat
+from pairgrpo_jax.training import processes
 
 
 def exported(name: str) -> str:
@@ -24,6 +25,6 @@ def chat_of(name: str, chat: Chat) -> Chat:
     if chat != Chat() or not (stored.parent / "versions.json").exists():
         return chat
     kept = from_values(Chat, json.loads(stored.read_text()).get("chat", {}))
-    if kept != chat:
+    if kept != chat and processes.leads():
         print(f"pairgrpo: conversations become text as in {name}: {kept}", file=sys.stderr)
     return kept

@@ -20,7 +20,7 @@ COMMANDS = {
 }
 USAGE = "usage: pairgrpo COMMAND ...\n\nThe Pair-GRPO family in JAX.\n\n"
 USAGE += "".join(f"  {name:13} {about}\n" for name, about in COMMANDS.items())
-TOGETHER = ("cheetah", "align")  # what several processes can do as one
+TOGETHER = ("cheetah", "align", "evaluate", "reward-model")  # what several processes can do as one
 USAGE += f"\n{', '.join(TOGETHER)}: several processes with --coordinator HOST:PORT --processes N --process I,\n"
 USAGE += "the same words in each, or with --distributed auto.\n"
 USAGE += "\n`pairgrpo COMMAND --help` has the rest."

@@ -87,13 +87,10 @@ def model_of(run: Run) -> Model:
 def report(run: Run, name: str, topology: Topology) -> int:
     """Prints a line for each program; the exit code, 1 where one does not fit."""
     placement = Placement(topology.mesh, *([{}] if run.mesh != "fsdp" else []))
-    how = run.config.optimizer
-    placement.check(run.config.texts.prompts // how.minibatches // how.accumulate)
     chip = topology.chip
     memory = chip.gib * _GIB if chip else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / topology.devices
-    print(
-        f"{run.label}, {run.model}, {run.dtype}, mesh {run.mesh}, on {name}: {topology.devices} devices\n", flush=True
-    )
+    about = f"{run.label}, {run.model}, {run.dtype}, mesh {run.mesh}, on {name}: {topology.devices} devices"
+    print("\n".join(filter(None, (about, placement.told(run.config)))), end="\n\n", flush=True)
     print(f"{_HEAD}\n|{'---|' * _HEAD.count(' | ')}---|", flush=True)
     fits, start = True, time.perf_counter()
     for program in programs(run.config, model_of(run), placement, run.iterations):

@@ -11,6 +11,7 @@ low-rank adapters (`--mode lora`) or as a whole (`--mode full`). Writes heads, f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -27,11 +28,12 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.runs import FREE, make_console, open_log, require_trackers
+from pairgrpo_jax.commands.runs import FREE, make_console, open_log, require_mesh, require_trackers
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
+from pairgrpo_jax.lm.alignment import Placement
 from pairgrpo_jax.lm.data import (
     EncodedPair,
     Half,
@@ -51,7 +53,17 @@ from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards import reward_training as training
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, save_head
-from pairgrpo_jax.training import MetricLog, NoLog, TrainState, check_finite, make_update_step, open_folder, settings
+from pairgrpo_jax.training import (
+    MetricLog,
+    NoLog,
+    TrainState,
+    check_finite,
+    make_update_step,
+    open_folder,
+    processes,
+    settings,
+)
+from pairgrpo_jax.training.placement import put_rows
 from pairgrpo_jax.training.services import Tracking
 
 
@@ -91,6 +103,8 @@ class Run(Settings):
     """Of Adam, constant (lora and full)."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters (lora)."""
+    mesh: Literal["none", "data", "fsdp"] = "none"
+    """Use all devices: parameters replicated (data) or fully sharded (fsdp)."""
     output: Path = Path("runs/reward_model")
     """Folder for everything the run leaves."""
     resume: bool = False
@@ -131,30 +145,41 @@ def main(words: Sequence[str]) -> int:
 
 def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
+    require_mesh(run)
     require_trackers(run)
-    model = load_model(run.model, ignore_fields=run.ignore_fields, end_of_turn=run.end_of_turn)
-    model, chat = with_chat(model, run.chat)
+    placement = Placement.over(run.mesh)
+    if run.mode != "frozen" and (filled := placement.places(run.batch)) > run.batch:
+        raise ValueError(
+            f"batch={run.batch} must be a multiple of the {placement.splits} devices; try --batch {filled}"
+        )
+    options = {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn, "shardings": placement.shardings}
+    model, chat = with_chat(placement.model(load_model(run.model, **options)), run.chat)
     run = dataclasses.replace(run, chat=chat)
     if run.mode == "lora":
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
-        rows = measure(run, model, pairs, console)
-        (run.output / "figures.json").write_text(json.dumps(rows, indent=2))
+        rows = measure(run, model, placement, pairs, console)
         text = table(rows)
-        (run.output / "table.md").write_text(text + "\n")
+        processes.on_lead(lambda: write(run.output, rows, text))
     console.print(f"\n{run.data}, {len(pairs.rows)} pairs, {run.mode} {run.model}", style="bold")
     console.print(text)
     console.print(f"\nheads: {run.output}/a.safetensors, {run.output}/b.safetensors")
     return 0
 
 
-def measure(run: Run, model: Model, pairs: Pairs, console: Console) -> list[dict[str, Any]]:
+def write(output: Path, rows: list[dict[str, Any]], text: str) -> None:
+    """The figures, and as a table."""
+    (output / "figures.json").write_text(json.dumps(rows, indent=2))
+    (output / "table.md").write_text(text + "\n")
+
+
+def measure(run: Run, model: Model, placement: Placement, pairs: Pairs, console: Console) -> list[dict[str, Any]]:
     """The figures of cross-validation and of both halves; a row a fold and one of all figures go into the log."""
     log, complete = open_log(run, console), False
     try:
-        pooled = pool(run, model, pairs, console)
-        fit = make_fit(run, model, pairs, pooled)
+        pooled = pool(run, model, placement, pairs, console)
+        fit = make_fit(run, model, placement, pairs, pooled)
         rows = cross_validate(run, pairs, fit, console, log) if run.folds else []
         rows += halves(run, model, pairs, fit)
         last = {"iteration": run.folds + 1, "steps": len(pairs.rows), "score": rows[0]["accuracy"]}
@@ -179,17 +204,16 @@ def read(run: Run, model: Model, console: Console) -> Pairs:
     return Pairs(list(rows), list(pairs))
 
 
-def pool(run: Run, model: Model, pairs: Pairs, console: Console) -> np.ndarray:
+def pool(run: Run, model: Model, placement: Placement, pairs: Pairs, console: Console) -> np.ndarray:
     """Features `[N, 2, F]` from the frozen trunk, kept in the run's folder as they come."""
     path, partial = run.output / "features.npy", run.output / "features.partial.npy"
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    if not partial.exists():
-        np.save(run.output / "features.new.npy", training.empty_features(model, len(pairs.tokens), run.features))
-        (run.output / "features.new.npy").rename(partial)
-    pooled = np.lib.format.open_memmap(partial, mode="r+")
+    empty = training.empty_features(model, len(pairs.tokens), run.features)
+    pooled = processes.on_lead(lambda: kept(path, partial, empty))
+    known = processes.gather(None if pooled is None else np.isfinite(pooled).all((1, 2)).tolist())[0]
+    if pooled is None:  # what another process has kept is not computed here, and comes at the end
+        pooled = np.where(np.array(known)[:, None, None], np.float32(0), empty)
     total, started = len(pairs.tokens), time.monotonic()
-    before = int(np.isfinite(pooled).all((1, 2)).sum())
+    before = sum(known)
 
     def progress(done: int) -> None:
         if done > before and done * 10 // total > max(done - run.batch, before) * 10 // total:
@@ -197,12 +221,23 @@ def pool(run: Run, model: Model, pairs: Pairs, console: Console) -> np.ndarray:
             console.print(f"pooled {done} of {total} pairs, {left:.0f} s left")
 
     policy = Policy(model, model.params)
-    training.pair_features(policy, pairs.tokens, run.features, batch=run.batch, progress=progress, into=pooled)
-    partial.rename(path)
-    return np.asarray(pooled)
+    how = {"batch": run.batch, "progress": progress, "into": pooled, "rows": placement.rows}
+    training.pair_features(policy, pairs.tokens, run.features, **how)
+    processes.on_lead(lambda: partial.exists() and partial.rename(path))
+    return np.load(path, allow_pickle=False)
 
 
-def make_fit(run: Run, model: Model, pairs: Pairs, pooled: np.ndarray) -> Fit:
+def kept(path: Path, partial: Path, empty: np.ndarray) -> np.ndarray:
+    """The features that the folder holds; a file of none yet is made where it holds none."""
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    if not partial.exists():
+        np.save(partial.with_name("features.new.npy"), empty)
+        partial.with_name("features.new.npy").rename(partial)
+    return np.lib.format.open_memmap(partial, mode="r+")
+
+
+def make_fit(run: Run, model: Model, placement: Placement, pairs: Pairs, pooled: np.ndarray) -> Fit:
     """How a reward model is fitted to some of the pairs."""
     groups = pairs.fold(2**31 - 1, run.seed)  # odd, or all first turns of a half would be in half of the inner folds
 
@@ -216,9 +251,9 @@ def make_fit(run: Run, model: Model, pairs: Pairs, pooled: np.ndarray) -> Fit:
     def fit_trunk(train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         fitted = fit_frozen(train)[1]
         tokens = [pair for pair, used in zip(pairs.tokens, train) if used]
-        trainable = train_trunk(run, model, program, tokens, fitted["head"])
+        trainable = train_trunk(run, model, placement, program, tokens, fitted["head"])
         held_out = [pair for pair, used in zip(pairs.tokens, train) if not used]
-        margins = trunk_margins(run, model, program, trainable, held_out)
+        margins = trunk_margins(run, model, placement, program, trainable, held_out)
         return margins, {**fitted, **trainable}
 
     return fit_frozen if run.mode == "frozen" else fit_trunk
@@ -250,31 +285,32 @@ def make_trunk_program(run: Run, model: Model) -> TrunkProgram:
 
 
 def train_trunk(
-    run: Run, model: Model, program: TrunkProgram, tokens: list[EncodedPair], head: RewardHead
+    run: Run, model: Model, placement: Placement, program: TrunkProgram, tokens: list[EncodedPair], head: RewardHead
 ) -> dict[str, Any]:
     """Trains head and trunk together, from the head that fits the frozen trunk."""
     keys = jax.random.split(jax.random.key(run.seed))
     trainable = training.init_trainable(run.mode, model, head, run.lora, keys[0])
     state = TrainState.create(trainable, program.optimizer, keys[1])
-    state = jax.device_put(state, jax.devices()[0])  # as what updates return, or they would compile twice
+    # As what updates return, or they would compile twice.
+    state = jax.device_put(state, jax.devices()[0]) if placement.mesh is None else placement.state(state)
     frozen = model.params if run.mode == "lora" else None
     for position in range(max(1, math.ceil(run.epochs * len(tokens) / run.batch))):
         batch = training.pad_pairs([tokens[i] for i in batch_indices(len(tokens), run.batch, position, run.seed)])
         if run.mode == "lora" and run.lora.dropout:
             batch = batch._replace(keys=jax.random.split(jax.random.fold_in(keys[1], position), run.batch))
-        state, _ = program.update(state, frozen, batch)
+        state, _ = program.update(state, frozen, put_rows(batch, placement.rows))
         check_finite(state)
     return state.params
 
 
 def trunk_margins(
-    run: Run, model: Model, program: TrunkProgram, trainable: Any, tokens: list[EncodedPair]
+    run: Run, model: Model, placement: Placement, program: TrunkProgram, trainable: Any, tokens: list[EncodedPair]
 ) -> np.ndarray:
     """Reward of the chosen minus that of the rejected reply, `[N]`."""
     frozen, margins = model.params if run.mode == "lora" else None, np.zeros(len(tokens))
     for index in training.batches_by_length(tokens, run.batch):
-        batch = training.pad_pairs([tokens[i] for i in index], run.batch)
-        both = np.asarray(program.rewards(trainable, frozen, batch))[: len(index)]
+        batch = put_rows(training.pad_pairs([tokens[i] for i in index], run.batch), placement.rows)
+        both = processes.fetch(program.rewards(trainable, frozen, batch))[: len(index)]
         margins[index] = both[:, 0] - both[:, 1]
     return margins
 
@@ -316,14 +352,20 @@ def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any
             "mode": run.mode,
             "lora": dataclasses.asdict(run.lora),
         }
-        save_head(fitted["head"], run.output / f"{name}.safetensors", l2=fitted["l2"], **about)
-        if "adapters" in fitted:
-            flat: dict[str, Any] = flatten_dict(jax.device_get(fitted["adapters"]), sep="/")
-            save_file(flat, run.output / f"{name}-adapters.safetensors")
-        if "params" in fitted:
-            save_pretrained(model, fitted["params"], run.output / f"{name}-trunk")
+        trained = processes.fetch({key: fitted[key] for key in ("head", "adapters", "params") if key in fitted})
+        processes.on_lead(functools.partial(save, run.output, name, model, trained, about | {"l2": fitted["l2"]}))
         rows.append(row)
     return rows
+
+
+def save(output: Path, name: str, model: Model, trained: dict[str, Any], about: dict[str, Any]) -> None:
+    """A head with what is known of it, and what was trained beside it."""
+    save_head(trained["head"], output / f"{name}.safetensors", **about)
+    if "adapters" in trained:
+        flat: dict[str, Any] = flatten_dict(trained["adapters"], sep="/")
+        save_file(flat, output / f"{name}-adapters.safetensors")
+    if "params" in trained:
+        save_pretrained(model, trained["params"], output / f"{name}-trunk")
 
 
 def figures(name: str, margins: np.ndarray, other: np.ndarray | None = None) -> dict[str, Any]:

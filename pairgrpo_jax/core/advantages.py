@@ -22,6 +22,7 @@ def group_advantages(
     scale: str = "group",
     ddof: int = 0,
     eps: float = 1e-4,
+    alive: jax.Array | None = None,
 ) -> jax.Array:
     """Group-relative advantages, `A_i = (R_i - baseline) / (std + eps)`.
 
@@ -35,6 +36,7 @@ def group_advantages(
       scale: divide by the std of the "group" (GRPO), of the whole "batch", or by "none" (Dr. GRPO, arXiv 2503.20783).
       ddof: 0 for the population std, 1 for the sample std.
       eps: added to the std.
+      alive: `[B]`, 0 for a group that gets 0 and is not part of the batch; None: all are.
 
     Returns:
       `[B,K]` advantages.
@@ -49,15 +51,17 @@ def group_advantages(
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     size = rewards.shape[-1]
-    equal = jnp.all(rewards == rewards[:, :1], axis=-1, keepdims=True)
+    counted = jnp.ones_like(rewards[:, :1]) if alive is None else (alive > 0).astype(rewards.dtype)[:, None]
+    equal = jnp.all(rewards == rewards[:, :1], axis=-1, keepdims=True) | (counted == 0)
     centred = jnp.where(equal, 0, rewards - jnp.mean(rewards, axis=-1, keepdims=True))
     if baseline == "leave_one_out":
         centred = centred * (size / (size - 1))
     if scale == "none":
         return centred
     axis = -1 if scale == "group" else None
-    spread = rewards - jnp.mean(rewards, axis=axis, keepdims=True)
-    count = size if scale == "group" else rewards.size
+    count = size if scale == "group" else jnp.maximum(jnp.sum(counted), 1) * size
+    kept = rewards if alive is None else jnp.where(counted > 0, rewards, 0)
+    spread = counted * (kept - jnp.sum(kept, axis=axis, keepdims=True) / count)
     variance = jnp.sum(jnp.square(spread), axis=axis, keepdims=True) / (count - ddof)
     # The inner `where` keeps the square root's gradient finite where all rewards are equal.
     flat = jnp.logical_or(variance == 0, jnp.all(equal) if scale == "batch" else equal)

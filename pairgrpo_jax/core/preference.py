@@ -34,7 +34,7 @@ def odds(mean_logp: jax.Array) -> jax.Array:
     return x - jnp.where(small, near_zero, far)
 
 
-def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp):
+def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask):
     """Implicit rewards (without beta) of the chosen and the rejected sequences, `[P]` each."""
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
     require_same_shape(
@@ -42,16 +42,21 @@ def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp):
         rejected_logp=rejected_logp,
         ref_chosen_logp=ref_chosen_logp,
         ref_rejected_logp=ref_rejected_logp,
+        **_given(mask),
     )
     return as_float(chosen_logp) - frozen(ref_chosen_logp), as_float(rejected_logp) - frozen(ref_rejected_logp)
 
 
-def _terms(name, losses, chosen, rejected):
+def _given(mask):
+    return {} if mask is None else {"mask": mask}
+
+
+def _terms(name, losses, chosen, rejected, mask):
     return {
-        name: mean_term(losses, weight=1.0),
-        "accuracy": mean_term(ranked_right(chosen - rejected)),
-        "chosen_reward": mean_term(chosen),
-        "rejected_reward": mean_term(rejected),
+        name: mean_term(losses, mask, 1.0),
+        "accuracy": mean_term(ranked_right(chosen - rejected), mask),
+        "chosen_reward": mean_term(chosen, mask),
+        "rejected_reward": mean_term(rejected, mask),
     }
 
 
@@ -65,6 +70,7 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     reference_free: bool = False,
+    mask: jax.Array | None = None,
 ) -> Objective:
     """DPO (arXiv 2305.18290, eq. 7): `-log sigmoid(beta * margin)`, averaged over pairs.
 
@@ -77,6 +83,7 @@ def dpo_loss(
       beta: inverse temperature of the implicit reward.
       label_smoothing: probability that a label is wrong, in [0, 0.5) (conservative DPO).
       reference_free: take the reference as uniform, margin = chosen - rejected.
+      mask: `[P]`, 0 for a pair that does not count; None: all do.
 
     Returns:
       `(loss, metrics)`; metrics `dpo`, `accuracy`, and the implicit `chosen_reward`, `rejected_reward`.
@@ -89,10 +96,10 @@ def dpo_loss(
     require_nonnegative(beta=beta)
     if reference_free:
         ref_chosen_logp, ref_rejected_logp = jnp.zeros_like(chosen_logp), jnp.zeros_like(rejected_logp)
-    chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask)
     logit = beta * (chosen - rejected)
     losses = -(1 - label_smoothing) * jax.nn.log_sigmoid(logit) - label_smoothing * jax.nn.log_sigmoid(-logit)
-    return _terms("dpo", losses, beta * chosen, beta * rejected)
+    return _terms("dpo", losses, beta * chosen, beta * rejected, mask)
 
 
 @loss
@@ -103,6 +110,7 @@ def ipo_loss(
     ref_rejected_logp: jax.Array,
     *,
     beta: float = 0.1,
+    mask: jax.Array | None = None,
 ) -> Objective:
     """IPO (arXiv 2310.12036, eq. 17): `(margin - 1 / (2 beta))^2`, averaged over pairs.
 
@@ -112,6 +120,7 @@ def ipo_loss(
       ref_chosen_logp: `[P]` under the reference policy. No gradient.
       ref_rejected_logp: `[P]` under the reference policy. No gradient.
       beta: regularisation (the paper's tau).
+      mask: `[P]`, 0 for a pair that does not count; None: all do.
 
     Returns:
       `(loss, metrics)`; metrics `ipo`, `accuracy`, `chosen_reward`, `rejected_reward`.
@@ -120,19 +129,22 @@ def ipo_loss(
       ValueError: if shapes differ or beta is not above 0.
     """
     require_positive(beta=beta)
-    chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask)
     losses = jnp.square(chosen - rejected - 1 / (2 * beta))
-    return _terms("ipo", losses, beta * chosen, beta * rejected)
+    return _terms("ipo", losses, beta * chosen, beta * rejected, mask)
 
 
 @loss
-def orpo_loss(chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float = 0.1) -> Objective:
+def orpo_loss(
+    chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float = 0.1, mask: jax.Array | None = None
+) -> Objective:
     """ORPO (arXiv 2403.07691, eq. 6): `-chosen_logp + weight * -log sigmoid(log odds(chosen) - log odds(rejected))`.
 
     Args:
       chosen_logp: `[P]` *per-token mean* log-probabilities of the chosen sequences.
       rejected_logp: `[P]`, the same of the rejected sequences.
       weight: of the odds-ratio term (the paper's lambda).
+      mask: `[P]`, 0 for a pair that does not count; None: all do.
 
     Returns:
       `(loss, metrics)`; metrics `nll`, `odds_ratio`, `accuracy`.
@@ -142,22 +154,23 @@ def orpo_loss(chosen_logp: jax.Array, rejected_logp: jax.Array, *, weight: float
     """
     require_nonnegative(weight=weight)
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
-    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
+    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, **_given(mask))
     chosen, rejected = as_float(chosen_logp), as_float(rejected_logp)
     ratio = odds(chosen) - odds(rejected)
     return {
-        "nll": mean_term(-chosen, weight=1.0),
-        "odds_ratio": mean_term(-jax.nn.log_sigmoid(ratio), weight=weight),
-        "accuracy": mean_term(ranked_right(chosen - rejected)),
+        "nll": mean_term(-chosen, mask, 1.0),
+        "odds_ratio": mean_term(-jax.nn.log_sigmoid(ratio), mask, weight),
+        "accuracy": mean_term(ranked_right(chosen - rejected), mask),
     }
 
 
-def kto_reference_point(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
+def kto_reference_point(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """KTO's z_0 (arXiv 2402.01306, sec. 4.1), in nats: `max(mean(logp - ref_logp), 0)`, without a gradient.
 
     Args:
       logp: summed log-probabilities of sequences after prompts that they do not belong to, any shape.
       ref_logp: the same under the reference policy.
+      mask: like `logp`, 0 for a sequence that does not count; None: all do.
 
     Returns:
       A scalar, a biased estimate of KL(pi_theta || pi_ref) that shares its sign.
@@ -165,8 +178,8 @@ def kto_reference_point(logp: jax.Array, ref_logp: jax.Array) -> jax.Array:
     Raises:
       ValueError: if shapes differ.
     """
-    require_same_shape(logp=logp, ref_logp=ref_logp)
-    return jnp.maximum(jnp.mean(frozen(logp) - frozen(ref_logp)), 0)
+    require_same_shape(logp=logp, ref_logp=ref_logp, **_given(mask))
+    return jnp.maximum(mean_term(frozen(logp) - frozen(ref_logp), mask).mean, 0)
 
 
 @loss
@@ -179,6 +192,7 @@ def kto_loss(
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
+    mask: jax.Array | None = None,
 ) -> Objective:
     """KTO (arXiv 2402.01306, eq. 8): `lambda_y - v`, averaged over sequences.
 
@@ -193,6 +207,7 @@ def kto_loss(
       beta: steepness of v, per nat.
       desirable_weight: lambda_D.
       undesirable_weight: lambda_U; the paper keeps `lambda_D * n_D / (lambda_U * n_U)` in [1, 1.5].
+      mask: `[N]`, 0 for a sequence that does not count; None: all do.
 
     Returns:
       `(loss, metrics)`; metrics `kto`, `reference_point`, and `desirable_reward`, `undesirable_reward`, the mean
@@ -202,7 +217,7 @@ def kto_loss(
       ValueError: if shapes differ, `desirable` is not boolean, beta is not above 0 or a weight is negative.
     """
     require_rank("logp", logp, {1}, "[N], one number per sequence")
-    require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable)
+    require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable, **_given(mask))
     if desirable.dtype != bool:
         raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
     require_positive(beta=beta)
@@ -211,9 +226,10 @@ def kto_loss(
     point = jnp.broadcast_to(frozen(reference_point), ratio.shape)
     weight = jnp.where(desirable, desirable_weight, undesirable_weight)
     losses = weight * jax.nn.sigmoid(beta * jnp.where(desirable, point - ratio, ratio - point))
+    counted = jnp.ones_like(ratio) if mask is None else mask
     return {
-        "kto": mean_term(losses, weight=1.0),
-        "reference_point": mean_term(point),
-        "desirable_reward": mean_term(beta * ratio, desirable),
-        "undesirable_reward": mean_term(beta * ratio, ~desirable),
+        "kto": mean_term(losses, counted, 1.0),
+        "reference_point": mean_term(point, counted),
+        "desirable_reward": mean_term(beta * ratio, counted * desirable),
+        "undesirable_reward": mean_term(beta * ratio, counted * ~desirable),
     }

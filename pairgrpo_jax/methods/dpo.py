@@ -22,4 +22,5 @@ class Dpo(Implicit):
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs."""
-        return self.terms(core.dpo_loss, likelihoods, beta=self.beta, label_smoothing=self.label_smoothing)
+        how = {"beta": self.beta, "label_smoothing": self.label_smoothing}
+        return self.terms(core.dpo_loss, likelihoods, signal, **how)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import jax.numpy as jnp
-
 from pairgrpo_jax import core
 from pairgrpo_jax.methods.clipped import StepRules
 from pairgrpo_jax.methods.method import Advantages
@@ -24,14 +22,6 @@ class Grpo(StepRules):
 
     def signal(self, verdict, key, adaptive):
         """Advantages, 0 in groups that are not alive; the std of a batch counts no others."""
-        if verdict.alive is None:
-            return Advantages(self._advantages(verdict.scores))
-        scores, alive, share = verdict.scores, verdict.alive, 1.0
-        if self.scale == "batch":  # the mean adds nothing to the sum of squares, but to the count
-            mean = core.mean_term(jnp.mean(scores, axis=-1), alive).mean
-            scores = jnp.where(alive[:, None] > 0, scores, mean)
-            share = jnp.sqrt(jnp.maximum(jnp.mean(alive), 1e-6))
-        return Advantages(self._advantages(scores) * share * alive[:, None], alive)
-
-    def _advantages(self, scores):
-        return core.group_advantages(scores, baseline=self.baseline, scale=self.scale)
+        scores, alive = verdict.scores, verdict.alive
+        advantages = core.group_advantages(scores, baseline=self.baseline, scale=self.scale, alive=alive)
+        return Advantages(advantages, alive)

@@ -20,4 +20,4 @@ class Ipo(Implicit):
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs."""
-        return self.terms(core.ipo_loss, likelihoods, beta=self.beta)
+        return self.terms(core.ipo_loss, likelihoods, signal, beta=self.beta)

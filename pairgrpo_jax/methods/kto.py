@@ -37,8 +37,10 @@ class Kto(Offline):
         others = verdict.mismatched
         if others is None:
             raise ValueError("mismatched: kto needs the log-probabilities of replies to other prompts")
-        point = core.kto_reference_point(*(others.sequences(x) for x in (others.logp, others.ref_logp)))
-        return Labels(verdict.pairs, reference_point=jnp.broadcast_to(point, others.logp.shape[:1]))
+        ours, ref = (others.sequences(x) for x in (others.logp, others.ref_logp))
+        alive = None if verdict.alive is None else jnp.broadcast_to(verdict.alive[:, None], ours.shape)
+        point = core.kto_reference_point(ours, ref, alive)
+        return Labels(verdict.alive_pairs, reference_point=jnp.broadcast_to(point, others.logp.shape[:1]))
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over replies."""
@@ -51,7 +53,8 @@ class Kto(Offline):
             beta=self.beta,
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
+            mask=jnp.repeat(signal.counted, 2),
         )
         margin = core.kl_k1(ours, ref)
-        accuracy = core.mean_term(ranked_right(margin[:, 0] - margin[:, 1]))
+        accuracy = core.mean_term(ranked_right(margin[:, 0] - margin[:, 1]), signal.counted)
         return {"surrogate": terms.pop("kto"), "accuracy": accuracy} | terms

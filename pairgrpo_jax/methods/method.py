@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Settings
+from pairgrpo_jax.core.pairs import groups_with_pairs
 
 
 class Verdict(NamedTuple):
@@ -28,6 +29,13 @@ class Verdict(NamedTuple):
     alive: Any = None
     mask: Any = None
     mismatched: Any = None
+
+    @property
+    def alive_pairs(self) -> core.Pairs:
+        """The pairs, of weight 0 in groups that are not alive."""
+        if self.alive is None:
+            return self.pairs
+        return self.pairs._replace(weight=self.pairs.weight * self.alive[:, None])
 
 
 class Likelihoods(NamedTuple):
@@ -89,6 +97,11 @@ class Labels(NamedTuple):
     pairs: core.Pairs
     target: jax.Array | None = None
     reference_point: jax.Array | None = None
+
+    @property
+    def counted(self) -> jax.Array:
+        """`[B]`, 0 for a group without a pair."""
+        return groups_with_pairs(self.pairs)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Orpo(Offline):
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs; the likelihood is the term `surrogate`."""
         chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True)[:, :2].T
-        terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight)
+        terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight, mask=signal.counted)
         return {"surrogate": terms.pop("nll")} | terms
 
     def implicit_reward(self, likelihoods):

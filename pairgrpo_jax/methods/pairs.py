@@ -38,4 +38,4 @@ class PairMethod(Method):
         pairs = verdict.pairs
         if pairs is None:
             pairs = core.pairs_from_rewards(verdict.scores, scheme=self.scheme, margin=self.margin, key=key)
-        return pairs if verdict.alive is None else pairs._replace(weight=pairs.weight * verdict.alive[:, None])
+        return verdict._replace(pairs=pairs).alive_pairs

@@ -19,8 +19,8 @@ class Offline(Method):
     ratio: ClassVar[bool] = False
 
     def signal(self, verdict, key, adaptive):
-        """The pairs as they are."""
-        return Labels(verdict.pairs)
+        """The pairs as they are, of weight 0 in groups that are not alive."""
+        return Labels(verdict.alive_pairs)
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Implicit(Offline):
     length_normalize: bool = False
     """Mean instead of sum of a sequence's log-probabilities."""
 
-    def terms(self, loss: core.terms.Loss, likelihoods: Likelihoods, **options: Any) -> core.Objective:
-        """Those of a loss of both sequences under the policy and the reference."""
+    def terms(self, loss: core.terms.Loss, likelihoods: Likelihoods, signal: Labels, **options: Any) -> core.Objective:
+        """Those of a loss of both sequences under the policy and the reference, over the pairs that count."""
         ours, ref = (likelihoods.sequences(x, self.length_normalize) for x in (likelihoods.logp, likelihoods.ref_logp))
-        terms = loss.objective(*ours[:, :2].T, *ref[:, :2].T, **options)
+        terms = loss.objective(*ours[:, :2].T, *ref[:, :2].T, mask=signal.counted, **options)
         return {"surrogate": terms.pop(self.name)} | terms
 
     def implicit_reward(self, likelihoods):

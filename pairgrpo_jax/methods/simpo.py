@@ -16,7 +16,12 @@ from pairgrpo_jax.methods.preference import Offline
 
 @core.loss
 def simpo_loss(
-    chosen_logp: jax.Array, rejected_logp: jax.Array, *, beta: float = 2.0, gamma: float = 1.0
+    chosen_logp: jax.Array,
+    rejected_logp: jax.Array,
+    *,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+    mask: jax.Array | None = None,
 ) -> core.Objective:
     """SimPO (arXiv 2405.14734, eq. 6): `-log sigmoid(beta * (chosen_logp - rejected_logp) - gamma)`.
 
@@ -25,6 +30,7 @@ def simpo_loss(
       rejected_logp: `[P]`, the same of the rejected sequences.
       beta: scale of the implicit reward, 2 to 2.5 in the paper.
       gamma: target margin of `beta * logp`, in nats; the paper's gamma / beta is 0.3 to 1.6.
+      mask: `[P]`, 0 for a pair that does not count; None: all do.
 
     Returns:
       `(loss, metrics)`, means over pairs; metrics `simpo`, `accuracy`, `chosen_reward`, `rejected_reward`.
@@ -33,15 +39,16 @@ def simpo_loss(
       ValueError: if shapes differ, beta is not above 0 or gamma is negative.
     """
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
-    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp)
+    given = {} if mask is None else {"mask": mask}
+    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, **given)
     require_positive(beta=beta)
     require_nonnegative(gamma=gamma)
     chosen, rejected = beta * as_float(chosen_logp), beta * as_float(rejected_logp)
     return {
-        "simpo": core.mean_term(-jax.nn.log_sigmoid(chosen - rejected - gamma), weight=1.0),
-        "accuracy": core.mean_term(ranked_right(chosen - rejected)),
-        "chosen_reward": core.mean_term(chosen),
-        "rejected_reward": core.mean_term(rejected),
+        "simpo": core.mean_term(-jax.nn.log_sigmoid(chosen - rejected - gamma), mask, 1.0),
+        "accuracy": core.mean_term(ranked_right(chosen - rejected), mask),
+        "chosen_reward": core.mean_term(chosen, mask),
+        "rejected_reward": core.mean_term(rejected, mask),
     }
 
 
@@ -59,7 +66,7 @@ class SimPo(Offline):
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs."""
         means = likelihoods.sequences(likelihoods.logp, mean=True)
-        terms = simpo_loss.objective(*means[:, :2].T, beta=self.beta, gamma=self.gamma)
+        terms = simpo_loss.objective(*means[:, :2].T, beta=self.beta, gamma=self.gamma, mask=signal.counted)
         return {"surrogate": terms.pop("simpo")} | terms
 
     def implicit_reward(self, likelihoods):

@@ -536,10 +536,58 @@ def test_supervised_start_moves_the_reference(tiny):
     assert rows[0]["kl_ref"][0] < 1e-6
 
 
+class Padded(Placement):
+    """Fills batches up as four devices would have them, on one: only the empty places differ."""
+
+    splits = 4
+
+
+def shaky(prompts, completions):
+    """`share_of_low_ids`, without a verdict on two of the prompts."""
+    each = zip(prompts, share_of_low_ids(prompts, completions))
+    return [[None] * len(group) if prompt[0]["content"] in "37" else group for prompt, group in each]
+
+
+FILLED = {
+    "hard": {"scheme": "bradley_terry"},
+    "grpo": {"minibatches": 3, "scale": "batch", "ref_beta": 0.1},
+    "soft": {"accumulate": 2, "resample": 2, "mask_truncated": True, "overlong_buffer": 2, "watch_kl": True},
+    "ppo": {"ref_beta": 0.1},
+    "dpo": {"accumulate": 3, "lora_dropout": 0.2, "sft_iterations": 1, "minibatches": 2},
+    "kto": {},
+}
+
+
+@pytest.mark.parametrize("algo", some_slow(FILLED, "hard"))
+def test_empty_places_change_no_figure(tiny, algo):
+    config = small(algo, prompts=6, learning_rate=1e-4, **FILLED[algo])
+    source = reward_function(shaky, on_error="skip") if algo == "grpo" else None
+    if algo == "ppo":
+        head = init_head(tiny.config.hidden_size)
+        source = dataclasses.replace(head, weight=jnp.ones(len(head.weight)))
+    (_, whole), (_, filled) = (run(trainer_of(tiny, config, source, placement=x), 2) for x in (None, Padded()))
+    for here, there in zip(whole, filled):
+        here, there = without_times(here), without_times(there)
+        assert here.keys() == there.keys()
+        for name, x in here.items():
+            noise = 1e-3 if name == "grad_norm" else 1e-5  # gradients that cancel in float32
+            np.testing.assert_allclose(there[name], x, rtol=noise, atol=1e-5, err_msg=name)
+
+
+def test_empty_places_are_told():
+    told = {(6, 1, 1): "prompts=6 on 4 devices: 2 empty places in each batch", (8, 1, 2): "", (8, 2, 1): ""}
+    told |= {(6, 2, 1): "prompts=6 on 4 devices: 1 empty place in each micro-batch of 3"}
+    told |= {(12, 2, 3): "prompts=12 on 4 devices: 2 empty places in each micro-batch of 2"}
+    for (prompts, minibatches, accumulate), line in told.items():
+        config = BASE.replace(prompts=prompts, minibatches=minibatches, accumulate=accumulate)
+        assert Padded().told(config) == line and not Placement().told(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "replicated", "quantize"), [(4, True, "none"), (0, False, "none"), (4, False, "nf4")])
 def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated, quantize):
-    config = BASE.replace(lora_rank=rank, prompts=8, learning_rate=1e-4, quantize=quantize)
+    """Six groups on four devices, and eight."""
+    config = BASE.replace(lora_rank=rank, prompts=6 if replicated else 8, learning_rate=1e-4, quantize=quantize)
     start = trainer_of(tiny, config).init(jax.random.key(0)).params
     one, rows = run(trainer_of(tiny, config), 2)
     mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -494,6 +494,33 @@ def test_orpo_and_simpo_are_their_losses():
     same(SimPo(beta=2.5, gamma=0.8), lambda x: loss(*totals(x, True)), None, (("simpo", "surrogate"),))
 
 
+@EACH
+def test_a_group_that_is_not_there_counts_nothing(cls):
+    """Zeros after the groups of a batch, as a mesh that these do not divide has them: every figure stays."""
+
+    def fill(x):
+        return None if x is None else jnp.concatenate([x, jnp.zeros((2, *x.shape[1:]), x.dtype)])
+
+    method = cls(
+        **({"scale": "batch"} if cls is Grpo else {"scheme": "bradley_terry"} if cls.online and cls.comparisons else {})
+    )
+    alive = ALIVE if cls.online else jnp.ones(B)
+    verdict = verdict_of(cls, alive)
+
+    def loss(x, likelihoods, verdict):
+        signal = method.signal(verdict, KEY, ADAPTIVE)
+        return core.evaluate(method.objective(likelihoods._replace(logp=x), signal, ADAPTIVE))
+
+    both = []
+    for inputs in ((ALL, verdict), jax.tree.map(fill, (ALL, verdict))):
+        both.append(jax.value_and_grad(loss, has_aux=True)(inputs[0].logp, *inputs))
+    ((value, metrics), gradient), (found, more) = both[0], both[1]
+    np.testing.assert_allclose(found[0], value, rtol=1e-6)
+    np.testing.assert_allclose(more, fill(gradient), rtol=1e-5, atol=1e-9)
+    for name in metrics.keys() - {"groups_without_pair", "invalid_pairs"}:  # these count all groups
+        np.testing.assert_allclose(found[1][name], metrics[name], rtol=1e-6, atol=1e-7, err_msg=name)
+
+
 # KTO, from its paper.
 
 

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
       signal: what the method learns from, leaves `[B,...]`; None for supervised fine-tuning.
       old_values: `[B,K,T]`, the critic's when the batch was collected.
       returns: `[B,K,T]`, its targets.
-      alive: `[B]`, 0 for a group without a usable verdict.
+      alive: `[B]`, 0 for a group without a usable verdict, and for an empty place.
       keys: `[B]`, for LoRA's dropout; one a group, so that micro-batches drop different inputs. None: no dropout.
       kept: uint8 `[B,K,T,ceil(V/8)]`, the tokens that could be drawn, where probabilities are among these; see
         `scoring.kept_tokens`.
@@ -75,6 +75,11 @@ class Batch(NamedTuple):
         mask = (steps < self.lengths[..., None]).astype(jnp.float32)
         return mask if self.counted is None else mask * self.counted[..., None]
 
+    def filled(self, rows: int) -> Batch:
+        """With empty places after its groups, up to B = `rows`: no reply, not alive, and a prompt of one token."""
+        batch = filled(self, rows)
+        return batch._replace(prompt_lengths=np.maximum(batch.prompt_lengths, 1))
+
     def resized(self, width: int) -> Batch:
         """With T = `width`: steps cut off, or zeros put after them. Arrays must be the host's own."""
 
@@ -87,6 +92,15 @@ class Batch(NamedTuple):
 
 
 _STEPS = ("completions", "old_logp", "ref_logp", "old_values", "returns", "kept")
+
+
+def filled(tree: Any, rows: int) -> Any:
+    """Arrays `[B,...]` with zeros after them, up to `rows`; the host's own, but for those that are full already."""
+
+    def fill(x):
+        return x if len(x) == rows else np.pad(x, [(0, rows - len(x)), *[(0, 0)] * (np.ndim(x) - 1)])
+
+    return jax.tree.map(fill, tree)
 
 
 def trimmed_width(longest: int, limit: int) -> int:

@@ -33,6 +33,7 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
     """
     likelihoods = Likelihoods(scores.logp, batch.old_logp, batch.ref_logp, batch.mask)
     terms = config.method.objective(likelihoods, batch.signal, adaptive)
+    terms.pop("groups_without_pair", None)  # `signals.pair_metrics` knows which groups are there
     if config.critic is not None:
         counted = batch.mask * batch.alive[:, None, None]
         weight = config.critic.value_weight
@@ -59,7 +60,7 @@ def sft_objective(batch: Batch, scores: Scores) -> core.Objective:
     return {
         "surrogate": core.mean_term(-scores.logp, mask, 1.0),
         "entropy": core.mean_term(scores.entropy, mask),
-        "length": core.mean_term(batch.lengths.astype(jnp.float32)),
+        "length": core.mean_term(batch.lengths.astype(jnp.float32), batch.alive[:, None]),
     }
 
 

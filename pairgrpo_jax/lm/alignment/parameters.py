@@ -58,16 +58,48 @@ class Placement:
         """Takes a mesh and which of its axes split which parameter axes; no rules: replicated, data-parallel."""
         self.mesh, self.rules = mesh, rules
 
+    @classmethod
+    def over(cls, mesh: str) -> Placement:
+        """All devices, with parameters replicated ("data") or split ("fsdp"); the default one ("none")."""
+        if mesh == "none":
+            return cls()
+        devices = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+        return cls(devices, {}) if mesh == "data" else cls(devices)
+
     @property
     def rows(self) -> NamedSharding | None:
         """How a leading axis is split."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
 
-    def check(self, prompts: int) -> None:
-        """Raises ValueError if a batch cannot be split evenly."""
-        size = 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
-        if prompts % size:
-            raise ValueError(f"prompts={prompts} per micro-batch must be a multiple of the {size} devices of the mesh")
+    @property
+    def splits(self) -> int:
+        """Into how many parts a leading axis is split."""
+        return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
+
+    def places(self, groups: int, accumulate: int = 1) -> int:
+        """Rows of a batch of `groups`, filled up until each of `accumulate` micro-batches is split evenly."""
+        multiple = self.splits * accumulate
+        return -(-groups // multiple) * multiple
+
+    def update_places(self, config: AlignConfig) -> int:
+        """Rows of what one update is given."""
+        how = config.optimizer
+        return self.places(config.texts.prompts // how.minibatches, how.accumulate)
+
+    def batch_places(self, config: AlignConfig) -> int:
+        """Rows of a whole batch: one of them empty where updates need empty ones."""
+        prompts = config.texts.prompts
+        return self.places(prompts + (self.update_places(config) > prompts // config.optimizer.minibatches))
+
+    def told(self, config: AlignConfig) -> str:
+        """What is filled up, in a line; empty where nothing is."""
+        prompts, how = config.texts.prompts, config.optimizer
+        parts = how.minibatches * how.accumulate
+        empty = self.places(prompts // parts) - prompts // parts
+        if not empty:
+            return ""
+        each = f"micro-batch of {prompts // parts}" if parts > 1 else "batch"
+        return f"prompts={prompts} on {self.splits} devices: {empty} empty place{'s' * (empty > 1)} in each {each}"
 
     def model(self, model: Model) -> Model:
         """The model with its parameters in place."""

@@ -22,6 +22,7 @@ from pairgrpo_jax.lm.alignment.batch import (
     PromptStream,
     chosen_batch,
     ended,
+    filled,
     mismatched,
     pair_batch,
     trimmed_width,
@@ -172,7 +173,6 @@ def make_update(
 
 def _check(config: AlignConfig, model: Model, data: Data, source, iterations: int, placement: Placement) -> None:
     name, texts, adapters = config.method.name, config.texts, config.adapters.lora
-    placement.check(texts.prompts // config.optimizer.minibatches // config.optimizer.accumulate)
     if config.online and not data.prompts:
         raise ValueError(f"prompts: {name} samples completions and needs prompts")
     if config.online and source is None:
@@ -221,11 +221,17 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, processes.fetch(tree))
 
 
-def known(draw: Draw, pairs: core.Pairs | None, alive: Any = None) -> core.Metrics:
-    """`verdict_metrics` of what was drawn and `pair_metrics` of what is learned from: `pairs` of all groups, or of
-    those whose `alive` is given."""
+def groups(tree: Any, count: int) -> Any:
+    """Arrays without the empty places after `count` groups."""
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
+def known(draw: Draw, pairs: core.Pairs | None, prompts: int, alive: Any = None) -> core.Metrics:
+    """`verdict_metrics` of what was drawn and `pair_metrics` of the `prompts` groups that are learned from: `pairs` of
+    all groups, or of those whose `alive` is given."""
     every = (draw.batch.lengths, draw.batch.alive, draw.ended, draw.rewards)
     every, pairs, alive = on_host((every, pairs, alive))
+    every, pairs = groups(every, len(draw.ended)), groups(pairs, prompts)
     return verdict_metrics(*every) | pair_metrics(every[1] if alive is None else alive, pairs)
 
 
@@ -239,7 +245,8 @@ class _Run:
 
     def __init__(self, config, model, data, source, iterations, seed, placement, decode):
         self.config, self.model, self.data, self.source = config, model, data, source
-        self.seed, self.placement = seed, placement
+        self.seed, self.placement, self.prompts = seed, placement, config.texts.prompts
+        self.places, self.update_places = placement.batch_places(config), placement.update_places(config)
         self.columns = columns_of(source).shared(prompt.columns for prompt in data.some(config.texts.prompts))
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
@@ -250,6 +257,14 @@ class _Run:
         self.realised_kl = jax.jit(self._realised_kl)
         self.judge_tokens = jax.jit(self._judge_tokens)
         self.signal = jax.jit(functools.partial(learning_signal, config))
+
+    def put(self, tree: Any) -> Any:
+        """Arrays of all groups on the devices, with empty places after them."""
+        return self.placement.batch(tree.filled(self.places) if isinstance(tree, Batch) else filled(tree, self.places))
+
+    def fetch(self, tree: Any) -> Any:
+        """The arrays of all groups from the devices, without the empty places."""
+        return groups(processes.fetch(tree), self.prompts)
 
     def trainer(self) -> Trainer:
         return Trainer(self.model, self.init, self.iterate, self.policy, self.reference)
@@ -307,15 +322,13 @@ class _Run:
 
     def fit(self, state: TrainState, batch: Batch, shuffle_key, dropout_key) -> tuple[TrainState, dict[str, Any]]:
         """All updates of a batch; metrics `[updates]`, and how far sampler and trainer are apart."""
-        how, prompts, rows = self.config.optimizer, self.config.texts.prompts, []
+        how, rows = self.config.optimizer, []
         for epoch in range(how.epochs):
-            order = np.arange(prompts)
+            order = np.arange(self.prompts)
             if how.minibatches > 1:
-                order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), prompts))
+                order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), self.prompts))
             for i, part in enumerate(np.split(order, how.minibatches)):
-                piece = batch
-                if how.minibatches > 1:
-                    piece = jax.tree.map(lambda x, p=part: x[p] if jnp.ndim(x) else x, batch)
+                piece = self.piece(batch, part)
                 piece = self.with_keys(piece, jax.random.fold_in(dropout_key, epoch * how.minibatches + i))
                 state, metrics = self.update(state, self.frozen, self.placement.batch(piece))
                 rows.append(metrics)
@@ -325,6 +338,13 @@ class _Run:
         if change is not None and samples and not samples.rescores:
             measured["sampler_gap"] = change[0]
         return state, measured
+
+    def piece(self, batch: Batch, part: np.ndarray) -> Batch:
+        """The groups of one update, and empty places after them."""
+        if self.config.optimizer.minibatches == 1 and self.places == self.update_places:
+            return batch
+        rows = np.append(part, np.full(self.update_places - len(part), self.prompts))
+        return jax.tree.map(lambda x: x[rows], batch)
 
     def with_keys(self, batch: Batch, key: jax.Array) -> Batch:
         """The batch with keys for LoRA's dropout, if there is any."""
@@ -376,36 +396,40 @@ class _Run:
         every, kept, metrics, alive = draws[0], draws[0], figures[0], None
         if len(draws) > 1:
             every, metrics = joined(draws), told(figures, [draw.batch.alive.sum() for draw in draws])
-            kept = best(every, teaches, self.config.texts.prompts)
-            kept, alive = self.placement.batch(kept), kept.batch.alive
+            kept = best(every, teaches, self.prompts)
+            alive = kept.batch.alive
+            kept = self.put(kept._replace(batch=kept.batch.filled(self.places)))
         if self.config.samples.resample:
             metrics = metrics | {"resampled": np.float32(len(draws) - 1)}
         batch = self.signal(kept.batch, kept.scores, kept.pairs, pair_key, adaptive_of(state))
-        return batch, known(every, batch.pairs, alive) | metrics, len(draws)
+        return batch, known(every, batch.pairs, self.prompts, alive) | metrics, len(draws)
 
     def drawn_again(
         self, found: list, state: TrainState, position: int, key: jax.Array, laps: Laps
     ) -> tuple[list, np.ndarray]:
         """More draws, of the next prompts, until enough groups teach something or no more are allowed; several are on
         the host. Also which groups of them all do."""
-        teaches = teaching(self.config.method, found[0][0])
+        method = self.config.method
+        teaches = groups(teaching(method, found[0][0]), self.prompts)
         for more in range(1, self.config.samples.resample + 1):
-            if teaches.sum() >= self.config.texts.prompts:
+            if teaches.sum() >= self.prompts:
                 break
             found = [*found, self.draw(state, position + more, jax.random.fold_in(key, more), laps)]
-            teaches = np.append(teaches, teaching(self.config.method, found[-1][0]))
-        return found if len(found) == 1 else processes.fetch(found), teaches
+            teaches = np.append(teaches, groups(teaching(method, found[-1][0]), self.prompts))
+        if len(found) > 1:
+            found = [(groups(draw, self.prompts), figures) for draw, figures in processes.fetch(found)]
+        return found, teaches
 
     def draw(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Draw, dict[str, Any]]:
         """Replies to batch number `position` of the prompts, judged; and figures to be logged."""
         samples, longest = self.config.samples, self.config.texts.completion_tokens
-        prompts = self.data.batch(position, self.config.texts.prompts, self.seed)
+        prompts = self.data.batch(position, self.prompts, self.seed)
         laps.end("host")
         batch = self.sample(self.policy(state), [prompt.ids for prompt in prompts], key)
         laps.end("sampling")
         whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
+        batch = self.put(batch._replace(counted=whole if samples.mask_truncated else None))
         sampled_logp, gap = batch.old_logp, {}
-        batch = self.placement.batch(batch._replace(counted=whole if samples.mask_truncated else None))
         if samples.rescores or self.config.critic is not None:
             logp, values, kept = self.old_scores(state.params, self.frozen, batch)
             batch = batch._replace(kept=kept)
@@ -419,9 +443,9 @@ class _Run:
         if samples.overlong_buffer:
             if rewards is None:
                 raise ValueError(_NO_REWARDS)
-            lengths, given = processes.fetch((batch.lengths, rewards))
+            lengths, given = self.fetch((batch.lengths, rewards))
             lost = samples.overlong_penalty * overlong_penalty(lengths, longest, samples.overlong_buffer)
-            scores = self.placement.batch((given - lost).astype(np.float32))
+            scores = self.put((given - lost).astype(np.float32))
             figures = figures | {"overlong_penalty": np.float32(lost.mean())}
         return Draw(batch, rewards, scores, pairs, whole), figures | gap
 
@@ -461,15 +485,15 @@ class _Run:
             return batch, rewards, None, {}
         judgement, each = self.ask(prompts, batch, position)
         laps.end("judging")
-        alive = self.placement.batch(1 - judgement.failed.astype(np.float32))
-        rewards, pairs = self.placement.batch((judgement.rewards, judgement.pairs))
+        alive = self.put(1 - judgement.failed.astype(np.float32))
+        rewards, pairs = self.put((judgement.rewards, judgement.pairs))
         means = {f"reward/{name}": np.float32(mean_of_finite(x)) for name, x in each.items()}
         return batch._replace(alive=alive), rewards, pairs, means | dict(judgement.metrics)
 
     def ask(self, prompts: Sequence[EncodedPrompt], batch: Batch, position: int) -> tuple[Any, dict[str, np.ndarray]]:
         """The source's verdict on the texts, checked, failed groups with rewards of 0; and each of its rewards."""
-        b, k = batch.lengths.shape
-        completions, lengths = processes.fetch((batch.completions, batch.lengths))
+        b, k = self.prompts, batch.lengths.shape[1]
+        completions, lengths = self.fetch((batch.completions, batch.lengths))
 
         def judge(mine: slice):
             rows = zip(completions[mine].reshape(-1, completions.shape[-1]), lengths[mine].reshape(-1))
@@ -494,10 +518,11 @@ class _Run:
 
     def pairs(self, state: TrainState, position: int, key: jax.Array, laps: Laps) -> tuple[Batch, dict[str, Any]]:
         """A batch of the data set's pairs, scored as its method needs."""
-        indices = batch_indices(len(self.data.pairs), self.config.texts.prompts, position, self.seed)
+        indices = batch_indices(len(self.data.pairs), self.prompts, position, self.seed)
         rows = [self.data.pairs[i] for i in indices]
-        batch = self.placement.batch(self.padded(rows))
-        whole = ended(self.model, *processes.fetch((batch.completions, batch.lengths))).astype(np.float32)
+        batch = self.padded(rows)
+        whole = ended(self.model, batch.completions, batch.lengths).astype(np.float32)
+        batch = self.put(batch)
         laps.end("host", batch)
         if self.config.scores_reference:
             batch = batch._replace(ref_logp=self.offline_reference(state, batch, indices))
@@ -505,17 +530,17 @@ class _Run:
         if self.config.method.ratio:
             batch = batch._replace(old_logp=self.old_scores(state.params, self.frozen, batch)[0])
             laps.end("updates", batch)
-        labels = core.chosen_rejected_pairs(len(batch.lengths))
+        labels = self.put(core.chosen_rejected_pairs(self.prompts))
         others = None
         if self.config.method.mismatched:
             others = self.likelihoods(state, mismatched(rows))
             laps.end("reference", others)
         batch = self.signal(batch, None, labels, key, adaptive_of(state), others)
-        return batch, known(Draw(batch, None, None, None, whole), batch.pairs)
+        return batch, known(Draw(batch, None, None, None, whole), batch.pairs, self.prompts)
 
     def likelihoods(self, state: TrainState, pairs: Sequence[EncodedPair]) -> Likelihoods:
         """What the policy and the reference say of pairs before any update on them."""
-        batch, reference = self.placement.batch(self.padded(pairs)), self.reference(state)
+        batch, reference = self.put(self.padded(pairs)), self.reference(state)
         ref_logp = self.ref_logp(reference.params, reference.lora, batch)
         return Likelihoods(self.old_scores(state.params, self.frozen, batch)[0], None, ref_logp, batch.mask)
 
@@ -524,7 +549,7 @@ class _Run:
 
     def offline_reference(self, state: TrainState, batch: Batch, indices: np.ndarray) -> Any:
         if self.config.reference_scores == "cached":
-            return self.placement.batch(self.cache[indices])
+            return self.put(self.cache[indices])
         return self.ref_logp(*self.reference(state)[1:], batch)
 
     @functools.cached_property
@@ -533,16 +558,17 @@ class _Run:
         pairs = self.data.pairs
 
         def run(index: np.ndarray):
-            batch = self.placement.batch(self.padded([pairs[i] for i in index.tolist()]))
+            batch = self.put(self.padded([pairs[i] for i in index.tolist()]))
             return [self.ref_logp(self.model.params, None, batch)]
 
-        return in_batches(run, len(pairs), self.config.texts.prompts)[0]
+        return in_batches(run, len(pairs), self.places)[0]
 
     def fine_tune(self, state: TrainState, position: int, laps: Laps) -> tuple[TrainState, dict[str, Any]]:
         """One supervised update; after the last one the reference is what has been reached, and Adam starts anew."""
         texts = self.config.texts
-        indices = batch_indices(len(self.data.pairs), texts.prompts, position, self.seed)
+        indices = batch_indices(len(self.data.pairs), self.prompts, position, self.seed)
         batch = chosen_batch([self.data.pairs[i] for i in indices], texts.prompt_tokens, texts.completion_tokens)
+        batch = batch.filled(self.placement.places(self.prompts, self.config.optimizer.accumulate))
         batch = self.with_keys(batch, jax.random.fold_in(state.key, position))
         laps.end("host")
         state, metrics = self.update(state, self.frozen, self.placement.batch(batch))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
+from jax.sharding import NamedSharding
 
 from pairgrpo_jax.core.terms import Objective, mean_term
 from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_preferences, pad_texts, ranked_right
@@ -17,6 +18,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, feature_count, features, reward
 from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.placement import put_rows
 
 MODES = ("frozen", "lora", "full")
 L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
@@ -80,6 +82,7 @@ def pair_features(
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
     into: np.ndarray | None = None,
+    rows: NamedSharding | None = None,
 ) -> np.ndarray:
     """Returns float32 features `[N, 2, F]` of the chosen and the rejected replies, from one pass of the frozen trunk.
 
@@ -90,13 +93,15 @@ def pair_features(
       batch: pairs at a time.
       progress: called with the number of pairs done.
       into: the array to fill, as `np.lib.format.open_memmap` opens one; what is finite in it is not computed again.
+      rows: splits a batch, rounded up, over the devices of a mesh; needed where the policy lives on one.
     """
+    batch = -(-batch // rows.num_devices) * rows.num_devices if rows is not None else batch
     if into is None:
         into = empty_features(policy.model, len(pairs), names)
     done = 0
     for index in batches_by_length(pairs, batch):
         if not np.isfinite(into[index]).all():
-            tokens = pad_pairs([pairs[i] for i in index], batch)
+            tokens = put_rows(pad_pairs([pairs[i] for i in index], batch), rows)
             values = _pooled(policy.model.skeleton, names, *policy[1:], tokens)
             into[index] = processes.fetch(values)[: len(index)]
         done += len(index)
@@ -193,7 +198,7 @@ def init_trainable(mode: str, model: Model, head: RewardHead, config: lora_lib.L
     if mode == "lora":
         return {"head": head, "adapters": lora_lib.init(config, model.config, key)}
     if mode == "full":
-        return {"head": head, "params": jax.tree.map(jnp.array, model.params)}
+        return {"head": head, "params": jax.tree.map(jnp.copy, model.params)}
     raise ValueError(f"mode={mode!r} is not trained by updates; choose from {', '.join(MODES[1:])}")
 
 

@@ -1,0 +1,102 @@
+"""`evaluate` and `reward-model` in two real processes, equal to one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from byte_model import write_model
+
+from pairgrpo_jax.commands import evaluate, reward_model
+from pairgrpo_jax.lm import load_model, save_pretrained
+from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, load_reward_model, save_head
+
+MAIN = "from pairgrpo_jax.commands.main import main; main()"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Two models over bytes, a head, and 13 pairs, which four devices do not divide."""
+    folder = tmp_path_factory.mktemp("together")
+    write_model(folder / "model")
+    model = load_model(folder / "model")
+    save_pretrained(model, jax.tree.map(lambda x: 1.3 * x, model.params), folder / "other")
+    weight = np.random.default_rng(0).normal(size=2 * model.config.hidden_size).astype(np.float32)
+    save_head(RewardHead(weight, np.zeros((), np.float32), DEFAULT), folder / "head.safetensors")
+    rows = [{"prompt": f"Say {i}", "chosen": "yes " * (1 + i % 3), "rejected": f"no {i}"} for i in range(13)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def in_two_processes(folder, *words):
+    """What two processes of two devices each said."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAIN, *words, f"--coordinator={address}", "--processes=2", f"--process={i}"],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=200) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    first, second = ([x for x in out.splitlines() if not x.startswith("[Gloo]")] for out, _ in said)
+    assert first[0].startswith("2 processes, 4 devices") and not second  # one speaks
+    return "\n".join(first)
+
+
+def alike(here, there):
+    """All figures, to 1e-5."""
+    for (place, x), (other, y) in zip(*map(jax.tree_util.tree_leaves_with_path, (here, there)), strict=True):
+        assert place == other
+        if isinstance(x, float):
+            np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5, err_msg=str(place))
+        else:
+            assert x == y, place
+
+
+@pytest.mark.slow
+def test_evaluate_is_that_of_one_process(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = "--a other --b model --reference model --judge head.safetensors --data pairs.jsonl --fold -1 --prompts 6"
+    words = [*words.split(), "--samples=2", "--completion-tokens=6", "--output"]
+    assert run_here(evaluate.main, *words, "one.json").returncode == 0
+    said = in_two_processes(workplace, "evaluate", *words, "two.json", "--mesh=data")
+    one, two = (json.loads((workplace / name).read_text()) for name in ("one.json", "two.json"))
+    assert {"win_rate", "implicit_accuracy", "head_accuracy"} <= set(one["figures"]) and '"win_rate"' in said
+    alike(one, two)
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_that_of_one_process(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = "--model model --data pairs.jsonl --mode lora --folds 0 --batch 4 --epochs 2 --l2 0.1 --output"
+    assert run_here(reward_model.main, *words.split(), "one").returncode == 0
+    said = in_two_processes(workplace, "reward-model", *words.split(), "two", "--mesh=data")
+    assert "heads: two/a.safetensors" in said
+    alike(*(json.loads((workplace / name / "figures.json").read_text()) for name in ("one", "two")))
+    model = load_model(workplace / "model")
+    for half in "ab":
+        one, two = (load_reward_model(workplace / name / f"{half}.safetensors", model) for name in ("one", "two"))
+        for x, y in zip(*(jax.tree.leaves((policy.lora, head)) for policy, head in (one, two)), strict=True):
+            np.testing.assert_allclose(y, x, atol=1e-5)
+
+
+def test_batches_that_devices_do_not_divide_are_refused_where_they_are_trained_on(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = "--model model --data pairs.jsonl --mode lora --batch 6 --mesh data --output three"
+    done = run_here(reward_model.main, *words.split())
+    assert done.returncode == 2 and "batch=6 must be a multiple of the 8 devices; try --batch 8" in done.stderr
