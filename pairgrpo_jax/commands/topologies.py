@@ -102,4 +102,7 @@ def _tpus(name: str, accelerator: str, cores: int) -> list[Any]:
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    how: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if chips == 1 else {}  # or a host has more chips
+    if cores > 1:
+        how["chip_config_name"] = "megacore"  # a chip is one device, as in a run; by default each core of a v4 is one
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices)

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -102,10 +104,21 @@ def test_a_missing_compiler_is_told_with_its_install(config, run_here, monkeypat
     assert done.returncode == 2 and "pip install 'pairgrpo-jax[tpu]'" in done.stderr
 
 
-@pytest.mark.slow
-def test_the_real_tpu_compiler(config, run_here):
+@pytest.fixture
+def libtpu():
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         pytest.skip("libtpu is not here: pip install libtpu, or set TPU_LIBRARY_PATH")
+
+
+@pytest.mark.parametrize(("name", "chips"), [("v5e:1x1", 1), ("v4:2x2x1", 4), ("v5p:2x2x1", 4)])
+def test_a_chip_is_one_device(name, chips, libtpu):
+    """In a process of its own, as the compiler is opened for one kind of chip."""
+    code = f"from pairgrpo_jax.commands.topologies import open_topology; print(open_topology({name!r}).devices)"
+    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) == chips
+
+
+@pytest.mark.slow
+def test_the_real_tpu_compiler(config, run_here, libtpu):
     words = ("align", "dpo", "--model", config, "--topology", "v5e:2x4", "--prompts", "8", *SMALL)
     done = run_here(plan.main, *words)
     assert done.returncode == 0, done.stderr
