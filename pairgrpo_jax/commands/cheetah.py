@@ -158,8 +158,9 @@ def make_places(run: Run, env: Env, trainer: Trainer) -> Any:
     if env.name == "mujoco":
         raise ValueError("mesh: mujoco runs on the host; spread env brax:spring, or leave out --mesh data")
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    if run.config.collection.groups % mesh.size:
-        raise ValueError(f"groups={run.config.collection.groups} must be a multiple of the {mesh.size} devices")
+    if (groups := run.config.collection.groups) % mesh.size:
+        fitting = -(-groups // mesh.size) * mesh.size
+        raise ValueError(f"groups={groups} must be a multiple of the {mesh.size} devices; try --groups {fitting}")
     everywhere, spread = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "data")))
     state = jax.eval_shape(trainer.init, jax.random.key(0))
     places = jax.tree.map(lambda _: everywhere, state)
