@@ -83,6 +83,11 @@ BAD = [
     (["--scheme", "matched", "--candidates", "3"], "candidates=3 must be even"),
     (["--horizon", "64"], "horizon=64 must divide the episode length"),
     (["--delta-0", "-1"], "delta_0 must be >= 0"),
+    (["--mesh", "data"], "mesh: mujoco runs on the host"),
+    (
+        ["--mesh", "data", "--env", "brax:spring", "--groups", "12"],
+        "groups=12 must be a multiple of the 8 devices; try --groups 16",
+    ),
     (["--steps", "0"], "steps must be >= 1"),
     (["--steps", "inf"], "steps must be finite"),
     (["--clip", "0.1"], "--clip is a setting of grpo, rank, ppo, soft and has no effect here"),
