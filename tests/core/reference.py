@@ -179,9 +179,9 @@ def kto(logp, ref_logp, desirable, mismatched_logp, mismatched_ref_logp, beta=0.
     losses, slopes = [], []
     for ours, theirs, good in zip(logp, ref_logp, desirable):
         sign, weight = (1, lambda_d) if good else (-1, lambda_u)
-        v = sigmoid(sign * beta * (ours - theirs - z))
-        losses.append(weight - weight * v)
-        slopes.append(-weight * sign * beta * v * (1 - v))
+        logit = sign * beta * (ours - theirs - z)
+        losses.append(weight * sigmoid(-logit))  # lambda - v, without its cancellation
+        slopes.append(-weight * sign * beta * sigmoid(logit) * sigmoid(-logit))
     return np.mean(losses), np.array(slopes) / len(losses)
 
 
