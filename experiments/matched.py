@@ -59,30 +59,24 @@ def matched(curves: dict[str, list[Curve]], distances: Sequence[float]) -> str:
       distances: the KLs, nats a reply.
     """
     first, *_ = curves
-    head, lines = ("method",), []
+    head: tuple[str, ...] = ("method",)
+    lines: dict[str, tuple[str, ...]] = {method: (method,) for method in curves}
     for kl in distances:
         head += (f"at {kl:g} nats, % [95% interval] (seeds)", f"less {first} [95% interval], P(more)")
-    for method, runs in curves.items():
-        cells = (method,)
-        for kl in distances:
-            pairs = [(score_at(mine, kl), score_at(rival, kl)) for mine, rival in zip(runs, curves[first])]
-            apart = [mine - rival for mine, rival in pairs if mine is not None and rival is not None]
-            cells += (_mean([x for curve in runs if (x := score_at(curve, kl)) is not None]),)
-            cells += ("–" if method == first else _difference(apart),)
-        lines.append(cells)
-    return markdown([head, *lines])
+        scores = {method: [score_at(curve, kl) for curve in runs] for method, runs in curves.items()}
+        for method, mine in scores.items():
+            reached = [x for x in mine if x is not None]
+            apart = [x - y for x, y in zip(mine, scores[first]) if x is not None and y is not None]
+            sure = f", {crossed_probability(np.array(apart)):.2f}" if len(apart) > 1 else ""
+            lines[method] += (_mean(reached, ".1f", f" ({len(reached)})"),)
+            lines[method] += ("–" if method == first else _mean(apart, "+.1f", sure),)
+    return markdown([head, *lines.values()])
 
 
-def _mean(scores: list[np.ndarray]) -> str:
+def _mean(scores: list[np.ndarray], form: str, more: str) -> str:
+    """Of runs and prompts, in percent, with its interval and what is to be said beside it."""
     if not scores:
         return "not reached"
     values = 100 * np.array(scores)
-    return f"**{values.mean():.1f}**{interval(*crossed_interval(values), '.1f')} ({len(values)})"
-
-
-def _difference(scores: list[np.ndarray]) -> str:
-    if not scores:
-        return "not reached"
-    values = 100 * np.array(scores)
-    sure = f", {crossed_probability(values):.2f}" if len(values) > 1 else ""
-    return f"{values.mean():+.1f}{interval(*crossed_interval(values), '.1f')}{sure}"
+    bold = "" if form.startswith("+") else "**"
+    return f"{bold}{values.mean():{form}}{bold}{interval(*crossed_interval(values), '.1f')}{more}"
