@@ -42,13 +42,9 @@ def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask
         rejected_logp=rejected_logp,
         ref_chosen_logp=ref_chosen_logp,
         ref_rejected_logp=ref_rejected_logp,
-        **_given(mask),
+        mask=mask,
     )
     return as_float(chosen_logp) - frozen(ref_chosen_logp), as_float(rejected_logp) - frozen(ref_rejected_logp)
-
-
-def _given(mask):
-    return {} if mask is None else {"mask": mask}
 
 
 def _terms(name, losses, chosen, rejected, mask):
@@ -154,7 +150,7 @@ def orpo_loss(
     """
     require_nonnegative(weight=weight)
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
-    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, **_given(mask))
+    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, mask=mask)
     chosen, rejected = as_float(chosen_logp), as_float(rejected_logp)
     ratio = odds(chosen) - odds(rejected)
     return {
@@ -178,7 +174,7 @@ def kto_reference_point(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array | 
     Raises:
       ValueError: if shapes differ.
     """
-    require_same_shape(logp=logp, ref_logp=ref_logp, **_given(mask))
+    require_same_shape(logp=logp, ref_logp=ref_logp, mask=mask)
     return jnp.maximum(mean_term(frozen(logp) - frozen(ref_logp), mask).mean, 0)
 
 
@@ -217,7 +213,7 @@ def kto_loss(
       ValueError: if shapes differ, `desirable` is not boolean, beta is not above 0 or a weight is negative.
     """
     require_rank("logp", logp, {1}, "[N], one number per sequence")
-    require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable, **_given(mask))
+    require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable, mask=mask)
     if desirable.dtype != bool:
         raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
     require_positive(beta=beta)

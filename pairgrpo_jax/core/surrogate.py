@@ -336,8 +336,7 @@ def value_terms(
       ValueError: if shapes differ, or value_clip, value_weight or a mask is negative.
     """
     values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
-    given = {} if mask is None else {"mask": mask}
-    require_same_shape(values=values, old_values=old_values, returns=returns, **given)
+    require_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
     require_nonnegative(value_clip=value_clip, value_weight=value_weight, mask=mask)
     values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
     errors = jnp.square(values - returns)
@@ -389,8 +388,8 @@ def ppo_loss(
       ValueError: if shapes differ, a clip, value_weight or mask is negative, dual_clip is at most 1, or an advantage
         that counts is not finite.
     """
-    given = {name: x for name, x in {"mask": mask, "entropy": entropy}.items() if x is not None}
-    require_same_shape(logp=logp, old_logp=old_logp, advantages=advantages, values=values, **given)
+    shapes = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "values": values}
+    require_same_shape(**shapes, mask=mask, entropy=entropy)
     log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
     advantages = masked(frozen(advantages), mask)
     require_finite(advantages=advantages)

@@ -132,11 +132,12 @@ def require_rank(name: str, x: jax.Array, ranks: set[int], shape: str) -> None:
     chex.assert_rank(x, ranks, custom_message=f"{name} must be {shape}", exception_type=ValueError)
 
 
-def require_same_shape(**arrays: jax.Array) -> None:
-    """Raises ValueError unless all arrays have one shape; the message names them."""
+def require_same_shape(**arrays: jax.Array | None) -> None:
+    """Raises ValueError unless all arrays that are given (not None) have one shape; the message names them."""
+    given = {name: x for name, x in arrays.items() if x is not None}
     chex.assert_equal_shape(
-        list(arrays.values()),
-        custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in arrays.items())} must have the same shape",
+        list(given.values()),
+        custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in given.items())} must have the same shape",
         exception_type=ValueError,
     )
 

@@ -39,8 +39,7 @@ def simpo_loss(
       ValueError: if shapes differ, beta is not above 0 or gamma is negative.
     """
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
-    given = {} if mask is None else {"mask": mask}
-    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, **given)
+    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, mask=mask)
     require_positive(beta=beta)
     require_nonnegative(gamma=gamma)
     chosen, rejected = beta * as_float(chosen_logp), beta * as_float(rejected_logp)
