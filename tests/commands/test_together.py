@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from byte_model import write_model
 
+from experiments.benchmarks.resume import free_port
 from pairgrpo_jax.commands import evaluate, reward_model
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, load_reward_model, save_head
@@ -35,9 +35,7 @@ def workplace(tmp_path_factory):
 
 def in_two_processes(folder, *words):
     """What two processes of two devices each said."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        address = f"localhost:{s.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     running = [

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.benchmarks.resume import free_port
 from pairgrpo_jax.commands.cli import start_of
 from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.processes import Start
@@ -68,13 +68,6 @@ def work():
 with processes.leaving_together(), processes.failing_together():
     work()
 """
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
