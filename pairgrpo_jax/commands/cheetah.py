@@ -36,6 +36,7 @@ from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
+from pairgrpo_jax.training.placement import filled_up
 from pairgrpo_jax.training.services import Tracking
 
 # On the progress line; the score is the deterministic return.
@@ -159,8 +160,8 @@ def make_places(run: Run, env: Env, trainer: Trainer) -> Any:
         raise ValueError("mesh: mujoco runs on the host; spread env brax:spring, or leave out --mesh data")
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     if (groups := run.config.collection.groups) % mesh.size:
-        fitting = -(-groups // mesh.size) * mesh.size
-        raise ValueError(f"groups={groups} must be a multiple of the {mesh.size} devices; try --groups {fitting}")
+        enough = filled_up(groups, mesh.size)
+        raise ValueError(f"groups={groups} must be a multiple of the {mesh.size} devices; try --groups {enough}")
     everywhere, spread = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "data")))
     state = jax.eval_shape(trainer.init, jax.random.key(0))
     places = jax.tree.map(lambda _: everywhere, state)

@@ -63,7 +63,7 @@ from pairgrpo_jax.training import (
     processes,
     settings,
 )
-from pairgrpo_jax.training.placement import put_rows
+from pairgrpo_jax.training.placement import beside, put_rows
 from pairgrpo_jax.training.services import Tracking
 
 
@@ -291,8 +291,7 @@ def train_trunk(
     keys = jax.random.split(jax.random.key(run.seed))
     trainable = training.init_trainable(run.mode, model, head, run.lora, keys[0])
     state = TrainState.create(trainable, program.optimizer, keys[1])
-    # As what updates return, or they would compile twice.
-    state = jax.device_put(state, jax.devices()[0]) if placement.mesh is None else placement.state(state)
+    state = placement.state(beside(state, model.params))
     frozen = model.params if run.mode == "lora" else None
     for position in range(max(1, math.ceil(run.epochs * len(tokens) / run.batch))):
         batch = training.pad_pairs([tokens[i] for i in batch_indices(len(tokens), run.batch, position, run.seed)])

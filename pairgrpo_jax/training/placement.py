@@ -33,6 +33,11 @@ def beside(tree: Any, others: Any) -> Any:
     return jax.device_put(tree, devices.pop()) if len(devices) == 1 else tree
 
 
+def filled_up(count: int, multiple: int) -> int:
+    """`count`, rounded up to a multiple: of the devices, each then has as many."""
+    return -(-count // multiple) * multiple
+
+
 def put_rows(tree: Any, rows: NamedSharding | None) -> Any:
     """`tree` with every leaf split as `rows` say, or on the default device."""
     return jax.device_put(tree) if rows is None else jax.tree.map(lambda x: processes.put(x, rows), tree)

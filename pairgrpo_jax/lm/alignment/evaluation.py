@@ -19,7 +19,7 @@ from pairgrpo_jax.lm.models.scoring import Policy, score
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, score_and_reward
 from pairgrpo_jax.methods import Dpo, Likelihoods, Method
 from pairgrpo_jax.training import processes
-from pairgrpo_jax.training.placement import put_rows
+from pairgrpo_jax.training.placement import filled_up, put_rows
 
 
 class Replies(NamedTuple):
@@ -95,7 +95,7 @@ def write_replies(
 def _batch(batch: int, count: int, rows: NamedSharding | None) -> int:
     """At most `batch` of `count` rows at a time, rounded up so that each device has as many."""
     devices = 1 if rows is None else rows.num_devices
-    return -(-min(batch, count) // devices) * devices
+    return filled_up(min(batch, count), devices)
 
 
 def in_batches(run: Callable[[np.ndarray], Sequence], count: int, batch: int) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from pairgrpo_jax.lm.models import lora, sharding
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.quantized import dequantized
 from pairgrpo_jax.lm.models.scoring import Policy
-from pairgrpo_jax.training.placement import replicate, split
+from pairgrpo_jax.training.placement import filled_up, replicate, split
 from pairgrpo_jax.training.processes import put
 
 
@@ -78,8 +78,7 @@ class Placement:
 
     def places(self, groups: int, accumulate: int = 1) -> int:
         """Rows of a batch of `groups`, filled up until each of `accumulate` micro-batches is split evenly."""
-        multiple = self.splits * accumulate
-        return -(-groups // multiple) * multiple
+        return filled_up(groups, self.splits * accumulate)
 
     def update_places(self, config: AlignConfig) -> int:
         """Rows of what one update is given."""

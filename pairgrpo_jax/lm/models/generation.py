@@ -20,7 +20,7 @@ from pairgrpo_jax.lm.models.model import Model, default_positions
 from pairgrpo_jax.lm.models.places import KV
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.training import processes
-from pairgrpo_jax.training.placement import put_rows
+from pairgrpo_jax.training.placement import filled_up, put_rows
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _PIECE = 8  # prompts that are read together where rows are refilled
@@ -204,12 +204,12 @@ def row_keys(key: jax.Array, prompts: int, samples: int) -> jax.Array:
 def bucket(n: int, unit: int) -> int:
     """Rounds up to multiples of `unit`, or of an eighth to a quarter of n where that is more."""
     unit = max(unit, 1 << max(n.bit_length() - 3, 0))
-    return -(-n // unit) * unit
+    return filled_up(n, unit)
 
 
 def prompt_shape(count: int, longest: int, multiple: int = 1) -> tuple[int, int]:
     """Returns the shape `[B', P]` that `count` prompts are padded to, B' to a multiple of `multiple`."""
-    return -(-bucket(count, 1) // multiple) * multiple, bucket(longest, 32)
+    return filled_up(bucket(count, 1), multiple), bucket(longest, 32)
 
 
 def check_slots(slots: int | None, rows: NamedSharding | None) -> None:

@@ -18,7 +18,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import Policy, completion_hidden
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, feature_count, features, reward
 from pairgrpo_jax.training import processes
-from pairgrpo_jax.training.placement import put_rows
+from pairgrpo_jax.training.placement import filled_up, put_rows
 
 MODES = ("frozen", "lora", "full")
 L2_GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
@@ -95,7 +95,7 @@ def pair_features(
       into: the array to fill, as `np.lib.format.open_memmap` opens one; what is finite in it is not computed again.
       rows: splits a batch, rounded up, over the devices of a mesh; needed where the policy lives on one.
     """
-    batch = -(-batch // rows.num_devices) * rows.num_devices if rows is not None else batch
+    batch = batch if rows is None else filled_up(batch, rows.num_devices)
     if into is None:
         into = empty_features(policy.model, len(pairs), names)
     done = 0
@@ -148,10 +148,8 @@ def fit_bradley_terry(differences: np.ndarray, l2: float) -> np.ndarray:
         gradient = (wrong.astype(np.float32) @ x).astype(np.float64)
         return np.logaddexp(0, -margin).mean() + l2 / 2 * weight @ weight, l2 * weight - gradient
 
-    return (
-        scipy.optimize.minimize(loss, np.zeros(x.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
-        / scale
-    )
+    how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": {"maxiter": 1000}}
+    return scipy.optimize.minimize(loss, np.zeros(x.shape[1]), **how).x / scale
 
 
 def log_loss(margins: np.ndarray) -> float:
