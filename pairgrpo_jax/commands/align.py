@@ -30,10 +30,12 @@ from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import (
     DONE,
     FREE,
+    checkpoints_of,
     make_console,
     open_checkpoints,
     print_files,
     reading,
+    require_checkpoints,
     require_mesh,
     require_trackers,
     stopped_code,
@@ -161,6 +163,8 @@ class Run(Settings):
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: Annotated[int, AtLeast(1)] = 2
     """Newest checkpoints kept, besides the best."""
+    checkpoints: str | None = None
+    """Where they are: a folder, or `gs://bucket/folder` (extra `gcs`); None: `checkpoints` in `output`."""
     shown: Annotated[int, AtLeast(1)] = 8
     """Replies on the page, first samples of the evaluation."""
     show_times: bool = False
@@ -244,6 +248,7 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     require_mesh(run)
     require_trackers(run)
+    require_checkpoints(run)
     placement = Placement.over(run.mesh)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)
@@ -497,7 +502,7 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
     files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
-    files |= {"checkpoints": "checkpoints/", "replies": "replies.md"}
+    files |= {"checkpoints": checkpoints_of(run), "replies": "replies.md"}
     files |= exported
     after = [f"pairgrpo generate --model {run.output}"] if run.export else []
     after += [f"tensorboard --logdir {run.output}"]

@@ -23,8 +23,10 @@ from pairgrpo_jax.commands.report import REPORT, write_report
 from pairgrpo_jax.commands.runs import (
     DONE,
     FREE,
+    checkpoints_of,
     make_console,
     print_files,
+    require_checkpoints,
     require_mesh,
     require_trackers,
     stopped_code,
@@ -71,6 +73,8 @@ class Run(Settings):
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: Annotated[int, AtLeast(1)] = 3
     """Newest checkpoints kept, besides the best."""
+    checkpoints: str | None = None
+    """Where they are: a folder, or `gs://bucket/folder` (extra `gcs`); None: `checkpoints` in `output`."""
     video_steps: Annotated[int, AtLeast(0)] = 400
     """Control steps of 0.05 s in the video; 0: no video."""
     tracker: tuple[Tracking, ...] = ()
@@ -108,6 +112,7 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code, 0 or 128 + the signal that stopped it."""
     require_mesh(run)
     require_trackers(run)
+    require_checkpoints(run)
     env = make_env(run.env)
     run.config.check(env.episode_length)
     schedule = make_schedule(run, env)
@@ -207,7 +212,7 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
         "curve": "learning_curve.png",
         "settings": "config.json, versions.json",
     }
-    files["checkpoints"] = "checkpoints/"
+    files["checkpoints"] = checkpoints_of(run)
     if run.video_steps:
         poses, rewards = trainer.episode(jax.tree.map(lambda x: x[0], state), jax.random.key(run.seed), run.video_steps)
         write_video(run.output / "cheetah.mp4", np.asarray(poses), np.asarray(rewards), env.dt)

@@ -58,6 +58,25 @@ def require_trackers(run: Any) -> None:
     processes.on_lead(lambda: services.check_trackers(run.tracker))
 
 
+def require_checkpoints(run: Any) -> None:
+    """Refuses a place of its own for checkpoints that cannot be opened, or that a new run would share with another.
+
+    Raises:
+      ValueError: naming the setting.
+      ModuleNotFoundError: if it is a bucket, and what reads buckets is not installed.
+    """
+    if run.checkpoints is None:
+        return
+    try:
+        with contextlib.closing(open_checkpoints(run)) as found:
+            steps = found.steps()
+    except OSError as error:
+        raise ValueError(f"checkpoints: {run.checkpoints} cannot be opened: {error}") from error
+    if steps and not run.resume:
+        where = f"checkpoints: {run.checkpoints} holds those of another run"
+        raise ValueError(f"{where}; add --resume to go on with it, or choose another --checkpoints")
+
+
 def open_log(run: Any, console: Console, after: int = 0) -> MetricLog | NoLog:
     """Where the metrics of a run go, in the process that leads; says where its trackers can be seen."""
     trackers = processes.on_lead(lambda: _open_trackers(run, console)) or ()
@@ -104,7 +123,10 @@ def train_in_folder(
     with contextlib.closing(open_checkpoints(run)) as checkpoints:
         start = 0
         if run.resume and checkpoints.steps():
+            require_own(run, checkpoints)
             start, state = checkpoints.restore(state)
+            if start >= schedule.iterations:
+                processes.on_lead(lambda: require_metrics(run))
             console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
         log, complete = open_log(run, console, start), False
         try:
@@ -128,8 +150,30 @@ def train_in_folder(
 
 
 def open_checkpoints(run: Any) -> Checkpoints:
-    """Those in the run's folder."""
-    return Checkpoints(run.output / "checkpoints", settings(run), keep=run.keep)
+    """Those in the run's folder, or where it says."""
+    return Checkpoints(run.checkpoints or run.output / "checkpoints", settings(run), keep=run.keep)
+
+
+def require_own(run: Any, checkpoints: Checkpoints) -> None:
+    """Refuses checkpoints of other settings; ValueError that names the fields, beside `run.free`, that differ."""
+    changed = [name for name, _, _ in changed_settings(checkpoints.made_with(), settings(run), run.free)]
+    if changed:
+        where = f"checkpoints: those in {checkpoints.manager.directory} were made with other settings"
+        raise ValueError(f"{where} ({', '.join(changed)}); use those, or choose another --checkpoints")
+
+
+def checkpoints_of(run: Any) -> str:
+    """Where a run's checkpoints are, for `print_files`."""
+    if run.checkpoints is None or "://" in run.checkpoints:
+        return run.checkpoints or "checkpoints/"
+    return str(Path(run.checkpoints).absolute())
+
+
+def require_metrics(run: Any) -> None:
+    """Refuses to end a run whose metrics are elsewhere; ValueError."""
+    if not read_metrics(run.output):
+        where = f"output: {checkpoints_of(run)} holds the end of the run, and {run.output} no metrics of it"
+        raise ValueError(f"{where}; give the --output that it had, or make it longer")
 
 
 def stopped_code(number: int, done: int, console: Console) -> int:
@@ -142,7 +186,8 @@ def print_files(output: Path, files: dict[str, str], console: Console) -> None:
     """Prints where each thing is; names of several files are separated by ", "."""
     width = max(map(len, files))
     for name, where in files.items():
-        console.print(f"  {name:{width}}  {', '.join(str(output / part) for part in where.split(', '))}")
+        parts = (part if "://" in part else str(output / part) for part in where.split(", "))
+        console.print(f"  {name:{width}}  {', '.join(parts)}")
 
 
 def complete(program: Any, run: Any, title: str, console: Console) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.state import require_alive
@@ -38,9 +42,13 @@ class Checkpoints:
         """Opens (or makes) `folder`.
 
         Args:
-          folder: where the checkpoints are.
+          folder: where the checkpoints are; `gs://bucket/folder` is one too.
           config: JSON-able settings, stored with each of them.
           keep: how many of the newest to keep, >= 1, besides the one with the best score.
+
+        Raises:
+          ValueError: for another kind of bucket.
+          ModuleNotFoundError: if gs:// is asked for and gcsfs is not installed.
         """
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
@@ -48,7 +56,7 @@ class Checkpoints:
         # Synchronous: a donated buffer must not be overwritten while a background thread still reads it.
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-        self.manager = ocp.CheckpointManager(Path(folder).resolve(), options=options, item_handlers=handlers)
+        self.manager = ocp.CheckpointManager(_place(folder), options=options, item_handlers=handlers)
         self._scores = {step: self._score(step) for step in self.steps()}
         for step in self.steps():  # those that Orbax takes for committed
             if not _has_sums(self._folder(step)):
@@ -110,6 +118,13 @@ class Checkpoints:
             "restore one from a copy, or start a new run in another folder"
         )
 
+    def made_with(self) -> dict[str, Any]:
+        """The settings of the newest checkpoint whose settings can be read; empty where there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(*_DAMAGE):
+                return self.manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        return {}
+
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
         return sorted(self.manager.all_steps())
@@ -123,8 +138,8 @@ class Checkpoints:
         """Releases the folder."""
         self.manager.close()
 
-    def _folder(self, step: int) -> Path:
-        return Path(self.manager.directory) / str(step)
+    def _folder(self, step: int) -> epath.Path:
+        return self.manager.directory / str(step)
 
     def _score(self, step: int) -> float | None:
         try:
@@ -147,6 +162,19 @@ class Checkpoints:
         return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
 
+def _place(folder: Path | str) -> epath.Path:
+    """A folder or a bucket, whose address is whole as it is: `epath` would resolve it to a folder here."""
+    kind, separator, _ = str(folder).partition("://")
+    if not separator:
+        return epath.Path(folder).resolve()
+    if kind != "gs":
+        known = "Orbax writes to folders and to gs://bucket/folder"
+        raise ValueError(f"checkpoints: {folder} is neither: {known}; mount another kind of bucket as a folder")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ModuleNotFoundError("checkpoints: gs:// needs gcsfs; pip install 'pairgrpo-jax[gcs]'", name="gcsfs")
+    return epath.Path(folder)
+
+
 def _leaves(tree: Any) -> dict[str, str]:
     """Dtype and shape of every leaf, as `{"params.w": "float32[4,3]"}`; a key is stored as its data."""
     leaves = {}
@@ -159,9 +187,15 @@ def _leaves(tree: Any) -> dict[str, str]:
     return leaves
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """All below a folder; of a bucket, `epath` has no `rglob`, and its `walk` forgets the bucket."""
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else [path]
+
+
+def _sums(folder: epath.Path) -> dict[str, str]:
     """The sum of every file; each process reads its share of them."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(_SUMS)]
+    files = sorted(path for path in _files(folder) if not path.name.startswith(_SUMS))
 
     def read():
         mine = files[processes.share(len(files))]
@@ -170,22 +204,24 @@ def _sums(folder: Path) -> dict[str, str]:
     return {name: found for part in processes.gather(processes.together(read)) for name, found in part.items()}
 
 
-def _has_sums(folder: Path) -> bool:
+def _has_sums(folder: epath.Path) -> bool:
     return processes.gather((folder / _SUMS).exists())[0]
 
 
-def _write_sums(folder: Path) -> None:
+def _write_sums(folder: epath.Path) -> None:
     found = _sums(folder)
 
     def write():
-        partial = folder / f"{_SUMS}.partial"
-        partial.write_text(json.dumps(found))
-        partial.rename(folder / _SUMS)
+        whole = "://" in str(folder)  # a bucket's files are there whole or not at all
+        path = folder / (_SUMS if whole else f"{_SUMS}.partial")
+        path.write_text(json.dumps(found))
+        if not whole:
+            path.rename(folder / _SUMS)
 
     processes.on_lead(write)
 
 
-def _check_sums(folder: Path) -> None:
+def _check_sums(folder: epath.Path) -> None:
     """Raises ValueError if a file changed. A kill may have come before the sums were written."""
     if not _has_sums(folder):
         return

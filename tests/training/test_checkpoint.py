@@ -174,14 +174,15 @@ def test_a_file_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch, caplog)
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, make_state(step))
-    barred, read = files(tmp_path, 2)[0], type(tmp_path).read_bytes
+    barred, kind = files(tmp_path, 2)[0], type(checkpoints.manager.directory)
+    read = kind.read_bytes
 
     def refuse(path):
-        if path == barred:
+        if str(path) == str(barred):
             raise PermissionError(13, "Permission denied", str(path))
         return read(path)
 
-    monkeypatch.setattr(type(tmp_path), "read_bytes", refuse)  # root may read all
+    monkeypatch.setattr(kind, "read_bytes", refuse)  # root may read all
     for use in (lambda: checkpoints.restore(make_state(0)), lambda: checkpoints.save(2, make_state(2))):
         with pytest.raises(PermissionError, match="Permission denied"):
             use()
