@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pairgrpo_jax.commands.plots import LEARNED_NOTHING, SERIES, colours_of, label_ends
-from pairgrpo_jax.core.statistics import interquartile_mean
+from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
 
 
 def _pieces(runs: dict[str, list[list[dict]]]) -> list[dict[str, list[list[dict]]]]:
@@ -18,9 +18,10 @@ def _pieces(runs: dict[str, list[list[dict]]]) -> list[dict[str, list[list[dict]
 
 
 def comparison(runs: dict[str, list[list[dict]]], path: Path, title: str, learned_nothing: float | None = None) -> None:
-    """Draws the interquartile mean over seeds of return (against steps and wall-clock) and realised KL, per method.
+    """Draws the interquartile mean over seeds of return, and realised KL, per method, against environment steps.
 
-    Each is named at its end; more than `SERIES` are drawn in rows of panels.
+    Each is named at its end; more than `SERIES` are drawn in rows of panels. Seconds are left out: runs of a comparison
+    share their machine with others.
 
     Args:
       runs: method -> one list of `metrics.jsonl` rows per seed.
@@ -34,41 +35,37 @@ def comparison(runs: dict[str, list[list[dict]]], path: Path, title: str, learne
     import matplotlib.pyplot as plt
 
     pieces = _pieces(runs)
-    figure, axes = plt.subplots(
-        len(pieces), 3, figsize=(16, 4.2 * len(pieces)), layout="constrained", squeeze=False, sharey="col"
-    )
+    size = (13, 4.8 * len(pieces))
+    figure, axes = plt.subplots(len(pieces), 2, figsize=size, layout="constrained", squeeze=False, sharey="col")
     ends = [_compared(row, piece, learned_nothing) for row, piece in zip(axes, pieces)]
     for row, of_row in zip(axes, ends):
         for axis, end in zip(row, of_row):
             label_ends(axis, end)
-    figure.suptitle(f"{title}: interquartile mean over seeds, band from lowest to highest")
+    figure.suptitle(f"{title}: interquartile mean over seeds and its 95% interval")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _compared(axes: Any, runs: dict[str, list[list[dict]]], learned_nothing: float | None) -> tuple[list, list, list]:
+def _compared(axes: Any, runs: dict[str, list[list[dict]]], learned_nothing: float | None) -> tuple[list, list]:
     """Draws a row of panels; where the lines of each end, see `label_ends`."""
-    colours, ends = colours_of(list(runs)), ([], [], [])
+    colours, ends = colours_of(list(runs)), ([], [])
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
         steps = np.array([row["steps"] for row in scored[0]]) / 1e6
         scores = np.array([[np.mean(row["score"]) for row in rows] for rows in scored])
-        seconds = np.median([[row["seconds"] for row in rows] for rows in scored], axis=0)
         middle = interquartile_mean(scores, axis=0)
-        for axis, x, end in zip(axes, (steps, seconds), ends):
-            axis.plot(x, middle, color=colours[method])
-            axis.fill_between(x, scores.min(0), scores.max(0), color=colours[method], alpha=0.12)
-            end.append((middle[-1], method, colours[method]))
+        low, high = np.transpose([interquartile_interval(column) for column in scores.T])
+        axes[0].plot(steps, middle, color=colours[method])
+        axes[0].fill_between(steps, low, high, color=colours[method], alpha=0.12)
+        ends[0].append((middle[-1], method, colours[method]))
         kl = np.median([[np.mean(row["realised_kl"]) for row in rows] for rows in seeds], axis=0)
-        axes[2].semilogy(np.array([row["steps"] for row in seeds[0]]) / 1e6, kl, color=colours[method], linewidth=1)
-        ends[2].append((kl[-1], method, colours[method]))
+        axes[1].semilogy(np.array([row["steps"] for row in seeds[0]]) / 1e6, kl, color=colours[method], linewidth=1)
+        ends[1].append((kl[-1], method, colours[method]))
     if learned_nothing is not None:
-        for axis, end in zip(axes[:2], ends):
-            axis.axhline(learned_nothing, color=LEARNED_NOTHING, linestyle="--", linewidth=1)
-            end.append((learned_nothing, "random policy", LEARNED_NOTHING))
+        axes[0].axhline(learned_nothing, color=LEARNED_NOTHING, linestyle="--", linewidth=1)
+        ends[0].append((learned_nothing, "random policy", LEARNED_NOTHING))
     axes[0].set(xlabel="environment steps, millions", ylabel="return, deterministic")
-    axes[1].set(xlabel="seconds", ylabel="return, deterministic")
-    axes[2].set(xlabel="environment steps, millions", ylabel="KL(new || old) per iteration, nats")
+    axes[1].set(xlabel="environment steps, millions", ylabel="KL(new || old) per iteration, nats; median over seeds")
     for axis in axes:
         axis.grid(alpha=0.3)
     return ends
