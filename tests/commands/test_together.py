@@ -1,4 +1,4 @@
-"""`evaluate` and `reward-model` in two real processes, equal to one."""
+"""Commands in two real processes: `evaluate` and `reward-model` equal to one, `align` without a common disk."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from experiments.benchmarks.resume import free_port
 from pairgrpo_jax.commands import evaluate, reward_model
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, load_reward_model, save_head
+from pairgrpo_jax.training import read_metrics
 
 MAIN = "from pairgrpo_jax.commands.main import main; main()"
 
@@ -33,15 +34,15 @@ def workplace(tmp_path_factory):
     return folder
 
 
-def in_two_processes(folder, *words):
-    """What two processes of two devices each said."""
+def in_two_processes(folders, *words):
+    """What two processes of two devices each said, one in each folder."""
     address = f"localhost:{free_port()}"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     running = [
         subprocess.Popen(
             [sys.executable, "-c", MAIN, *words, f"--coordinator={address}", "--processes=2", f"--process={i}"],
-            cwd=folder,
+            cwd=folders[i],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -72,7 +73,7 @@ def test_evaluate_is_that_of_one_process(workplace, monkeypatch, run_here):
     words = "--a other --b model --reference model --judge head.safetensors --data pairs.jsonl --fold -1 --prompts 6"
     words = [*words.split(), "--samples=2", "--completion-tokens=6", "--output"]
     assert run_here(evaluate.main, *words, "one.json").returncode == 0
-    said = in_two_processes(workplace, "evaluate", *words, "two.json", "--mesh=data")
+    said = in_two_processes([workplace] * 2, "evaluate", *words, "two.json", "--mesh=data")
     one, two = (json.loads((workplace / name).read_text()) for name in ("one.json", "two.json"))
     assert {"win_rate", "implicit_accuracy", "head_accuracy"} <= set(one["figures"]) and '"win_rate"' in said
     alike(one, two)
@@ -83,7 +84,7 @@ def test_a_reward_model_is_that_of_one_process(workplace, monkeypatch, run_here)
     monkeypatch.chdir(workplace)
     words = "--model model --data pairs.jsonl --mode lora --folds 0 --batch 4 --epochs 2 --l2 0.1 --output"
     assert run_here(reward_model.main, *words.split(), "one").returncode == 0
-    said = in_two_processes(workplace, "reward-model", *words.split(), "two", "--mesh=data")
+    said = in_two_processes([workplace] * 2, "reward-model", *words.split(), "two", "--mesh=data")
     assert "heads: two/a.safetensors" in said
     alike(*(json.loads((workplace / name / "figures.json").read_text()) for name in ("one", "two")))
     model = load_model(workplace / "model")
@@ -98,3 +99,19 @@ def test_batches_that_devices_do_not_divide_are_refused_where_they_are_trained_o
     words = "--model model --data pairs.jsonl --mode lora --batch 6 --mesh data --output three"
     done = run_here(reward_model.main, *words.split())
     assert done.returncode == 2 and "batch=6 must be a multiple of the 8 devices; try --batch 8" in done.stderr
+
+
+@pytest.mark.slow
+def test_align_needs_no_common_disk_but_for_checkpoints(workplace, tmp_path):
+    here, there, new = folders = [tmp_path / name for name in ("here", "there", "new")]
+    for folder in folders:
+        folder.mkdir()
+    words = "--data tiny --prompts 4 --candidates 2 --completion-tokens 4 --lora-rank 2 --no-anneal --judge="
+    words += " --evaluation-prompts 4 --evaluation-samples 1 --shown 1 --no-export --mesh data --output out"
+    words += " --reward experiments.benchmarks.resume:letters"
+    words += f" --model {workplace / 'model'} --checkpoints {tmp_path / 'all'}"
+    in_two_processes([here, there], "align", "grpo", *words.split(), "--iterations=2")
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"2"}
+    in_two_processes([new, there], "align", "grpo", *words.split(), "--iterations=3", "--resume")
+    assert [row["iteration"] for row in read_metrics(new / "out")] == [3]
+    assert not any(there.iterdir()) and not any(path.name == "checkpoints" for path in tmp_path.glob("*/out/*"))
