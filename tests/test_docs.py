@@ -72,7 +72,8 @@ def test_a_dead_link_would_be_found(tmp_path):
 
 def test_every_page_is_in_the_navigation_and_every_module_of_the_reference_exists():
     listed = set(re.findall(r": ([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
-    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page.name not in ("compare.md", "tune.md")}
+    assert listed == {str(page.relative_to(ROOT / "docs")) for page in pages}  # those are tables that experiments make
     for page in (ROOT / "docs" / "reference").glob("*.md"):
         for module in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module

@@ -156,7 +156,8 @@ def open_checkpoints(run: Any) -> Checkpoints:
 
 def require_own(run: Any, checkpoints: Checkpoints) -> None:
     """Refuses checkpoints of other settings; ValueError that names the fields, beside `run.free`, that differ."""
-    changed = [name for name, _, _ in changed_settings(checkpoints.made_with(), settings(run), run.free)]
+    made_with = checkpoints.made_with() or settings(run)  # where none can be read, restoring says why
+    changed = [name for name, _, _ in changed_settings(made_with, settings(run), run.free)]
     if changed:
         where = f"checkpoints: those in {checkpoints.manager.directory} were made with other settings"
         raise ValueError(f"{where} ({', '.join(changed)}); use those, or choose another --checkpoints")
