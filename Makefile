@@ -38,10 +38,10 @@ types: $(VENV)/dev
 
 # The built wheel, imported outside the tree.
 wheel: $(VENV)/dev
-	rm -rf .venv/wheel && $(BIN)/pip wheel --quiet --no-deps --wheel-dir .venv/wheel .
-	$(BIN)/pip install --quiet --no-deps --target .venv/wheel/site .venv/wheel/*.whl
-	test "$$(ls .venv/wheel/site | grep -v -e dist-info -e '^bin$$')" = pairgrpo_jax
-	cd / && PYTHONPATH=$(CURDIR)/.venv/wheel/site $(CURDIR)/$(BIN)/python -c \
+	rm -rf $(VENV)/wheel && $(BIN)/pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/wheel/site $(VENV)/wheel/*.whl
+	test "$$(ls $(VENV)/wheel/site | grep -v -e dist-info -e '^bin$$')" = pairgrpo_jax
+	cd / && PYTHONPATH=$(CURDIR)/$(VENV)/wheel/site $(CURDIR)/$(BIN)/python -c \
 	  "import pairgrpo_jax as p, pairgrpo_jax.commands.align; assert '/wheel/site/' in p.__file__, p.__file__"
 
 .venv-docs/ready: pyproject.toml constraints.txt constraints-3.12.txt
