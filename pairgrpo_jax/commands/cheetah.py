@@ -211,8 +211,8 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
         "metrics": "metrics.jsonl, tensorboard/",
         "curve": "learning_curve.png",
         "settings": "config.json, versions.json",
+        "checkpoints": checkpoints_of(run),
     }
-    files["checkpoints"] = checkpoints_of(run)
     if run.video_steps:
         poses, rewards = trainer.episode(jax.tree.map(lambda x: x[0], state), jax.random.key(run.seed), run.video_steps)
         write_video(run.output / "cheetah.mp4", np.asarray(poses), np.asarray(rewards), env.dt)

@@ -26,6 +26,7 @@ from pairgrpo_jax.training import (
     settings,
     train,
 )
+from pairgrpo_jax.training.checkpoint import is_bucket
 from pairgrpo_jax.training.run import flatten, versions
 
 DONE = "done"  # an empty file that marks a finished run
@@ -157,17 +158,15 @@ def open_checkpoints(run: Any) -> Checkpoints:
 def require_own(run: Any, checkpoints: Checkpoints) -> None:
     """Refuses checkpoints of other settings; ValueError that names the fields, beside `run.free`, that differ."""
     made_with = checkpoints.made_with() or settings(run)  # where none can be read, restoring says why
-    changed = [name for name, _, _ in changed_settings(made_with, settings(run), run.free)]
-    if changed:
-        where = f"checkpoints: those in {checkpoints.manager.directory} were made with other settings"
-        raise ValueError(f"{where} ({', '.join(changed)}); use those, or choose another --checkpoints")
+    what = f"checkpoints: those in {checkpoints.manager.directory} were"
+    _require_same(run, made_with, what, "use those, or choose another --checkpoints")
 
 
 def checkpoints_of(run: Any) -> str:
     """Where a run's checkpoints are, for `print_files`."""
-    if run.checkpoints is None or "://" in run.checkpoints:
-        return run.checkpoints or "checkpoints/"
-    return str(Path(run.checkpoints).absolute())
+    if run.checkpoints is None:
+        return "checkpoints/"
+    return run.checkpoints if is_bucket(run.checkpoints) else str(Path(run.checkpoints).absolute())
 
 
 def require_metrics(run: Any) -> None:
@@ -187,7 +186,7 @@ def print_files(output: Path, files: dict[str, str], console: Console) -> None:
     """Prints where each thing is; names of several files are separated by ", "."""
     width = max(map(len, files))
     for name, where in files.items():
-        parts = (part if "://" in part else str(output / part) for part in where.split(", "))
+        parts = (part if is_bucket(part) else str(output / part) for part in where.split(", "))
         console.print(f"  {name:{width}}  {', '.join(parts)}")
 
 
@@ -209,8 +208,11 @@ def is_finished(run: Any) -> bool:
     if not (run.output / DONE).exists():
         return False
     before = json.loads((run.output / "config.json").read_text())
+    _require_same(run, before, f"output: {run.output} was", "move it away or choose another --output")
+    return True
+
+
+def _require_same(run: Any, before: dict[str, Any], what: str, remedy: str) -> None:
     changed = [name for name, _, _ in changed_settings(before, settings(run), run.free)]
     if changed:
-        where = f"output: {run.output} was made with other settings ({', '.join(changed)})"
-        raise ValueError(f"{where}; move it away or choose another --output")
-    return True
+        raise ValueError(f"{what} made with other settings ({', '.join(changed)}); {remedy}")

@@ -162,12 +162,16 @@ class Checkpoints:
         return self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))).state
 
 
+def is_bucket(place: Any) -> bool:
+    """Whether it is an address as `gs://bucket/folder`, and no folder here."""
+    return "://" in str(place)
+
+
 def _place(folder: Path | str) -> epath.Path:
     """A folder or a bucket, whose address is whole as it is: `epath` would resolve it to a folder here."""
-    kind, separator, _ = str(folder).partition("://")
-    if not separator:
+    if not is_bucket(folder):
         return epath.Path(folder).resolve()
-    if kind != "gs":
+    if not str(folder).startswith("gs://"):
         known = "Orbax writes to folders and to gs://bucket/folder"
         raise ValueError(f"checkpoints: {folder} is neither: {known}; mount another kind of bucket as a folder")
     if importlib.util.find_spec("gcsfs") is None:
@@ -212,7 +216,7 @@ def _write_sums(folder: epath.Path) -> None:
     found = _sums(folder)
 
     def write():
-        whole = "://" in str(folder)  # a bucket's files are there whole or not at all
+        whole = is_bucket(folder)  # a bucket's files are there whole or not at all
         path = folder / (_SUMS if whole else f"{_SUMS}.partial")
         path.write_text(json.dumps(found))
         if not whole:

@@ -33,11 +33,18 @@ def bucket():
     ):
         environment.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
         environment.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://localhost:{port}")
-        while socket.socket().connect_ex(("localhost", port)):
-            assert server.poll() is None
-            time.sleep(0.1)
-        yield "gs://runs"
-        server.kill()
+        try:
+            while not listens(port):
+                assert server.poll() is None
+                time.sleep(0.1)
+            yield "gs://runs"
+        finally:
+            server.kill()
+
+
+def listens(port):
+    with socket.socket() as s:
+        return s.connect_ex(("localhost", port)) == 0
 
 
 def test_nothing_is_lost_there(bucket):
