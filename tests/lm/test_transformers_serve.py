@@ -1,7 +1,6 @@
 """The judge against a real server: `transformers serve` with SmolLM2, on 127.0.0.1."""
 
 import importlib.util
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ import urllib.request
 
 import pytest
 
+from experiments.benchmarks.resume import free_port
 from pairgrpo_jax.lm.rewards.rubric import Rubric
 from pairgrpo_jax.lm.rewards.sources import judge
 
@@ -28,9 +28,7 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "smollm2"
     model = load_model("smollm2")
     save_pretrained(model, model.params, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serve = "from transformers.cli.transformers import main; main()"
     words = ["serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", str(folder)]
     process = subprocess.Popen(
