@@ -1,8 +1,8 @@
 """The first iterations of every method are what they were.
 
 Bit for bit on the machine and versions that froze them. Elsewhere rounding differs, and Adam's first steps turn the
-sign of a rounding error into a whole step: what comes before the first update is compared there, to 1e-5 (but for
-`pair_accuracy`, the signs of log-ratios that are 0 then).
+sign of a rounding error into a whole step: what comes before the first update is compared there, to 1e-5 (the norm of
+the gradient to 2e-4; not `pair_accuracy`, the signs of log-ratios that are 0 then).
 """
 
 import importlib.util
@@ -57,7 +57,8 @@ def compare(case, found):
         if exact:
             np.testing.assert_array_equal(found[name], values, err_msg=name)
         elif name != "pair_accuracy" and (not case.startswith("cheetah") or name == "return"):
-            np.testing.assert_allclose(first(found[name]), first(values), rtol=1e-5, atol=1e-5, err_msg=name)
+            rtol = 2e-4 if name == "grad_norm" else 1e-5
+            np.testing.assert_allclose(first(found[name]), first(values), rtol=rtol, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("case", golden.CHEETAH)

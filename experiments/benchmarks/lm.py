@@ -13,6 +13,7 @@ machine. Every line printed is JSON.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -46,10 +47,14 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Generation and forward + backward (by `score`, as updates do) of SmolLM2-135M in float32, ours and torch's."""
+    """Generation and forward + backward (by `score`, as updates do) of SmolLM2-135M, ours and torch's.
+
+    In float32, or with bfloat16 in our products and in all of torch's model.
+    """
 
     work: tyro.conf.OmitArgPrefixes[Work] = Work()
     model: str = "smollm2"
+    operands: Literal["bfloat16"] | None = None
     peer_python: Path = Path(sys.executable)
     repeats: int = 3
 
@@ -97,6 +102,7 @@ class Peer:
     """What `speed` starts in the peer's process; not for the command line."""
 
     folder: Path
+    operands: str | None = None
     work: tyro.conf.OmitArgPrefixes[Work] = Work()
 
 
@@ -127,14 +133,14 @@ def timed(f: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def our_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
+def our_tasks(folder: Path, work: Work, operands: str | None) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by name, in JAX."""
     import jax
     import jax.numpy as jnp
 
     from pairgrpo_jax.lm import Policy, generate, load_model, score
 
-    model = load_model(folder)
+    model = load_model(folder, operands=operands)
     prompts = tokens_of(work.prompts, work.prompt_tokens, model.config.vocab_size)
     batch = jnp.asarray(tokens_of(work.rows, work.steps + 1, model.config.vocab_size))
     lengths = jnp.ones(work.rows, jnp.int32)
@@ -145,8 +151,8 @@ def our_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
         return -score(Policy(model, params), *texts).logp.mean()
 
     step = jax.jit(jax.value_and_grad(loss))
-    x = jnp.ones((MATMUL, MATMUL))
-    matmul = jax.jit(jnp.dot)
+    x = jnp.ones((MATMUL, MATMUL), operands)
+    matmul = jax.jit(functools.partial(jnp.dot, preferred_element_type=jnp.float32))
     return {
         "generate": lambda: generate(model, model.params, prompts, key=jax.random.key(0), **options),
         "train": lambda: jax.block_until_ready(step(model.params)),
@@ -154,12 +160,13 @@ def our_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
     }
 
 
-def torch_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
+def torch_tasks(folder: Path, work: Work, operands: str | None) -> dict[str, Callable[[], object]]:
     """Returns what is timed, by name, in torch."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    dtype = getattr(torch, operands or "float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     prompts = torch.tensor(tokens_of(work.prompts, work.prompt_tokens, model.config.vocab_size))
     batch = torch.tensor(tokens_of(work.rows, work.steps, model.config.vocab_size))
     options = {"max_new_tokens": work.new_tokens, "min_new_tokens": work.new_tokens, "top_k": 0}
@@ -169,7 +176,7 @@ def torch_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
         model.zero_grad()
         model(batch, labels=batch, use_cache=False).loss.backward()
 
-    x = torch.ones(MATMUL, MATMUL)
+    x = torch.ones(MATMUL, MATMUL, dtype=dtype)
     mask = torch.ones_like(prompts)
     return {
         "generate": lambda: model.generate(prompts, attention_mask=mask, **options),
@@ -180,7 +187,7 @@ def torch_tasks(folder: Path, work: Work) -> dict[str, Callable[[], object]]:
 
 def peer(args: Peer) -> None:
     """Answers each task named on stdin with the seconds it took."""
-    tasks = torch_tasks(args.folder, args.work)
+    tasks = torch_tasks(args.folder, args.work, args.operands)
     print("ready", flush=True)
     for line in sys.stdin:
         print("seconds", *timed(tasks[line.strip()]), flush=True)
@@ -192,6 +199,8 @@ def speed(args: Speed) -> None:
 
     from pairgrpo_jax.lm import load_model, save_pretrained
 
+    if args.operands is not None:
+        processor.require_bfloat16("operands")
     temporary = tempfile.TemporaryDirectory()
     folder = Path(temporary.name)
     model = load_model(args.model)
@@ -201,6 +210,7 @@ def speed(args: Speed) -> None:
     command = [str(args.peer_python), "-m", "experiments.benchmarks.lm", "peer", "--folder", str(folder)]
     for name, value in dataclasses.asdict(work).items():
         command += [f"--{name.replace('_', '-')}", str(value)]
+    command += [] if args.operands is None else ["--operands", args.operands]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None and stdout is not None
@@ -217,7 +227,7 @@ def speed(args: Speed) -> None:
         return tuple(map(float, answer().split()[1:]))
 
     answer()
-    tasks = our_tasks(folder, work)
+    tasks = our_tasks(folder, work, args.operands)
     flops = {"matmul": 2 * MATMUL**3, "train": 6 * size * work.rows * work.steps}
     flops["generate"] = 2 * size * work.prompts * (work.prompt_tokens + work.samples * work.new_tokens)
     turns = {task: [] for task in flops}
@@ -225,7 +235,7 @@ def speed(args: Speed) -> None:
         timed(tasks[task])  # compile, warm up
         ask(task)
         turns[task] += [(*timed(tasks[task]), *ask(task)) for _ in range(20 if task == "matmul" else args.repeats)]
-    report(processor=processor.label())
+    report(processor=processor.label(), operands=args.operands or "float32")
     peaks = {}
     for task, work_done in flops.items():
         best = [min(x) for x in zip(*turns[task])]

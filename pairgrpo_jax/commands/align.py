@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
@@ -42,7 +43,7 @@ from pairgrpo_jax.commands.runs import (
     train_in_folder,
 )
 from pairgrpo_jax.commands.words import peek
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
 from pairgrpo_jax.core.comparisons import check_comparisons
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import (
@@ -176,6 +177,9 @@ class Run(Settings):
     --resume --exported best."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations; parameters and optimizer are float32."""
+    operands: Literal["bfloat16"] | None = None
+    """Rounds the operands of products with the parameters, whose sums stay float32; None: as dtype. For accelerators
+    and processors with avx512_bf16 or amx_bf16."""
     remat: bool = False
     """Recompute layers in the backward pass, for memory."""
     tracker: tuple[Tracking, ...] = ()
@@ -194,6 +198,8 @@ class Run(Settings):
             raise ValueError(f"exported={self.exported!r} has no effect with --no-export")
         if self.config.online != (self.judging is not None):
             raise ValueError("judging: samples are judged, and a data set's pairs are not")
+        if self.dtype == "bfloat16":
+            require_idle(self, "operands", "with dtype='bfloat16', of which operands are then")
         if self.reward and judge_of(self) == self.reward:
             raise ValueError(f"judge={self.judge!r} is the reward itself, and nothing would be held out")
 
@@ -249,6 +255,8 @@ def execute(run: Run, console: Console) -> int:
     require_mesh(run)
     require_trackers(run)
     require_checkpoints(run)
+    if run.operands is not None:
+        processor.require_bfloat16("operands")
     placement = Placement.over(run.mesh)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)
@@ -300,9 +308,16 @@ def other_half(reward: str) -> str:
     return str(sibling)
 
 
+def precision(run: Run) -> dict[str, Any]:
+    """How a model computes: fields of `Model`."""
+    operands = None if run.operands is None else jnp.dtype(run.operands)
+    return {"dtype": jnp.dtype(run.dtype), "operands": operands, "remat": run.remat}
+
+
 def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
-    options = {"compute_dtype": jnp.dtype(run.dtype), "remat": run.remat, "shardings": placement.shardings}
+    made = precision(run)
+    options = {"compute_dtype": made.pop("dtype"), **made, "shardings": placement.shardings}
     options |= {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
     options |= {"quantize": run.config.adapters.quantize}
     model = load_model(run.model, **options)

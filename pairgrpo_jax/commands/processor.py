@@ -6,6 +6,8 @@ import os
 import platform
 from pathlib import Path
 
+import jax
+
 _ABOUT = Path("/proc/cpuinfo")
 
 
@@ -23,3 +25,14 @@ def label() -> str:
     family = f" family {named['cpu family']} model {named['model']}" if {"cpu family", "model"} <= set(named) else ""
     name = named.get("model name") or named.get("CPU part") or named.get("processor") or platform.machine()
     return f"{name}{family}, {cores} cores"
+
+
+def require_bfloat16(setting: str) -> None:
+    """Refuses bfloat16 on a processor that would compute it by float32, more slowly; accelerators multiply it.
+
+    Raises:
+      ValueError: naming the setting.
+    """
+    flags = fields("flags").get("flags")
+    if jax.default_backend() == "cpu" and flags and not {"avx512_bf16", "amx_bf16"} & set(flags.split()):
+        raise ValueError(f"{setting}: this processor does not multiply bfloat16 (avx512_bf16, amx_bf16); leave it out")

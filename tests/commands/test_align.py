@@ -303,6 +303,7 @@ BAD = [
     (["--reward", "rewards:vowels=much"], "weights must be numbers"),
     (["--quantize", "int4"], "quantize"),
     (["--quantize", "int8", "--lora-rank", "0"], "quantize='int8' has no effect with lora_rank=0"),
+    (["--operands", "bfloat16", "--dtype", "bfloat16"], "operands='bfloat16' has no effect with dtype='bfloat16'"),
     (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
     (["--reward", "judge:rewards:vowels", "--comparisons", "disjoint", "--candidates", "3"], "even"),
 ]

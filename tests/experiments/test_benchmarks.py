@@ -28,6 +28,15 @@ def test_the_processor_is_named(tmp_path, monkeypatch, text, name):
     assert found == name and int(cores.removesuffix(" cores")) >= 1
 
 
+def test_bfloat16_is_refused_where_it_would_be_computed_by_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "_ABOUT", tmp_path / "cpuinfo")
+    processor._ABOUT.write_text(EPYC)
+    with pytest.raises(ValueError, match="operands: this processor does not multiply bfloat16"):
+        processor.require_bfloat16("operands")
+    processor._ABOUT.write_text(EPYC.replace("avx2", "avx2 avx512_bf16"))
+    processor.require_bfloat16("operands")
+
+
 def test_processors_of_a_name_differ_by_their_instructions(tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "_ABOUT", tmp_path / "cpuinfo")
     processor._ABOUT.write_text(EPYC)

@@ -67,6 +67,7 @@ def load_model(
     *,
     dtype: Any = jnp.float32,
     compute_dtype: Any = None,
+    operands: Any = None,
     remat: bool = False,
     shardings: Callable[[Any], Any] | None = None,
     ignore_fields: Iterable[str] = (),
@@ -82,6 +83,7 @@ def load_model(
       path_or_id: where the model is.
       dtype: of the parameters.
       compute_dtype: of the activations; that of the parameters by default.
+      operands: of products with parameters; that of the activations by default. See `Model.operands`.
       remat: recompute layers in the backward pass.
       shardings: maps the abstract parameter tree to a tree of shardings (`sharding.shardings`);
         each device's part is then read on its own.
@@ -99,7 +101,7 @@ def load_model(
     if peft.is_adapter(path):
         options = {"dtype": dtype, "compute_dtype": compute_dtype, "remat": remat, "shardings": shardings}
         model = _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
-        return dataclasses.replace(model, params=quantized(model.params, quantize))
+        return dataclasses.replace(model, params=quantized(model.params, quantize), operands=operands)
     file = open_model(path)
     if file is not None:
         where = file.where
@@ -128,7 +130,7 @@ def load_model(
     abstract = abstract_params(config, dtype)
     convert = functools.partial(encoded, kind=quantize)
     params = weights.load(reader, names, abstract, shardings and shardings(abstract), convert)
-    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation)
+    return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation, operands=operands)
 
 
 def _load_adapted(folder: Path, options: dict[str, Any]) -> Model:

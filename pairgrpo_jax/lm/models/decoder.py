@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from pairgrpo_jax.core.terms import as_float
@@ -14,6 +15,7 @@ from pairgrpo_jax.lm.models import rope
 from pairgrpo_jax.lm.models.attention import attend, default_scale
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.places import KV
+from pairgrpo_jax.lm.models.products import project
 from pairgrpo_jax.lm.models.quantized import dense, rows
 
 _ACTIVATIONS = {
@@ -24,11 +26,13 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
+_KEPT = "linear"  # outputs of linear layers, for the backward pass
+
 
 class Linear(nn.Module):
     """`x @ kernel + bias`, plus a low-rank update where the `lora` collection holds one.
 
-    Operands have `dtype`; products are accumulated in float32 and returned in `out`, by default `dtype`.
+    Operands are rounded to `dtype`; products are accumulated in float32 and returned in `out`, by default x's dtype.
     """
 
     features: int
@@ -42,17 +46,17 @@ class Linear(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
         shape = (*x.shape[:-1], self.features)
         x = x.reshape(-1, x.shape[-1])  # a plain matrix: XLA copies other operands in the backward pass
-        y = jnp.matmul(x, dense(kernel, self.dtype), preferred_element_type=self.out)
+        y = project(x, kernel, self.dtype, self.out)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(x.dtype)
         if self.has_variable("lora", "a"):
             a, b, rate = (self.get_variable("lora", name) for name in ("a", "b", "rate"))
             if self.has_rng("dropout"):
                 keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
                 x = jnp.where(keep, x / (1 - rate).astype(x.dtype), 0)
-            y = y + jnp.matmul(x @ a.astype(self.dtype), b.astype(self.dtype), preferred_element_type=self.out)
-        return y.reshape(shape)
+            y = y + project(project(x, a, self.dtype), b, self.dtype, self.out)
+        return checkpoint_name(y, _KEPT).reshape(shape)
 
 
 class Norm(nn.Module):
@@ -157,7 +161,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, L scanned blocks, final norm and vocabulary projection.
 
-    Parameters have whatever dtype they are given, or are codes (`quantized`); activations are computed in `dtype`.
+    Parameters have whatever dtype they are given, or are codes (`quantized`); activations are computed in `dtype`,
+    of products with parameters whose operands are rounded to `operands` (None: `dtype`).
     The backward pass keeps the outputs of the linear layers and recomputes what lies between,
     which is cheaper than memory; with `remat` it keeps a layer's input alone.
     """
@@ -166,11 +171,22 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     mesh: Mesh | None = None
+    operands: Any = None
+
+    @property
+    def narrow(self) -> Any:
+        """The dtype of operands."""
+        return self.dtype if self.operands is None else self.operands
+
+    @property
+    def wide(self) -> Any:
+        """The dtype of logits."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
     def setup(self) -> None:
         """Builds the modules; the block's parameters get a leading axis L."""
         c = self.config
-        keep = None if self.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        keep = None if self.remat else jax.checkpoint_policies.save_only_these_names(_KEPT)
         block = nn.remat(Block, prevent_cse=False, policy=keep)
         self.layers = nn.scan(
             block,
@@ -178,14 +194,14 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.num_layers,
-        )(c, self.dtype, self.mesh)
+        )(c, self.narrow, self.mesh)
         init = nn.initializers.normal(0.02)
         self.embed = self.param("embed", init, (c.vocab_size, c.hidden_size))
         if c.rope is None:
             self.positions = self.param("positions", init, (c.max_positions, c.hidden_size))
         self.final_norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
-            self.lm_head = Linear(c.vocab_size, False, self.dtype, jnp.promote_types(self.dtype, jnp.float32))
+            self.lm_head = Linear(c.vocab_size, False, self.narrow, self.wide)
 
     def hidden(self, tokens: jax.Array, positions: jax.Array, past: list[KV]) -> tuple:
         """Returns final hidden states and this text's keys and values.
@@ -211,10 +227,7 @@ class Decoder(nn.Module):
     def unembed(self, x: jax.Array) -> jax.Array:
         """Projects hidden states `[..., d]` to logits `[..., V]`, float32 or better."""
         if self.config.tied:
-            table = dense(self.embed, self.dtype)
-            flat = x.reshape(-1, x.shape[-1])
-            wide = jnp.promote_types(self.dtype, jnp.float32)
-            logits = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=wide)
+            logits = project(x.reshape(-1, x.shape[-1]), self.embed, self.narrow, self.wide, axis=1)
             logits = logits.reshape(*x.shape[:-1], -1)
         else:
             logits = self.lm_head(x)

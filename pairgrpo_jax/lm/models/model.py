@@ -31,6 +31,7 @@ class Model:
       hf_config: the fields of `config.json`, kept for saving.
       generation: the fields of `generation_config.json`, kept for saving.
       dtype: of the activations.
+      operands: dtype that operands of products with parameters are rounded to, whose sums are float32; None: `dtype`.
       remat: whether the backward pass recomputes layers to save memory.
       chat: how conversations become text.
       mesh: of the devices that texts and parameters are split over; long texts need it for a TPU's own attention.
@@ -45,16 +46,18 @@ class Model:
     generation: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     chat: Chat = dataclasses.field(default_factory=Chat)
     mesh: Mesh | None = None
+    operands: Any = None
 
     @property
     def skeleton(self) -> "Model":
         """This model without parameters and texts: hashable, to be static under jit, which then keeps none alive."""
-        return Model(self.config, None, dtype=self.dtype, remat=self.remat, mesh=self.mesh)
+        kept = {name: getattr(self, name) for name in ("dtype", "remat", "mesh", "operands")}
+        return Model(self.config, None, **kept)
 
     @property
     def decoder(self) -> Decoder:
         """The Flax module."""
-        return Decoder(self.config, self.dtype, self.remat, self.mesh)
+        return Decoder(self.config, self.dtype, self.remat, self.mesh, self.operands)
 
     def apply(
         self,

@@ -1,6 +1,8 @@
-"""A base held as codes beside the same in float32: bytes, adapters' gradients, seconds of an update and of sampling.
+"""Narrower numbers beside float32 throughout: bytes, adapters' gradients, seconds of an update and of sampling.
 
-    python -m experiments.benchmarks.quantized
+    python -m experiments.benchmarks.precision
+
+Forms are a base held as codes, products whose operands are rounded to bfloat16, and activations in bfloat16.
 
 DPO on pairs of the tiny set, adapters as `pairgrpo align` starts them; all forms run in turns in one process, and the
 least time of each counts. Every line printed is JSON.
@@ -10,12 +12,19 @@ import functools
 import json
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
+
+FORMS: dict[str, dict[str, Any]] = {
+    "int8": {"quantize": "int8"},
+    "nf4": {"quantize": "nf4"},
+    "operands": {"operands": "bfloat16"},
+    "activations": {"compute_dtype": "bfloat16"},
+}
 
 
 @dataclass(frozen=True)
@@ -30,12 +39,12 @@ class Sizes:
     """Timed calls of each form."""
     new_tokens: int = 16
     """Of one sample of each pair's prompt."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations."""
+    forms: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(FORMS)}}} ...")] = tuple(FORMS)
+    """What is measured beside float32."""
 
 
-def form(args: Sizes, kind: str) -> tuple[dict[str, Any], Any]:
-    """What can be timed of a model held as `kind`, and its bytes and adapters' gradient."""
+def form(args: Sizes, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What can be timed of a model loaded with `options`, and its bytes, temporaries and adapters' gradient."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -52,7 +61,7 @@ def form(args: Sizes, kind: str) -> tuple[dict[str, Any], Any]:
     from pairgrpo_jax.training import TrainState
     from pairgrpo_jax.training.cost import bytes_on_a_device
 
-    model = load_model(args.model, compute_dtype=jnp.dtype(args.dtype), quantize=kind)
+    model = load_model(args.model, **options)
     config, skeleton = tuned("dpo").replace(prompts=args.pairs), model.skeleton
     limits = (config.texts.prompt_tokens, config.texts.completion_tokens)
     pairs = encode_pairs(model, load_preferences("tiny").rows, *limits)[: args.pairs]
@@ -83,8 +92,9 @@ def main() -> None:
     import jax
     import numpy as np
 
-    args, kinds = tyro.cli(Sizes, description=__doc__), ("none", "int8", "nf4")
-    runs, found = zip(*(form(args, kind) for kind in kinds))
+    args = tyro.cli(Sizes, description=__doc__)
+    forms: dict[str, dict[str, Any]] = {"float32": {}} | {name: FORMS[name] for name in args.forms}
+    runs, found = zip(*(form(args, options) for options in forms.values()))
     seconds: list[dict[str, list[float]]] = [{name: [] for name in x} for x in runs]
     for turn in range(args.repeats + 1):
         for times, programs in zip(seconds, runs):
@@ -93,14 +103,14 @@ def main() -> None:
                 jax.block_until_ready(program())
                 times[name] += [time.perf_counter() - start] if turn else []
     least = [{name: min(x) for name, x in times.items()} for times in seconds]
-    about = {"device": jax.devices()[0].device_kind, "processor": processor.label(), "dtype": args.dtype}
+    about = {"device": jax.devices()[0].device_kind, "processor": processor.label()}
     size, _, slope = found[0]
-    for kind, times, (held, temporary, other) in zip(kinds, least, found):
+    for what, times, (held, temporary, other) in zip(forms, least, found):
         cosine = other @ slope / np.linalg.norm(other) / np.linalg.norm(slope)
         figures = {"mib": held / 2**20, "bytes": held / size, "update_temporary_mib": temporary / 2**20}
         figures |= {"cosine": cosine, **{f"{name}_seconds": x for name, x in times.items()}}
         figures |= {f"{name}_time": x / least[0][name] for name, x in times.items()}
-        print(json.dumps(about | {"quantize": kind} | {k: float(f"{v:.4g}") for k, v in figures.items()}), flush=True)
+        print(json.dumps(about | {"form": what} | {k: float(f"{v:.4g}") for k, v in figures.items()}), flush=True)
 
 
 if __name__ == "__main__":
