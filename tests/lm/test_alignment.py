@@ -566,6 +566,8 @@ def test_empty_places_change_no_figure(tiny, algo):
         head = init_head(tiny.config.hidden_size)
         source = dataclasses.replace(head, weight=jnp.ones(len(head.weight)))
     (_, whole), (_, filled) = (run(trainer_of(tiny, config, source, placement=x), 2) for x in (None, Padded()))
+    for rows in (whole, filled):  # before the first update the signs of log-ratios that are 0
+        rows[0] = {name: x[1:] if name == "pair_accuracy" else x for name, x in rows[0].items()}
     for here, there in zip(whole, filled):
         here, there = without_times(here), without_times(there)
         assert here.keys() == there.keys()
