@@ -12,14 +12,15 @@ import functools
 import json
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import tyro
 
 from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 
-FORMS: dict[str, dict[str, Any]] = {
+Form = Literal["int8", "nf4", "operands", "activations"]
+FORMS: dict[Form, dict[str, Any]] = {
     "int8": {"quantize": "int8"},
     "nf4": {"quantize": "nf4"},
     "operands": {"operands": "bfloat16"},
@@ -39,7 +40,7 @@ class Sizes:
     """Timed calls of each form."""
     new_tokens: int = 16
     """Of one sample of each pair's prompt."""
-    forms: Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(FORMS)}}} ...")] = tuple(FORMS)
+    forms: tuple[Form, ...] = tuple(FORMS)
     """What is measured beside float32."""
 
 

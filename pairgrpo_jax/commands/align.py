@@ -308,17 +308,10 @@ def other_half(reward: str) -> str:
     return str(sibling)
 
 
-def precision(run: Run) -> dict[str, Any]:
-    """How a model computes: fields of `Model`."""
-    operands = None if run.operands is None else jnp.dtype(run.operands)
-    return {"dtype": jnp.dtype(run.dtype), "operands": operands, "remat": run.remat}
-
-
 def load(run: Run, placement: Placement) -> Model:
     """The model, in the precision of the run, each device's part of a parameter read on its own."""
-    made = precision(run)
-    options = {"compute_dtype": made.pop("dtype"), **made, "shardings": placement.shardings}
-    options |= {"ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
+    options = {"compute_dtype": jnp.dtype(run.dtype), "operands": run.operands, "remat": run.remat}
+    options |= {"shardings": placement.shardings, "ignore_fields": run.ignore_fields, "end_of_turn": run.end_of_turn}
     options |= {"quantize": run.config.adapters.quantize}
     model = load_model(run.model, **options)
     if model.tokenizer is None:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from pairgrpo_jax.commands.align import LABELS, Run, precision, preset
+from pairgrpo_jax.commands.align import LABELS, Run, preset
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.topologies import Topology, known, open_topology
 from pairgrpo_jax.commands.words import peek, take
@@ -80,7 +81,7 @@ def model_of(run: Run) -> Model:
         where = str(path / "config.json") if file is None else file.where
         fields = read_json(path / "config.json") if file is None else gguf_model.read_config(file, run.ignore_fields)
     config = read_config(fields, where, run.ignore_fields)
-    return Model(config, None, **precision(run))
+    return Model(config, None, dtype=jnp.dtype(run.dtype), operands=run.operands, remat=run.remat)
 
 
 def report(run: Run, name: str, topology: Topology) -> int:
