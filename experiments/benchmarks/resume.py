@@ -58,6 +58,8 @@ class Resume:
     """With --task align: a folder, a hub id, or smollm2."""
     processes: int = 1
     """With --task align: as many share two devices, and one of them, at random, is killed."""
+    async_saves: bool = False
+    """Kill runs that write checkpoints while they go on."""
     resume_on: int | None = None
     """Processes that go on; None: as many as began."""
 
@@ -94,7 +96,7 @@ def start(args: Resume, output: Path, processes: int) -> list[subprocess.Popen]:
         ["--env", args.env, *TINY.split()] if args.task == "halfcheetah" else [*ALIGN.split(), "--model", args.model]
     )
     command = [sys.executable, "-m", f"experiments.{args.task}", args.method, *words]
-    command += ["--output", str(output), "--resume"]
+    command += ["--output", str(output), "--resume", *["--async-saves"] * args.async_saves]
     how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     if args.processes == 1:
         return [subprocess.Popen(command, **how)]

@@ -73,6 +73,8 @@ class Run(Settings):
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: Annotated[int, AtLeast(1)] = 3
     """Newest checkpoints kept, besides the best."""
+    async_saves: bool = False
+    """Write them while the run goes on; it waits only until its state is copied, and for the one before."""
     checkpoints: str | None = None
     """Where they are: a folder, or `gs://bucket/folder` (extra `gcs`); None: `checkpoints` in `output`."""
     video_steps: Annotated[int, AtLeast(0)] = 400

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pairgrpo_jax.commands.align import LABELS, Run, preset
 from pairgrpo_jax.commands.cli import parse_run
@@ -86,7 +87,7 @@ def model_of(run: Run) -> Model:
 
 def report(run: Run, name: str, topology: Topology) -> int:
     """Prints a line for each program; the exit code, 1 where one does not fit."""
-    placement = Placement(topology.mesh, *([{}] if run.mesh != "fsdp" else []))
+    placement = Placement(topology.mesh and Mesh(topology.mesh.devices, ("fsdp" if run.mesh == "fsdp" else "data",)))
     chip = topology.chip
     memory = chip.gib * _GIB if chip else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / topology.devices
     about = f"{run.label}, {run.model}, {run.dtype}, mesh {run.mesh}, on {name}: {topology.devices} devices"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -31,8 +30,19 @@ from pairgrpo_jax.training.run import flatten, versions
 
 DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
-FREE = ("ignore_fields", "output", "resume", "keep", "export", "exported", "shown", "show_times", "tracker")
-FREE += ("video_steps", "judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
+FREE = (
+    "ignore_fields",
+    "output",
+    "resume",
+    "keep",
+    "async_saves",
+    "export",
+    "exported",
+    "shown",
+    "show_times",
+    "tracker",
+)
+FREE += ("tracker", "video_steps", "judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 
 
@@ -69,7 +79,7 @@ def require_checkpoints(run: Any) -> None:
     if run.checkpoints is None:
         return
     try:
-        with contextlib.closing(open_checkpoints(run)) as found:
+        with open_checkpoints(run) as found:
             steps = found.steps()
     except OSError as error:
         raise ValueError(f"checkpoints: {run.checkpoints} cannot be opened: {error}") from error
@@ -110,7 +120,7 @@ def train_in_folder(
     """`training.train` in `run.output`, from `state` or, with `run.resume`, from its last checkpoint.
 
     Args:
-      run: the settings, with `output`, `resume` and `keep`.
+      run: the settings, with `output`, `resume`, `keep` and `async_saves`.
       program: see `training.train`, as the next two.
       state: where a new run starts.
       schedule: when things happen.
@@ -121,7 +131,7 @@ def train_in_folder(
     Returns:
       The state, the iterations done, and the signal that stopped the run, if one did.
     """
-    with contextlib.closing(open_checkpoints(run)) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         start = 0
         if run.resume and checkpoints.steps():
             require_own(run, checkpoints)
@@ -152,7 +162,8 @@ def train_in_folder(
 
 def open_checkpoints(run: Any) -> Checkpoints:
     """Those in the run's folder, or where it says."""
-    return Checkpoints(run.checkpoints or run.output / "checkpoints", settings(run), keep=run.keep)
+    where = run.checkpoints or run.output / "checkpoints"
+    return Checkpoints(where, settings(run), keep=run.keep, background=run.async_saves)
 
 
 def require_own(run: Any, checkpoints: Checkpoints) -> None:

@@ -36,15 +36,21 @@ class Checkpoints:
     Orbax writes each, with its score, under a temporary name and renames it, so a kill leaves the previous ones
     intact. The files' SHA-256 sums are added after that, at the next opening where a kill came between; a restore
     checks them first and falls back to the checkpoint before. Several processes write and check together.
+
+    As a context, it is closed at the end; after an error without waiting for processes that may be gone.
     """
 
-    def __init__(self, folder: Path | str, config: dict[str, Any] | None = None, *, keep: int = 3):
+    def __init__(
+        self, folder: Path | str, config: dict[str, Any] | None = None, *, keep: int = 3, background: bool = False
+    ):
         """Opens (or makes) `folder`.
 
         Args:
           folder: where the checkpoints are; `gs://bucket/folder` is one too.
           config: JSON-able settings, stored with each of them.
           keep: how many of the newest to keep, >= 1, besides the one with the best score.
+          background: `save` returns as soon as it has the state's values, which may then be donated; what was saved is
+            written meanwhile, and finished by whatever asks for checkpoints next.
 
         Raises:
           ValueError: for another kind of bucket.
@@ -52,13 +58,13 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
-        self.config, self.keep = config or {}, keep
-        # Synchronous: a donated buffer must not be overwritten while a background thread still reads it.
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        self.config, self.keep, self.background = config or {}, keep, background
+        self._unfinished: int | None = None
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=background)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(_place(folder), options=options, item_handlers=handlers)
         self._scores = {step: self._score(step) for step in self.steps()}
-        for step in self.steps():  # those that Orbax takes for committed
+        for step in self._scores:  # those that Orbax takes for committed
             if not _has_sums(self._folder(step)):
                 _write_sums(self._folder(step))
 
@@ -79,7 +85,20 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
         scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
         self.manager.save(step, args=items, custom_metadata=scored, force=True)
-        self._scores[step] = scored.get("score")
+        self._scores[step], self._unfinished = scored.get("score"), step
+        if not self.background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until what was saved last is written, adds its sums, and deletes what need not be kept.
+
+        Raises:
+          Exception: what stopped the writing, as OSError where a disk is full.
+        """
+        if self._unfinished is None:
+            return
+        step, self._unfinished = self._unfinished, None
+        self.manager.wait_until_finished()
         _write_sums(self._folder(step))
         newest = [*self.manager.all_steps()][-self.keep :]  # in the order of saving
         for old in sorted({*self.steps()} - {*newest, self.best()}):
@@ -127,6 +146,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""
+        self.finish()
         return sorted(self.manager.all_steps())
 
     def best(self) -> int | None:
@@ -135,8 +155,18 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def close(self) -> None:
-        """Releases the folder."""
+        """Finishes, and releases the folder."""
+        self.finish()
         self.manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        """For use as a context."""
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
+        """Closes; after an error sums are left to the next opening."""
+        self._unfinished = None if error else self._unfinished
+        self.close()
 
     def _folder(self, step: int) -> epath.Path:
         return self.manager.directory / str(step)

@@ -12,6 +12,7 @@ import jax
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:to_apply|calls|body|true_computation|false_computation)=%?([\w.\-]+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
@@ -53,11 +54,15 @@ def _inner(eqn: Any) -> Iterator[Any]:
 
 
 def collectives(text: str, while_trips: int = 1) -> dict[str, tuple[int, int]]:
-    """Kind -> (how often, bytes of the results on one device) of the text of a compiled program."""
+    """Kind -> (how often, bytes of the results on one device) of the text of a compiled program.
+
+    One that a TPU runs piece by piece beside computations is in the text once a piece, with one channel.
+    """
     own: dict[str, Counter] = defaultdict(Counter)
     size: dict[str, Counter] = defaultdict(Counter)
     calls: dict[str, Counter] = defaultdict(Counter)
     entry = name = ""
+    channels: set[str] = set()
     limits: dict[str, int] = {}  # of computations that are conditions of loops from 0 on
     constants: dict[str, int] = {}
     for line in text.splitlines():
@@ -69,7 +74,9 @@ def collectives(text: str, while_trips: int = 1) -> dict[str, tuple[int, int]]:
             constants[constant[1]] = int(constant[2])
         if (below := _BELOW.search(line)) and below[1] in constants:
             limits[name] = constants[below[1]]
-        if found := _COLLECTIVE.search(line):
+        channel = _CHANNEL.search(line)
+        if (found := _COLLECTIVE.search(line)) and not (channel and channel[1] in channels):
+            channels |= {channel[1]} if channel else set()
             own[name][found[2]] += 1
             size[name][found[2]] += _bytes(found[1], halved=bool(found[3]))
         times = 1

@@ -47,6 +47,35 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert checkpoints.steps() == [1, 3, 4]
 
 
+def test_what_is_saved_in_the_background_is_what_was_given(tmp_path):
+    """Its memory is donated at once, to programs that write other values there."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    state = {"w": jnp.zeros((64, 30_000)), "split": jax.device_put(jnp.zeros((64, 10_000)), rows)}
+    scores = [1.0, 9.0, 2.0, 3.0, 4.0]
+    with Checkpoints(tmp_path, keep=2, background=True) as checkpoints:
+        for step, score in enumerate(scores):
+            checkpoints.save(step, state, score)
+            for _ in range(10):
+                state = add(state)
+    reopened = Checkpoints(tmp_path)
+    assert reopened.steps() == [1, 3, 4] and reopened.best() == 1
+    for step in reopened.steps():
+        assert (tmp_path / str(step) / "sha256.json").exists()
+        _, found = reopened.restore(state, step)
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, 10.0 * step), found)  # noqa: B023
+
+
+def test_an_error_leaves_the_last_checkpoint_to_the_next_opening(tmp_path):
+    with pytest.raises(KeyError), Checkpoints(tmp_path, background=True) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        raise KeyError("boom")
+    assert not (tmp_path / "1" / "sha256.json").exists()
+    assert Checkpoints(tmp_path).restore(make_state(0))[0] == 1
+    assert (tmp_path / "1" / "sha256.json").exists()
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -63,8 +63,7 @@ class Placement:
         """All devices, with parameters replicated ("data") or split ("fsdp"); the default one ("none")."""
         if mesh == "none":
             return cls()
-        devices = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-        return cls(devices, {}) if mesh == "data" else cls(devices)
+        return cls(jax.make_mesh((jax.device_count(),), (mesh,), axis_types=(jax.sharding.AxisType.Auto,)))
 
     @property
     def rows(self) -> NamedSharding | None:

@@ -14,6 +14,7 @@ from pairgrpo_jax.core.terms import as_float
 from pairgrpo_jax.lm.models import rope
 from pairgrpo_jax.lm.models.attention import attend, default_scale
 from pairgrpo_jax.lm.models.config import ModelConfig
+from pairgrpo_jax.lm.models.layout import activations
 from pairgrpo_jax.lm.models.places import KV
 from pairgrpo_jax.lm.models.products import project
 from pairgrpo_jax.lm.models.quantized import dense, rows
@@ -150,12 +151,13 @@ class Block(nn.Module):
             return Norm(c.norm, c.norm_eps, name=name)(y)
 
         attention = Attention(c, self.dtype, self.mesh, name="attn")
+        x = activations(x, self.mesh)
         y = norm("attn_norm", x) if c.pre_norms else x
         y, kv = attention(y, positions, table, layer["window"], layer["scale"], past)
         x = x + (norm("post_attn_norm", y) if c.post_norms else y)
         y = Mlp(c, self.dtype, name="mlp")(norm("mlp_norm", x) if c.pre_norms else x)
         x = x + (norm("post_mlp_norm", y) if c.post_norms else y)
-        return x, kv
+        return activations(x, self.mesh), kv
 
 
 class Decoder(nn.Module):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pairgrpo_jax.lm.models import cache as kv_cache
-from pairgrpo_jax.lm.models import refill
+from pairgrpo_jax.lm.models import layout, refill
 from pairgrpo_jax.lm.models import sampling as sampling_lib
 from pairgrpo_jax.lm.models.cache import Cache
 from pairgrpo_jax.lm.models.config import ModelConfig
@@ -264,6 +264,7 @@ def prefill(decoder: Decoder, slots: int, params, tokens, lengths, real, setting
     samples = settings[2].size // len(tokens)
     prompt, logits = _read(decoder, params, tokens, lengths, samples, lora)
     cache = kv_cache.empty(decoder.config, len(tokens) * samples, slots, decoder.dtype, prompt)
+    cache = cache._replace(own=layout.placed(cache.own, decoder.mesh))
     return _draw_next(_start(cache, slots, jnp.repeat(real, samples)), logits, settings)
 
 
@@ -273,9 +274,9 @@ def _read(decoder: Decoder, params, tokens, lengths, samples: int, lora) -> tupl
     positions = default_positions(tokens.shape, lengths)
     hidden, prompt = run(decoder, params, tokens, positions, lora=lora, method="hidden")
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    logits = jnp.repeat(unembed(decoder, params, last, lora), samples, axis=0)
+    logits = layout.split(jnp.repeat(unembed(decoder, params, last, lora), samples, axis=0), decoder.mesh)
     dtype = decoder.dtype
-    return KV(prompt.k.astype(dtype), prompt.v.astype(dtype), positions), logits
+    return layout.placed(KV(prompt.k.astype(dtype), prompt.v.astype(dtype), positions), decoder.mesh), logits
 
 
 def _start(cache: Any, slots: int, real: jax.Array) -> DecodeState:
@@ -326,7 +327,8 @@ def decode(decoder: Decoder, params, state: DecodeState, limit, settings, lora) 
         places = state.cache.places()
         hidden, new = run(decoder, params, token, positions, places, lora, method="hidden")
         state = state._replace(cache=kv_cache.append(state.cache, new))
-        return _draw_next(state, unembed(decoder, params, hidden[:, 0], lora), settings)
+        logits = layout.split(unembed(decoder, params, hidden[:, 0], lora), decoder.mesh)
+        return _draw_next(state, logits, settings)
 
     return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.done.all(), step, state)
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 
+from pairgrpo_jax.lm.models import layout
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
@@ -137,19 +139,19 @@ def kept_tokens(
         return jnp.packbits(jnp.isfinite(logits) | own, axis=-1)
 
     flat = (hidden.reshape(-1, hidden.shape[-1]), completions.reshape(-1))
-    return _in_chunks(bits, flat, chunk).reshape(*completions.shape, -1)
+    return _in_chunks(bits, flat, chunk, policy.model.mesh).reshape(*completions.shape, -1)
 
 
 def _scores(policies: list[Policy], hidden: list, completions, lengths, sampling, kept, chunk, frozen=False) -> Scores:
     decoders = tuple(policy.model.decoder for policy in policies)
-    variables = [(policy.params, policy.lora) for policy in policies]
+    variables = [(layout.vocabulary(policy.params, policy.model.mesh), policy.lora) for policy in policies]
     flat = [x.reshape(-1, x.shape[-1]) for x in hidden]
     kept = None if kept is None else kept.reshape(-1, kept.shape[-1])
     body = functools.partial(_frozen if frozen else _project, decoders)
     if not frozen:
         body = jax.checkpoint(body)  # keep hidden states, not logits, for the backward pass
     body = functools.partial(body, variables, sampling)
-    scores = _in_chunks(body, (flat, completions.reshape(-1), kept), chunk)
+    scores = _in_chunks(body, (flat, completions.reshape(-1), kept), chunk, policies[0].model.mesh)
     real = jnp.arange(completions.shape[-1]) < lengths[..., None]
     shaped = [jnp.where(real, x.reshape(completions.shape), 0.0) for x in scores]
     return Scores(shaped[0], shaped[1], shaped[2] if len(policies) > 1 else None)
@@ -180,17 +182,29 @@ def completion_hidden(
     return jnp.concatenate([first, rest.reshape(b, k, t - 1, -1)], axis=2)
 
 
-def _in_chunks(body: Callable, inputs: tuple, chunk: int) -> Any:
-    """`body(*inputs)` of arrays `[N, ...]`, `chunk` positions at a time; returns arrays `[N, ...]`."""
+def _in_chunks(body: Callable, inputs: tuple, chunk: int, mesh: Mesh | None = None) -> Any:
+    """`body(*inputs)` of arrays `[N, ...]`, `chunk` positions of each device at a time; returns arrays `[N, ...]`.
+
+    A chunk that lay on one device would be computed by all of them, each time.
+    """
     count = len(jax.tree.leaves(inputs)[0])
-    chunk = min(chunk, count)
+    parts = layout.parts(mesh) if count % layout.parts(mesh) == 0 else 1
+    each = count // parts
+    chunk = min(chunk, each)
 
     def split(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x, ((0, -count % chunk),) + ((0, 0),) * (x.ndim - 1))
-        return padded.reshape(-1, chunk, *x.shape[1:])
+        x = x.reshape(parts, each, *x.shape[1:])
+        padded = jnp.pad(x, ((0, 0), (0, -each % chunk)) + ((0, 0),) * (x.ndim - 2))
+        chunks = padded.reshape(parts, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        chunks = layout.split(chunks, mesh, 1) if parts > 1 else chunks
+        return chunks.reshape(-1, parts * chunk, *x.shape[2:])
+
+    def whole(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, parts, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(parts, -1, *x.shape[3:])[:, :each].reshape(count, *x.shape[3:])
 
     outputs = jax.lax.map(lambda x: body(*x), jax.tree.map(split, inputs))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outputs)
+    return jax.tree.map(whole, outputs)
 
 
 def _project(decoders: Sequence[Decoder], variables, sampling, hidden: list, tokens, kept) -> tuple:
