@@ -59,9 +59,10 @@ def make_update_step(
         already, no step is made that does not end below it. Costs a forward pass over the batch, and 12 more when the
         step is cut.
       parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
-        `[devices, ...]`; or None for the pure function, to call under your own jit, scan or vmap.
+        `[devices, ...]`; None for the pure function, to call under your own jit, scan or vmap; or "axis" for the
+        pure function of one device's part, to call under `jax.shard_map` or `jax.vmap` that name the axis.
       mesh: with "jit", shard batch leaves over `axis_name` of this mesh; the state keeps the sharding that it has.
-      axis_name: the mesh or pmap axis.
+      axis_name: the mesh, pmap or named axis.
       donate: let the update reuse the old state's memory; the old state is then gone.
 
     Returns:
@@ -84,15 +85,15 @@ def make_update_step(
         raise ValueError(
             'limit: "candidate_kl" is that of the K candidates and says little of the policy\'s; limit "approx_kl"'
         )
-    if parallel not in ("jit", "pmap", None):
-        raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap" or None')
+    if parallel not in ("jit", "pmap", "axis", None):
+        raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap", "axis" or None')
     if mesh is not None and parallel != "jit":
         raise ValueError('mesh= goes with parallel="jit"')
     if mesh is not None and axis_name not in mesh.axis_names:
         raise ValueError(f"axis_name={axis_name!r} is none of the mesh's axes {mesh.axis_names}")
 
     def everywhere(tree):
-        return jax.lax.psum(tree, axis_name) if parallel == "pmap" else tree
+        return jax.lax.psum(tree, axis_name) if parallel in ("pmap", "axis") else tree
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         terms_of = _micro_batches(_as_objective(loss_fn), batch, accumulate)
@@ -107,7 +108,7 @@ def make_update_step(
         return after, metrics | step
 
     donated = (0,) if donate else ()
-    if parallel is None:
+    if parallel in ("axis", None):
         return update
     if parallel == "pmap":
         return _on_living(jax.pmap(update, axis_name=axis_name, donate_argnums=donated))

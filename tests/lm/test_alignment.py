@@ -592,14 +592,29 @@ def test_a_mesh_gives_what_one_device_gives(tiny, rank, replicated, quantize):
     config = BASE.replace(lora_rank=rank, prompts=6 if replicated else 8, learning_rate=1e-4, quantize=quantize)
     start = trainer_of(tiny, config).init(jax.random.key(0)).params
     one, rows = run(trainer_of(tiny, config), 2)
-    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    placement = Placement(mesh, {}) if replicated else Placement(mesh)
+    mesh = jax.make_mesh((4,), ("data" if replicated else "fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    placement = Placement(mesh)
+    assert placement.replicates == replicated
     two, more = run(trainer_of(tiny, config, placement=placement), 2)
     for here, there in zip(rows, more):
         np.testing.assert_allclose(there["loss"], here["loss"], rtol=5e-4)
     # Adam turns the sign of a rounding error into a whole step, so parameters are compared by how far they went.
     for here, there, before in zip(*map(jax.tree.leaves, (one.params, two.params, start))):
         assert distance(there, here) < 0.01 * distance(here, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ONLINE, "dpo", "kto"])
+def test_devices_that_hold_all_parameters_add_up_one_gradient(tiny, name):
+    """Six groups on four devices, in micro-batches; every figure of the first batch is one device's."""
+    config = small(name, prompts=6, learning_rate=1e-4, accumulate=2, minibatches=1, epochs=1)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    _, (here,) = run(trainer_of(tiny, config), 1)
+    _, (there,) = run(trainer_of(tiny, config, placement=Placement(mesh)), 1)
+    assert here.keys() == there.keys()
+    for figure, value in without_times(here).items():
+        tolerance = {"grad_norm": 2e-3, "pair_accuracy": 1.0}.get(figure, 1e-4)  # sums that cancel; signs of 0
+        np.testing.assert_allclose(there[figure], value, rtol=tolerance, atol=tolerance, err_msg=figure)
 
 
 @pytest.mark.slow

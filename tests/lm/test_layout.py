@@ -1,12 +1,15 @@
 """What the compiler makes of a mesh: each device computes its own texts, and moves no more than parameters."""
 
+import dataclasses
 import re
 
 import jax
 import numpy as np
 import pytest
 
+from pairgrpo_jax.commands.align import preset as align_preset
 from pairgrpo_jax.lm.alignment import Placement
+from pairgrpo_jax.lm.alignment.programs import programs
 from pairgrpo_jax.lm.models import generation
 from pairgrpo_jax.lm.models.generation import Sampling
 from pairgrpo_jax.lm.models.scoring import Policy, score
@@ -58,6 +61,17 @@ def test_an_update_moves_parameters_and_gradients_only(placed):
     size = parameter_bytes(model)
     assert moved["all-reduce"] < 3 * size  # gradients, of prompts and of completions, and of the vocabulary by chunks
     assert moved.get("all-gather", 0) < (8 * size if mesh == "fsdp" else 0.1 * size)  # a few passes over the layers
+
+
+def test_the_gradient_of_replicated_parameters_is_added_up_once():
+    """Not after every layer, where devices, and processes, would wait for each other."""
+    placement = Placement.over("data")
+    config = align_preset("grpo", ()).config.replace(prompts=B, candidates=K, prompt_tokens=P, completion_tokens=T)
+    model = dataclasses.replace(tiny_model(), params=None)
+    update = next(iter(programs(config, model, placement, 2)))
+    text = update.traced.lower().compile().as_text()
+    once = re.sub(r'known_trip_count":\{"n":"\d+"', 'known_trip_count":{"n":"1"', text)
+    assert collectives(text)["all-reduce"] == collectives(once)["all-reduce"]  # none is in a loop
 
 
 def test_scores_on_a_mesh_are_those_of_one_device(placed):

@@ -120,6 +120,10 @@ def test_one_device_pmap_and_mesh_agree(objective, batches):
     pmapped = make_update_step(objective, OPTIMIZER, parallel="pmap")
     assert_close(run(pmapped, replicated, sharded, flax.jax_utils.unreplicate), expected, 1e-5)
 
+    part = make_update_step(objective, OPTIMIZER, parallel="axis", axis_name="parts")
+    named = jax.vmap(part, (None, 0), None, axis_name="parts")
+    assert_close(run(jax.jit(named), make_state(), sharded), expected, 1e-5)
+
     for axis_type in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):  # the latter is jax's default
         mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
         meshed = make_update_step(objective, OPTIMIZER, mesh=mesh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,6 +75,22 @@ class Placement:
     def splits(self) -> int:
         """Into how many parts a leading axis is split."""
         return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
+
+    @property
+    def replicates(self) -> bool:
+        """Whether parameters are whole on every device of a mesh of several."""
+        return self.splits > 1 and self.mesh is not None and self.mesh.axis_names == ("data",)
+
+    def each(self, update: Callable) -> Callable:
+        """`(state, frozen, batch) -> (state, metrics)` of what does its own part of a batch, over the axis "data"."""
+
+        def run(state: Any, frozen: Any, batch: Any) -> Any:
+            parts = jax.tree.map(lambda x: PartitionSpec("data") if jnp.ndim(x) else PartitionSpec(), batch)
+            whole = PartitionSpec()
+            specs = {"in_specs": (whole, whole, parts), "out_specs": whole, "check_vma": False}
+            return jax.shard_map(update, mesh=self.mesh, **specs)(state, frozen, batch)
+
+        return run
 
     def places(self, groups: int, accumulate: int = 1) -> int:
         """Rows of a batch of `groups`, filled up until each of `accumulate` micro-batches is split evenly."""

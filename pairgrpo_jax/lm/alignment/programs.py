@@ -61,7 +61,7 @@ def programs(config: AlignConfig, model: Model, placement: Placement, iterations
     state = _state(config, model, placement, optimizer)
     frozen = None if config.adapters.lora is None else params
     beside = params if frozen is None else None
-    update = jax.jit(make_update(config, model.skeleton, optimizer), donate_argnums=0)
+    update = jax.jit(make_update(config, model.skeleton, optimizer, placement=placement), donate_argnums=0)
     yield Program("update", update.trace(state, frozen, minibatch(config, model.config.vocab_size, placement)), beside)
     if not config.online:
         return

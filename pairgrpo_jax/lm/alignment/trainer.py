@@ -159,16 +159,27 @@ def make_loss(
 
 
 def make_update(
-    config: AlignConfig, model: Model, optimizer: optax.GradientTransformation, supervised: Any = None
+    config: AlignConfig,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    supervised: Any = None,
+    placement: Placement | None = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, core.Metrics]]:
-    """`(state, frozen, batch) -> (state, metrics)`; a batch without a signal takes the `supervised` optimizer."""
+    """`(state, frozen, batch) -> (state, metrics)`; a batch without a signal takes the `supervised` optimizer.
+
+    Where parameters are whole on every device of a mesh, each computes the gradient of its own groups, and they are
+    added up once; the compiler would do so after every layer. Dropout has one key for all groups, and is left to it.
+    """
+    apart = placement is not None and placement.replicates and not config.adapters.lora_dropout
+    shared = {"accumulate": config.optimizer.accumulate, "parallel": "axis" if apart else None}
+    model = dataclasses.replace(model, mesh=None) if apart else model
 
     def update(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, core.Metrics]:
-        loss, how = make_loss(config, model, frozen, adaptive_of(state)), config.optimizer
+        loss = make_loss(config, model, frozen, adaptive_of(state))
         chosen = supervised if batch.signal is None else optimizer
-        return make_update_step(loss, chosen, accumulate=how.accumulate, parallel=None)(state, batch)
+        return make_update_step(loss, chosen, **shared)(state, batch)
 
-    return update
+    return placement.each(update) if placement is not None and apart else update
 
 
 def _check(config: AlignConfig, model: Model, data: Data, source, iterations: int, placement: Placement) -> None:
@@ -251,7 +262,8 @@ class _Run:
         self.decode = decode or (lambda rows: model.tokenizer.batch_decode(rows, skip_special_tokens=True))
         self.optimizer = make_optimizer(config, iterations)
         self.supervised = make_optimizer(config, iterations, supervised=True)
-        self.update = jax.jit(make_update(config, model, self.optimizer, self.supervised), donate_argnums=0)
+        update = make_update(config, model, self.optimizer, self.supervised, placement)
+        self.update = jax.jit(update, donate_argnums=0)
         self.old_scores = jax.jit(self._old_scores)
         self.ref_logp = jax.jit(lambda params, lora, batch: self._score(Policy(model, params, lora), batch))
         self.realised_kl = jax.jit(self._realised_kl)
