@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +29,18 @@ from pairgrpo_jax.lm.files.checkpoint import open_model, resolve
 from pairgrpo_jax.lm.files.text_files import read_json
 from pairgrpo_jax.lm.models.model import Model, read_config
 from pairgrpo_jax.training.cost import bytes_on_a_device, collectives, matmul_flops
+from pairgrpo_jax.training.memory import bytes_of, live_bytes
 
 _GIB = 2**30
-_HEAD = "| program | arguments | outputs | temporaries | beside | total GiB | TFLOP | seconds, at least | collectives |"
+_HEAD = "| program | arguments | outputs | temporaries | beside | total GiB | estimate | TFLOP | seconds, at least "
+_HEAD += "| collectives |"
 
 
 class Cost(NamedTuple):
-    """Of one program on one device: bytes (None: not compiled), FLOPs of all devices, collectives by kind."""
+    """Of one program on one device: bytes (None: not compiled), FLOPs of all devices, collectives by kind.
+
+    `estimate` are bytes of outputs and temporaries as the trace of one device's part has them.
+    """
 
     name: str
     arguments: int
@@ -45,6 +50,7 @@ class Cost(NamedTuple):
     flops: float
     steps: int
     collectives: dict[str, tuple[int, int]]
+    estimate: int
 
     @property
     def total(self) -> int:
@@ -94,33 +100,54 @@ def report(run: Run, name: str, topology: Topology) -> int:
     print("\n".join(filter(None, (about, placement.told(run.config)))), end="\n\n", flush=True)
     print(f"{_HEAD}\n|{'---|' * _HEAD.count(' | ')}---|", flush=True)
     fits, start = True, time.perf_counter()
-    for program in programs(run.config, model_of(run), placement, run.iterations):
-        cost = cost_of(program, topology)
+    model = model_of(run)
+    parts = one_part(run, model, placement)
+    for program, part in zip(programs(run.config, model, placement, run.iterations), parts, strict=True):
+        cost = cost_of(program, part, topology)
         print(line(cost, topology), flush=True)
         fits &= cost.total <= memory
     print(f"\ncompiled in {time.perf_counter() - start:.0f} s; memory is GiB on one device")
     if topology.platform == "cuda":
-        print("lowered only: outputs and temporaries need the card's own compiler")
+        print("lowered only: the card's own compiler decides; total is without outputs and temporaries, estimate with")
         return 0
     where = f"rates and memory of {chip.source}" if chip else "this machine's memory"
     print(f"{'fits' if fits else 'DOES NOT FIT'} in {memory / _GIB:.1f} GiB a device ({where})")
     return 0 if fits else 1
 
 
-def cost_of(program: Program, topology: Topology) -> Cost:
-    """Compiles a program and reads what it takes."""
+def one_part(run: Run, model: Model, placement: Placement) -> Iterator[Program]:
+    """The programs of one device's part of a batch, with parameters whole: what it computes, and gathers for that."""
+    mesh, config = placement.mesh, run.config
+    if mesh is None:
+        return programs(config, model, placement, run.iterations)
+    rows = placement.update_places(config) // placement.splits
+    alone = Placement(Mesh(mesh.devices.flat[:1], mesh.axis_names))
+    part = config.replace(prompts=rows * config.optimizer.minibatches)
+    return programs(part, model, alone, run.iterations)
+
+
+def estimated(program: Program, platform: str) -> int:
+    """Bytes of new outputs and of temporaries, from the trace alone."""
     traced = program.traced
+    taken = sum(bytes_of(x) for x in jax.tree.leaves(traced.args_info) if x.donated)
+    made = sum(bytes_of(x) for x in jax.tree.leaves(traced.out_info))
+    return max(made - taken, 0) + live_bytes(traced.jaxpr, kernels=platform == "tpu")
+
+
+def cost_of(program: Program, part: Program, topology: Topology) -> Cost:
+    """Compiles a program and reads what it takes; `part` is one device's, for the estimate."""
+    traced, guess = program.traced, estimated(part, topology.platform)
     flops = matmul_flops(traced.jaxpr, program.steps)
     arguments, beside = (bytes_on_a_device(tree) for tree in (_arguments(traced), program.beside))
     lowered = traced.lower(lowering_platforms=(topology.platform,))
     if topology.platform == "cuda":
-        return Cost(program.name, arguments, beside, None, None, flops, program.steps, {})
+        return Cost(program.name, arguments, beside, None, None, flops, program.steps, {}, guess)
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     found = collectives(compiled.as_text(), program.steps)
     held = memory.argument_size_in_bytes, beside, new, memory.temp_size_in_bytes
-    return Cost(program.name, *held, flops, program.steps, found)
+    return Cost(program.name, *held, flops, program.steps, found, guess)
 
 
 def _arguments(traced: Any) -> Any:
@@ -131,6 +158,7 @@ def line(cost: Cost, topology: Topology) -> str:
     """A row of the table. A loop over tokens reads its arguments once a token."""
     chip = topology.chip
     sizes = [cost.arguments, cost.outputs, cost.temporaries, cost.beside, cost.total]
+    sizes.append(cost.arguments + cost.beside + cost.estimate)
     parts = ["-" if x is None else f"{x / _GIB:.2f}" for x in sizes] + [f"{cost.flops / 1e12:.3g}"]
     if chip:
         by_products = cost.flops / topology.devices / chip.tflops / 1e12

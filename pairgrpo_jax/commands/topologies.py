@@ -100,6 +100,7 @@ def _tpus(name: str, accelerator: str, cores: int) -> list[Any]:
     }.items():
         os.environ.setdefault(key, value)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # what it keeps of a machine elsewhere it cannot read
     from jax.experimental import topologies
 
     how: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if chips == 1 else {}  # or a host has more chips

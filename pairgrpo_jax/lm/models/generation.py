@@ -274,7 +274,8 @@ def _read(decoder: Decoder, params, tokens, lengths, samples: int, lora) -> tupl
     positions = default_positions(tokens.shape, lengths)
     hidden, prompt = run(decoder, params, tokens, positions, lora=lora, method="hidden")
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    logits = layout.split(jnp.repeat(unembed(decoder, params, last, lora), samples, axis=0), decoder.mesh)
+    whole = layout.vocabulary(params, decoder.mesh)
+    logits = layout.split(jnp.repeat(unembed(decoder, whole, last, lora), samples, axis=0), decoder.mesh)
     dtype = decoder.dtype
     return layout.placed(KV(prompt.k.astype(dtype), prompt.v.astype(dtype), positions), decoder.mesh), logits
 
