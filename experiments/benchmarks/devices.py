@@ -20,7 +20,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -118,7 +118,12 @@ def compare_layouts(args: Layouts) -> int:
             always = found[0].keys()
             name, far = furthest(first, found, always)
             worst = max(worst, far)
-            told = {"processes": n, "devices": args.devices // n, "iterations": len(found), "metrics": len(found[-1])}
+            told: dict[str, Any] = {
+                "processes": n,
+                "devices": args.devices // n,
+                "iterations": len(found),
+                "metrics": len(found[-1]),
+            }
             told |= {"furthest": name, "distance": far}
             told["evaluation"] = furthest(first, found, found[-1].keys() - always)
             print(json.dumps(told), flush=True)
