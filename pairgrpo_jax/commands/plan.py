@@ -28,6 +28,7 @@ from pairgrpo_jax.lm.files import gguf_model
 from pairgrpo_jax.lm.files.checkpoint import open_model, resolve
 from pairgrpo_jax.lm.files.text_files import read_json
 from pairgrpo_jax.lm.models.model import Model, read_config
+from pairgrpo_jax.lm.models.params import abstract_params
 from pairgrpo_jax.training.cost import bytes_on_a_device, collectives, matmul_flops
 from pairgrpo_jax.training.memory import bytes_of, live_bytes
 
@@ -103,7 +104,8 @@ def report(run: Run, name: str, topology: Topology) -> int:
     model = model_of(run)
     parts = one_part(run, model, placement)
     for program, part in zip(programs(run.config, model, placement, run.iterations), parts, strict=True):
-        cost = cost_of(program, part, topology)
+        copy = 0 if program.name == "prefill" or run.config.adapters.quantize != "none" else narrowed(model, placement)
+        cost = cost_of(program, estimated(part, topology.platform) + copy, topology)
         print(line(cost, topology), flush=True)
         fits &= cost.total <= memory
     print(f"\ncompiled in {time.perf_counter() - start:.0f} s; memory is GiB on one device")
@@ -126,6 +128,17 @@ def one_part(run: Run, model: Model, placement: Placement) -> Iterator[Program]:
     return programs(part, model, alone, run.iterations)
 
 
+def narrowed(model: Model, placement: Placement) -> int:
+    """Bytes on a device of parameters in the activations' type, where that is narrower: a copy that is kept."""
+    if jnp.dtype(model.dtype).itemsize >= 4 or model.operands is not None:
+        return 0
+    whole = abstract_params(model.config, model.dtype)
+    where = placement.shardings(whole)
+    if where is not None:
+        whole = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, where)
+    return bytes_on_a_device(whole)
+
+
 def estimated(program: Program, platform: str) -> int:
     """Bytes of new outputs and of temporaries, from the trace alone."""
     traced = program.traced
@@ -134,20 +147,20 @@ def estimated(program: Program, platform: str) -> int:
     return max(made - taken, 0) + live_bytes(traced.jaxpr, kernels=platform == "tpu")
 
 
-def cost_of(program: Program, part: Program, topology: Topology) -> Cost:
-    """Compiles a program and reads what it takes; `part` is one device's, for the estimate."""
-    traced, guess = program.traced, estimated(part, topology.platform)
+def cost_of(program: Program, estimate: int, topology: Topology) -> Cost:
+    """Compiles a program and reads what it takes."""
+    traced = program.traced
     flops = matmul_flops(traced.jaxpr, program.steps)
     arguments, beside = (bytes_on_a_device(tree) for tree in (_arguments(traced), program.beside))
     lowered = traced.lower(lowering_platforms=(topology.platform,))
     if topology.platform == "cuda":
-        return Cost(program.name, arguments, beside, None, None, flops, program.steps, {}, guess)
+        return Cost(program.name, arguments, beside, None, None, flops, program.steps, {}, estimate)
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     found = collectives(compiled.as_text(), program.steps)
     held = memory.argument_size_in_bytes, beside, new, memory.temp_size_in_bytes
-    return Cost(program.name, *held, flops, program.steps, found, guess)
+    return Cost(program.name, *held, flops, program.steps, found, estimate)
 
 
 def _arguments(traced: Any) -> Any:

@@ -65,7 +65,7 @@ def _peak(jaxpr: Any, made: Sequence[Var], kernels: bool, whole: bool = False) -
     reads = Counter(v for op in ops for v in {x for x in op.inputs if isinstance(x, Var)})
     reader = {v: op for op in ops for v in op.inputs if isinstance(v, Var) and reads[v] == 1}
     held: dict[Var, frozenset] = {v: frozenset([v]) for v in made}
-    size = {v: bytes_of(v.aval) for v in made}
+    size = {v: _stored(v, reader) for v in made}
     first, last = dict.fromkeys(made, 0), dict.fromkeys(made, 0)
     inside = [0] * len(ops)
     for i, op in enumerate(ops):
