@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 
@@ -107,9 +107,17 @@ def start(how: Start) -> None:
         ) from error
     finally:
         clock.cancel()
+    _meet()
     threading.Thread(target=_end_with_the_others, name=_FAILED, daemon=True).start()
     if leads():
         print(f"{count()} processes, {jax.device_count()} devices ({jax.devices()[0].device_kind})", flush=True)
+
+
+def _meet() -> None:
+    """Opens the channels between all devices now: later gloo gives up when one process compiles 30 s longer."""
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    ones, one = np.ones(jax.device_count(), np.float32), NamedSharding(mesh, PartitionSpec())
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=one)(put(ones, NamedSharding(mesh, PartitionSpec("all")))))
 
 
 def _give_up_waiting(how: Start) -> None:

@@ -17,7 +17,7 @@ from pairgrpo_jax.training.processes import Start
 
 ROOT = Path(__file__).parents[2]
 PAIR = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -48,6 +48,9 @@ mesh = Mesh(np.array(jax.devices()), ("data",))
 rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 state = {"w": processes.put(np.arange(8.0, dtype=np.float32), rows), "key": processes.put(jax.random.key(3), whole)}
 told["put"] = [state["w"].is_fully_addressable, processes.fetch(state["w"]).tolist()]
+if me == 1:
+    time.sleep(31)  # gloo opens a channel in 30 s or never
+told["late"] = float(jax.jit(jax.numpy.sum, out_shardings=whole)(state["w"]))
 told["key"] = jax.random.key_data(processes.fetch(state["key"])).tolist()
 checkpoints = Checkpoints(f"{folder}/checkpoints")
 checkpoints.save(1, state)
@@ -119,7 +122,7 @@ def test_an_error_of_one_is_an_error_of_all(pair):
 
 def test_arrays_span_all_devices_and_checkpoints_are_one(pair):
     for told in pair[0]:
-        assert told["put"] == [False, list(range(8))] and told["key"] == [0, 3]
+        assert told["put"] == [False, list(range(8))] and told["key"] == [0, 3] and told["late"] == 28
         assert told["restored"] == [1, list(range(8))]  # 2 is damaged
         assert told["behind"] == [[3], [4 * x for x in range(8)]]
 
