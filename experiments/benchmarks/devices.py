@@ -12,12 +12,8 @@ anything of a rounding error. `weak` needs two cores, and Linux. Every line prin
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +21,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from experiments.benchmarks.resume import finish, free_port, rows
+from experiments.benchmarks.resume import finish, launch, rows
 from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.training import read_metrics
@@ -82,25 +78,6 @@ def main() -> int:
     return compare_layouts(args) if isinstance(args, Layouts) else weak_scaling(args)
 
 
-def launch(words: list[str], output: Path, processes: int, devices: int, pin: bool = False, core: int = 0) -> None:
-    """Runs a command in so many processes of so many devices each; with `pin` each on a core of its own, from `core`.
-
-    Raises:
-      RuntimeError: with the words of a process that failed.
-    """
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", *words, "--output", str(output)]
-    if processes > 1:
-        command += ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
-    running = []
-    for i in range(processes):
-        mine = [*(["taskset", "-c", str(core + i)] if pin else []), *command]
-        mine += ["--process", str(i)] if processes > 1 else []
-        how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(mine, env=os.environ | {"XLA_FLAGS": flags}, **how))
-    finish(running)
-
-
 def compare_layouts(args: Layouts) -> int:
     """Prints how far each layout is from the first."""
     words = [f"experiments.{args.task}", args.method]
@@ -112,19 +89,14 @@ def compare_layouts(args: Layouts) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for n in args.processes:
             output = Path(folder) / f"{n}"
-            launch(words, output, n, args.devices // n)
+            finish(launch(words, output, n, args.devices // n))
             found = rows(output)
             first = found if first is None else first
             always = found[0].keys()
             name, far = furthest(first, found, always)
             worst = max(worst, far)
-            told: dict[str, Any] = {
-                "processes": n,
-                "devices": args.devices // n,
-                "iterations": len(found),
-                "metrics": len(found[-1]),
-            }
-            told |= {"furthest": name, "distance": far}
+            told: dict[str, Any] = {"processes": n, "devices": args.devices // n, "iterations": len(found)}
+            told |= {"metrics": len(found[-1]), "furthest": name, "distance": far}
             told["evaluation"] = furthest(first, found, found[-1].keys() - always)
             print(json.dumps(told), flush=True)
     return 0 if worst <= 1e-5 else 1
@@ -153,13 +125,9 @@ def weak_scaling(args: Weak) -> int:
     with tempfile.TemporaryDirectory() as name:
         for turn in range(args.rounds):
             folders = {way: Path(name) / f"{way}{turn}" for way in ("one", "together", "apart", "other")}
-            launch(alone, folders["one"], 1, 1, pin=True)
-            launch(twice, folders["together"], 2, 1, pin=True)
-            with ThreadPoolExecutor() as pool:
-                pair = [
-                    pool.submit(launch, alone, folders[way], 1, 1, True, i) for i, way in enumerate(("apart", "other"))
-                ]
-            [one.result() for one in pair]
+            finish(launch(alone, folders["one"], 1, 1, 0))
+            finish(launch(twice, folders["together"], 2, 1, 0))
+            finish(launch(alone, folders["apart"], 1, 1, 0) + launch(alone, folders["other"], 1, 1, 1))
             speeds = {way: tokens_a_second(folder) for way, folder in folders.items()}
             speeds["apart"] += speeds.pop("other")
             print(json.dumps({f"{way}_tokens_per_second": round(x, 1) for way, x in speeds.items()}), flush=True)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -95,17 +95,33 @@ def start(args: Resume, output: Path, processes: int) -> list[subprocess.Popen]:
     words = (
         ["--env", args.env, *TINY.split()] if args.task == "halfcheetah" else [*ALIGN.split(), "--model", args.model]
     )
-    command = [sys.executable, "-m", f"experiments.{args.task}", args.method, *words]
-    command += ["--output", str(output), "--resume", *["--async-saves"] * args.async_saves]
-    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    words = [f"experiments.{args.task}", args.method, *words, "--resume", *["--async-saves"] * args.async_saves]
     if args.processes == 1:
-        return [subprocess.Popen(command, **how)]
-    how["env"] = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}"}
-    command += ["--mesh", "data"]
+        return launch(words, output, 1)
+    return launch([*words, "--mesh", "data"], output, processes, DEVICES // processes)
+
+
+def launch(
+    words: list[str], output: Path, processes: int, devices: int | None = None, first_core: int | None = None
+) -> list[subprocess.Popen]:
+    """A module with its words, in so many processes.
+
+    Args:
+      words: the module's name, and what it is given.
+      output: its folder.
+      processes: how many.
+      devices: of a CPU, of each process; None: as the environment says.
+      first_core: each process on a core of its own, from this one; None: on all.
+    """
+    command = [sys.executable, "-m", *words, "--output", str(output)]
     if processes > 1:
         command += ["--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
-    each = ([*command, "--process", str(i)] if processes > 1 else command for i in range(processes))
-    return [subprocess.Popen(words, **how) for words in each]
+    how: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    if devices is not None:
+        how["env"] = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    pinned = [[] if first_core is None else ["taskset", "-c", str(first_core + i)] for i in range(processes)]
+    who = [["--process", str(i)] if processes > 1 else [] for i in range(processes)]
+    return [subprocess.Popen([*before, *command, *after], **how) for before, after in zip(pinned, who)]
 
 
 def free_port() -> int:

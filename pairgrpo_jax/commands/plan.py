@@ -29,8 +29,8 @@ from pairgrpo_jax.lm.files.checkpoint import open_model, resolve
 from pairgrpo_jax.lm.files.text_files import read_json
 from pairgrpo_jax.lm.models.model import Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
-from pairgrpo_jax.training.cost import bytes_on_a_device, collectives, matmul_flops
-from pairgrpo_jax.training.memory import bytes_of, live_bytes
+from pairgrpo_jax.training.cost import bytes_of, bytes_on_a_device, collectives, matmul_flops
+from pairgrpo_jax.training.memory import live_bytes
 
 _GIB = 2**30
 _HEAD = "| program | arguments | outputs | temporaries | beside | total GiB | estimate | TFLOP | seconds, at least "
@@ -102,10 +102,10 @@ def report(run: Run, name: str, topology: Topology) -> int:
     print(f"{_HEAD}\n|{'---|' * _HEAD.count(' | ')}---|", flush=True)
     fits, start = True, time.perf_counter()
     model = model_of(run)
-    parts = one_part(run, model, placement)
-    for program, part in zip(programs(run.config, model, placement, run.iterations), parts, strict=True):
-        copy = 0 if program.name == "prefill" or run.config.adapters.quantize != "none" else narrowed(model, placement)
-        cost = cost_of(program, estimated(part, topology.platform) + copy, topology)
+    copy = narrowed(model, placement) if run.config.adapters.quantize == "none" else 0
+    for program, part in with_parts(run, model, placement):
+        estimate = estimated(part, topology.platform) + (copy if program.name != "prefill" else 0)
+        cost = cost_of(program, estimate, topology)
         print(line(cost, topology), flush=True)
         fits &= cost.total <= memory
     print(f"\ncompiled in {time.perf_counter() - start:.0f} s; memory is GiB on one device")
@@ -117,26 +117,23 @@ def report(run: Run, name: str, topology: Topology) -> int:
     return 0 if fits else 1
 
 
-def one_part(run: Run, model: Model, placement: Placement) -> Iterator[Program]:
-    """The programs of one device's part of a batch, with parameters whole: what it computes, and gathers for that."""
+def with_parts(run: Run, model: Model, placement: Placement) -> Iterator[tuple[Program, Program]]:
+    """Each program of a run, and that of one device's part of a batch: what it computes, and gathers for that."""
     mesh, config = placement.mesh, run.config
+    whole = programs(config, model, placement, run.iterations)
     if mesh is None:
-        return programs(config, model, placement, run.iterations)
+        return ((program, program) for program in whole)
     rows = placement.update_places(config) // placement.splits
     alone = Placement(Mesh(mesh.devices.flat[:1], mesh.axis_names))
     part = config.replace(prompts=rows * config.optimizer.minibatches)
-    return programs(part, model, alone, run.iterations)
+    return zip(whole, programs(part, model, alone, run.iterations), strict=True)
 
 
 def narrowed(model: Model, placement: Placement) -> int:
     """Bytes on a device of parameters in the activations' type, where that is narrower: a copy that is kept."""
     if jnp.dtype(model.dtype).itemsize >= 4 or model.operands is not None:
         return 0
-    whole = abstract_params(model.config, model.dtype)
-    where = placement.shardings(whole)
-    if where is not None:
-        whole = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), whole, where)
-    return bytes_on_a_device(whole)
+    return bytes_on_a_device(placement.abstract(abstract_params(model.config, model.dtype)))
 
 
 def estimated(program: Program, platform: str) -> int:

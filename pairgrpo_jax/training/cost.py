@@ -106,13 +106,20 @@ def _bytes(shapes: str, halved: bool) -> int:
     return total // 2 if halved and shapes.startswith("(") else total
 
 
+def bytes_of(x: Any, shape: tuple[int, ...] | None = None) -> int:
+    """Of one array or abstract value, or of a part of it; a random key is 8, what has no shape nothing."""
+    if not hasattr(x, "shape"):
+        return 0
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return 8 * math.prod(x.shape)
+    count = math.prod(x.shape if shape is None else shape)
+    return -(-count * jax.dtypes.itemsize_bits(x.dtype) // 8)  # two codes of 4 bits are a byte
+
+
 def bytes_on_a_device(tree: Any) -> int:
     """Of arrays or abstract ones, each split as its sharding says."""
 
-    def one(x: Any) -> int:
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return 8 * math.prod(x.shape)
-        shape = x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
-        return -(-math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype) // 8)  # two codes of 4 bits are a byte
+    def part(x: Any) -> tuple[int, ...] | None:
+        return None if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
 
-    return sum(map(one, jax.tree.leaves(tree)))
+    return sum(bytes_of(x, part(x)) for x in jax.tree.leaves(tree))

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-from jax.extend.core import Literal, Var, primitives
+from jax.extend.core import Literal, Var
+
+from pairgrpo_jax.training.cost import bytes_of
 
 _POINTWISE = frozenset(
     "add add_any sub mul div rem neg abs sign square sqrt rsqrt cbrt pow integer_pow exp exp2 expm1 log log1p tanh "
@@ -37,15 +38,6 @@ class _Op(NamedTuple):
     @property
     def name(self) -> str:
         return self.eqn.primitive.name
-
-
-def bytes_of(aval: Any) -> int:
-    """Of one abstract value; a random key is 8."""
-    if not hasattr(aval, "shape"):
-        return 0
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return 8 * math.prod(aval.shape)
-    return -(-math.prod(aval.shape) * jax.dtypes.itemsize_bits(aval.dtype) // 8)
 
 
 def live_bytes(jaxpr: Any, *, kernels: bool = False) -> int:
@@ -143,12 +135,13 @@ def _stored(v: Var, reader: dict) -> int:
 
 def _bodies(eqn: Any, kernels: bool) -> list[tuple[Any, Sequence[Var]]]:
     """What an equation runs, each with the arguments that are made for it."""
-    if eqn.primitive is primitives.scan_p:
+    name = eqn.primitive.name
+    if name == "scan":
         body = eqn.params["jaxpr"].jaxpr
         return [(body, body.invars[eqn.params["num_consts"] + eqn.params["num_carry"] :])]
-    if eqn.primitive is primitives.while_p:
+    if name == "while":
         return [(eqn.params["body_jaxpr"].jaxpr, ())]
-    if eqn.primitive is primitives.cond_p:
+    if name == "cond":
         branches = [branch.jaxpr for branch in eqn.params["branches"]]
         own = [branch for branch in branches if ("pallas_call" in str(branch)) == kernels]
         return [(branch, ()) for branch in own or branches]

@@ -62,8 +62,7 @@ def test_the_estimate_is_near_what_the_compiler_allocates(devices):
     wide = FIELDS | {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 4096}
     model, topology = plan.Model(read_config(wide, "config.json"), None), plan.open_topology(f"cpu:{devices}")
     placement = Placement(topology.mesh)
-    whole = programs(run.config, model, placement, 2)
-    for program, part in zip(whole, plan.one_part(run, model, placement), strict=True):
+    for program, part in plan.with_parts(run, model, placement):
         cost = plan.cost_of(program, plan.estimated(part, topology.platform), topology)
         assert 0.5 * cost.total < cost.arguments + cost.beside + cost.estimate < 1.6 * cost.total, cost
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pairgrpo_jax.training.memory import bytes_of, live_bytes
+from pairgrpo_jax.training.cost import bytes_of
+from pairgrpo_jax.training.memory import live_bytes
 
 N = 256
 X = jax.ShapeDtypeStruct((N, N), jnp.float32)

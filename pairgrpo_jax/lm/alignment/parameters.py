@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pairgrpo_jax.lm.alignment.config import AlignConfig
-from pairgrpo_jax.lm.models import lora, sharding
+from pairgrpo_jax.lm.models import layout, lora, sharding
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.quantized import dequantized
 from pairgrpo_jax.lm.models.scoring import Policy
@@ -74,7 +74,7 @@ class Placement:
     @property
     def splits(self) -> int:
         """Into how many parts a leading axis is split."""
-        return 1 if self.mesh is None else self.mesh.shape[self.mesh.axis_names[0]]
+        return layout.parts(self.mesh)
 
     @property
     def replicates(self) -> bool:
@@ -126,6 +126,13 @@ class Placement:
     def shardings(self, params: Any) -> Any:
         """Where parameters belong, for `load_model`; None on one device."""
         return None if self.mesh is None else sharding.shardings(params, self.mesh, self.rules)
+
+    def abstract(self, params: Any) -> Any:
+        """Abstract parameters, each with where it belongs."""
+        places = self.shardings(params)
+        if places is None:
+            return params
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, places)
 
     def batch(self, batch: Any) -> Any:
         """A batch on the devices; leading axes split, scalars and keys everywhere."""

@@ -55,7 +55,7 @@ def programs(config: AlignConfig, model: Model, placement: Placement, iterations
     model = dataclasses.replace(model, mesh=placement.mesh)
     kind = config.adapters.quantize
     abstract = jax.eval_shape(lambda params: quantized(params, kind), abstract_params(model.config))
-    params = _placed(abstract, placement.shardings(abstract), placement)
+    params = placement.abstract(abstract)
     model = dataclasses.replace(model, params=params)
     optimizer = make_optimizer(config, iterations)
     state = _state(config, model, placement, optimizer)
@@ -167,18 +167,12 @@ def _settings(config: AlignConfig, model: Model, placement: Placement, prompts: 
     return chosen, *_everywhere((stops, keys), placement)
 
 
-def _placed(tree: Any, shardings: Any, placement: Placement) -> Any:
-    if placement.mesh is None:
-        return tree
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
 def _everywhere(tree: Any, placement: Placement) -> Any:
     """Abstract arrays, whole on each device."""
     if placement.mesh is None:
         return tree
     where = NamedSharding(placement.mesh, PartitionSpec())
-    return _placed(tree, jax.tree.map(lambda _: where, tree), placement)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
 def _rows(tree: Any, placement: Placement) -> Any:

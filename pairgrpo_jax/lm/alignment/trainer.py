@@ -170,7 +170,8 @@ def make_update(
     Where parameters are whole on every device of a mesh, each computes the gradient of its own groups, and they are
     added up once; the compiler would do so after every layer. Dropout has one key for all groups, and is left to it.
     """
-    apart = placement is not None and placement.replicates and not config.adapters.lora_dropout
+    placement = placement or Placement()
+    apart = placement.replicates and not config.adapters.lora_dropout
     shared = {"accumulate": config.optimizer.accumulate, "parallel": "axis" if apart else None}
     model = dataclasses.replace(model, mesh=None) if apart else model
 
@@ -179,7 +180,7 @@ def make_update(
         chosen = supervised if batch.signal is None else optimizer
         return make_update_step(loss, chosen, **shared)(state, batch)
 
-    return placement.each(update) if placement is not None and apart else update
+    return placement.each(update) if apart else update
 
 
 def _check(config: AlignConfig, model: Model, data: Data, source, iterations: int, placement: Placement) -> None:

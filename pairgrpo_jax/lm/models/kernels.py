@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pairgrpo_jax.lm.models import layout
 from pairgrpo_jax.lm.models.places import KV
 
 _LANES = 128
@@ -75,7 +76,7 @@ def takes_splash(q: jax.Array, places: Sequence[KV], mesh: jax.sharding.Mesh | N
         return False
     if mesh is None:
         return jax.device_count() == 1  # the compiler splits no kernel by itself
-    return all(kv.k.shape[0] % mesh.shape[mesh.axis_names[0]] == 0 for kv in places)
+    return all(kv.k.shape[0] % layout.parts(mesh) == 0 for kv in places)
 
 
 def splash(
