@@ -137,8 +137,9 @@ def _bodies(eqn: Any, kernels: bool) -> list[tuple[Any, Sequence[Var]]]:
     """What an equation runs, each with the arguments that are made for it."""
     name = eqn.primitive.name
     if name == "scan":
-        body = eqn.params["jaxpr"].jaxpr
-        return [(body, body.invars[eqn.params["num_consts"] + eqn.params["num_carry"] :])]
+        body = eqn.params["jaxpr"].jaxpr  # its arguments are the loop's, but for slices, which lose an axis
+        slices = [v for whole, v in zip(eqn.invars, body.invars) if v.aval.shape != whole.aval.shape]
+        return [(body, slices)]
     if name == "while":
         return [(eqn.params["body_jaxpr"].jaxpr, ())]
     if name == "cond":
