@@ -19,9 +19,10 @@ import tyro
 from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 
-Form = Literal["int8", "nf4", "operands", "activations"]
+Form = Literal["int8", "q8_0", "nf4", "operands", "activations"]
 FORMS: dict[Form, dict[str, Any]] = {
     "int8": {"quantize": "int8"},
+    "q8_0": {"quantize": "q8_0"},
     "nf4": {"quantize": "nf4"},
     "operands": {"operands": "bfloat16"},
     "activations": {"compute_dtype": "bfloat16"},

@@ -8,6 +8,8 @@ import resource
 import struct
 
 import gguf
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -17,6 +19,8 @@ from pairgrpo_jax.lm.files import safetensors_files
 from pairgrpo_jax.lm.files.gguf_file import GGUFFile
 from pairgrpo_jax.lm.files.safetensors_files import SafetensorsReader
 from pairgrpo_jax.lm.models.model import read_config
+from pairgrpo_jax.lm.models.quantized import dequantized, kind_of
+from pairgrpo_jax.training.cost import bytes_on_a_device
 
 from .conftest import FAMILY_CONFIGS, config_fields, tiny_model
 
@@ -94,8 +98,6 @@ def test_sharded_and_single_files_load_alike(tiny, folder, tmp_path):
 
 
 def test_saving_over_a_sharded_model_leaves_nothing_of_it(tiny, tmp_path):
-    import jax
-
     other = jax.tree.map(lambda x: x + 1, tiny.params)
     for first, second in ((50_000, 10**9), (10**9, 50_000)):
         save_pretrained(tiny, tiny.params, tmp_path, max_shard_bytes=first)
@@ -105,8 +107,6 @@ def test_saving_over_a_sharded_model_leaves_nothing_of_it(tiny, tmp_path):
 
 
 def test_parameter_dtype_is_kept_and_cast(tiny, folder):
-    import jax.numpy as jnp
-
     half = load_model(folder, dtype=jnp.bfloat16)
     assert half.params["embed"].dtype == jnp.bfloat16 and half.dtype == jnp.bfloat16
     save_pretrained(half, half.params, folder)
@@ -266,6 +266,13 @@ def test_gguf_loads_and_odd_headers_are_refused(tmp_path):
     ]:
         fails(write_gguf(tmp_path / "odd.gguf", changes), word)
     fails(write_gguf(tmp_path / "odd.gguf", drop=("block_count",)), "llama.block_count")
+
+
+def test_a_q8_0_file_is_held_as_it_is(tmp_path):
+    path = write_gguf(tmp_path / "x.gguf")
+    numbers, codes = load_model(path).params, load_model(path, quantize="q8_0").params
+    assert kind_of(codes) == "q8_0" and bytes_on_a_device(codes) < 0.3 * bytes_on_a_device(numbers)
+    jax.tree.map(np.testing.assert_array_equal, dequantized(codes), numbers)
 
 
 def test_lying_gguf_headers(tmp_path):

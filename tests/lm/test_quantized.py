@@ -1,5 +1,6 @@
 """A frozen base as codes: against float64 definitions, against its own numbers, and against the float base."""
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.models import lora, sharding
 from pairgrpo_jax.lm.models.model import read_config
 from pairgrpo_jax.lm.models.params import abstract_params, init_params
-from pairgrpo_jax.lm.models.quantized import NF4, dense, dequantized, is_coded, kind_of, quantized
+from pairgrpo_jax.lm.models.quantized import NF4, dense, dequantized, encoded, is_coded, kind_of, quantized
 from pairgrpo_jax.training.cost import bytes_on_a_device
 
 from .conftest import config_fields, tiny_model
@@ -20,7 +21,7 @@ SMOLLM2 |= {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_he
 QWEN_05B = {"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864}
 QWEN_05B |= {"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
 LLAMA_7B = {"model_type": "llama"}
-ENOUGH = {"int8": 0.99, "nf4": 0.97}
+ENOUGH = {"int8": 0.99, "q8_0": 0.99, "nf4": 0.97}
 
 
 def test_the_levels_are_those_of_the_paper_s_construction():
@@ -66,7 +67,27 @@ def test_nf4_codes_are_those_of_qwix():
     np.testing.assert_array_equal(held.scale, want.scale)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.30), ("nf4", 0.17)])
+@pytest.mark.parametrize(
+    ("path", "shape"), [("embed", (6, 96)), ("layers/up/kernel", (2, 96, 6)), ("lm_head/kernel", (96, 6))]
+)
+def test_q8_0_is_what_gguf_holds(path, shape):
+    axis = -1 if path == "embed" else -2
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 0.02
+    stored = np.ascontiguousarray(np.moveaxis(x, axis, -1))  # GGUF has the inputs of a product last
+    stored.flat[:32] = 0.0
+    kind = gguf.GGMLQuantizationType.Q8_0
+    raw = gguf.quants.quantize(stored, kind)
+    numbers = np.moveaxis(gguf.quants.dequantize(raw, kind), -1, axis)
+    held = encoded(path, jnp.asarray(numbers), "q8_0")
+    blocks = raw.reshape(-1, 34)
+    codes = np.moveaxis(np.asarray(held.codes), axis, -1).reshape(-1, 32)
+    np.testing.assert_array_equal(codes, blocks[:, 2:].view(np.int8))
+    scale = np.moveaxis(np.asarray(held.scale), axis, -1).reshape(-1)
+    np.testing.assert_array_equal(scale[1:], blocks[1:, :2].copy().view(np.float16).ravel())
+    np.testing.assert_array_equal(dense(held, jnp.float32), numbers)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.30), ("q8_0", 0.27), ("nf4", 0.17)])
 @pytest.mark.parametrize("fields", [SMOLLM2, QWEN_05B, LLAMA_7B], ids=["smollm2", "qwen2.5-0.5b", "llama-7b"])
 def test_bytes_of_the_base(fields, kind, most):
     abstract = abstract_params(read_config(fields, "config.json"))
@@ -77,7 +98,7 @@ def test_bytes_of_the_base(fields, kind, most):
 
 
 def test_logits_and_gradients_of_adapters():
-    """The codes' own program against that of numbers, on a tied model; nf4 has both kinds of codes."""
+    """The codes' own program against that of numbers, on a tied model; nf4 has int8 too."""
     model = tiny_model("llama", 2)
     params = init_params(model.config, jax.random.key(0))
     config = lora.LoraConfig(rank=4, targets=("q", "down"))
@@ -96,8 +117,9 @@ def test_logits_and_gradients_of_adapters():
 
     codes = jax.jit(lambda x: {kind: quantized(x, kind) for kind in ENOUGH})(params)
     original, numbers = run(params), {kind: run(dequantized(x)) for kind, x in codes.items()}
-    for one, other in zip(run(codes["nf4"]), numbers["nf4"]):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    for kind in ("q8_0", "nf4"):
+        for one, other in zip(run(codes[kind]), numbers[kind]):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     for kind, (logits, grads) in numbers.items():
         assert float(jnp.abs(logits - original[0]).max()) > 1e-4, "nothing was quantised"
         cosine = grads @ original[1] / jnp.linalg.norm(grads) / jnp.linalg.norm(original[1])
@@ -123,7 +145,7 @@ def test_codes_and_their_scales_are_split_alike():
 def test_what_cannot_be_is_named(tiny):
     codes = quantized(tiny.params, "int8")
     assert quantized(codes, "int8") is codes and quantized(tiny.params, "none") is tiny.params
-    with pytest.raises(ValueError, match="quantize='int4' must be one of none, int8, nf4"):
+    with pytest.raises(ValueError, match="quantize='int4' must be one of none, int8, q8_0, nf4"):
         quantized(tiny.params, "int4")
     for kind in ("nf4", "none"):
         with pytest.raises(ValueError, match=f"quantize='{kind}': the parameters are int8 codes already"):

@@ -129,9 +129,9 @@ class Adapters(Settings):
     """Dropout of their input while training."""
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o")
     """Linear layers that get one."""
-    quantize: Literal["none", "int8", "nf4"] = "none"
-    """Hold the frozen base, the reference too, as codes (QLoRA): a quarter or a sixth of its float32 bytes. The model
-    that is exported is these codes as numbers, with the adapters merged."""
+    quantize: Literal["none", "int8", "q8_0", "nf4"] = "none"
+    """Hold the frozen base, the reference too, as codes (QLoRA): a quarter (q8_0: what a GGUF file of that type holds)
+    or a sixth of its float32 bytes. The model that is exported is these codes as numbers, with the adapters merged."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -89,8 +89,8 @@ def load_model(
         each device's part is then read on its own.
       ignore_fields: config fields to accept without implementing them.
       end_of_turn: the token (or its id) that ends a reply, instead of what the chat template writes.
-      quantize: "int8" or "nf4" holds the matrices as codes, to be frozen under adapters (`quantized`); one parameter
-        at a time is there in `dtype`.
+      quantize: "int8", "q8_0" or "nf4" holds the matrices as codes, to be frozen under adapters (`quantized`); one
+        parameter at a time is there in `dtype`.
 
     Raises:
       ValueError: naming the file and the field or tensors, for anything malformed, missing,

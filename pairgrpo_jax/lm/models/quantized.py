@@ -1,7 +1,8 @@
 """A frozen base as codes and scales: int8 (https://arxiv.org/abs/2208.07339) and nf4 (https://arxiv.org/abs/2305.14314).
 
-Codes become numbers again where a product needs them, one layer at a time. qwix has the same nf4 codes
-(`tests/lm/test_quantized.py`), but takes 25 times as long to look a number up on a CPU, and longer to find a code.
+q8_0 is a block type of GGUF, as in files that people have. Codes become numbers again where a product needs them, one
+layer at a time. qwix has the same nf4 codes (`tests/lm/test_quantized.py`), but takes 25 times as long to look a number
+up on a CPU, and longer to find a code.
 """
 
 import functools
@@ -13,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-KINDS = ("none", "int8", "nf4")
-BLOCK = 64  # inputs of one nf4 scale, as in the paper
+KINDS = ("none", "int8", "q8_0", "nf4")
+BLOCKS = {"q8_0": 32, "nf4": 64}  # inputs of one scale, as GGUF and the paper of nf4 have it
 # Appendix E of the paper: equally likely values of a normal distribution, scaled to [-1, 1], with an exact zero.
 NF4 = np.array(
     [
@@ -32,7 +33,7 @@ class Codes:
 
     Attributes:
       codes: int8 or uint4 `[..., d, out]`.
-      scale: `[..., blocks, out]` or, a scale a row, `[..., d, 1]`.
+      scale: `[..., blocks of d, blocks of out]`; float32, in q8_0 float16 and in nf4 bfloat16.
     """
 
     codes: jax.Array
@@ -41,15 +42,18 @@ class Codes:
     @property
     def kind(self) -> str:
         """Out of `KINDS`."""
-        return "nf4" if self.codes.dtype == jnp.uint4 else "int8"
+        if self.codes.dtype == jnp.uint4:
+            return "nf4"
+        return "q8_0" if self.scale.dtype == jnp.float16 else "int8"
 
 
 def quantized(params: Any, kind: str) -> Any:
     """Returns the parameters with their matrices as `Codes`; norms, biases and learned positions stay as they are.
 
-    Layers have int8 codes with a scale for each output, or nf4 codes with one for each output and `BLOCK` inputs (of
-    another width: the divisor of it nearest to that), in bfloat16. The embedding and the projection to the vocabulary
-    are int8 in both, a scale a token.
+    Layers have int8 codes with a scale for each output, or nf4 codes with one for each output and 64 inputs (of
+    another width: the divisor of it nearest to that). The embedding and the projection to the vocabulary are int8 in
+    both, a scale a token. In q8_0 all have int8 codes with a scale for each output and 32 inputs: what GGUF's Q8_0
+    holds, so that a file of that type, read in float32, loses nothing.
 
     Args:
       params: a parameter tree, of arrays or, under `jax.eval_shape`, of shapes.
@@ -77,9 +81,10 @@ def encoded(path: str, x: jax.Array, kind: str) -> Any:
     """One parameter of `quantized`, by its path `layers/attn/q/kernel`."""
     if kind == "none" or not (path == "embed" or path.endswith("/kernel")):
         return x
+    axis = -1 if path == "embed" else -2
     if path.startswith("layers/") and kind == "nf4":
         return _nf4(x)
-    return _int8(x, axis=-1 if path == "embed" else -2)
+    return _q8_0(x, axis) if kind == "q8_0" else _int8(x, axis)
 
 
 def kind_of(params: Any) -> str:
@@ -100,13 +105,14 @@ def dense(x: Any, dtype: Any) -> jax.Array:
     values = x.codes.astype(jnp.float32)
     if x.kind == "nf4":
         values = jnp.take(jnp.asarray(NF4), x.codes.astype(jnp.int32), mode="clip")
-    *stack, blocks, out = x.scale.shape
-    scale = x.scale.astype(jnp.float32).reshape(*stack, blocks, 1, out)
-    return (values.reshape(*stack, blocks, -1, values.shape[-1]) * scale).reshape(values.shape).astype(dtype)
+    *stack, b, o = x.scale.shape
+    *_, d, out = values.shape
+    scale = x.scale.astype(jnp.float32).reshape(*stack, b, 1, o, 1)
+    return (values.reshape(*stack, b, d // b, o, out // o) * scale).reshape(values.shape).astype(dtype)
 
 
 def rows(x: Any, index: jax.Array) -> Any:
-    """`x[index]` of an array, or of codes with a scale a row."""
+    """`x[index]` of an array, or of codes with scales for each row."""
     return jax.tree.map(lambda part: part[index], x)
 
 
@@ -124,16 +130,28 @@ def _int8(x: jax.Array, axis: int) -> Codes:
     return Codes(jnp.round(x / scale).astype(jnp.int8), scale)
 
 
+@functools.partial(jax.jit, static_argnames="axis")
+def _q8_0(x: jax.Array, axis: int) -> Codes:
+    """The largest of a block is 127."""
+    codes = _int8(_in_blocks(x, "q8_0", axis), axis=axis)
+    return Codes(codes.codes.reshape(x.shape), codes.scale.squeeze(axis).astype(jnp.float16))
+
+
 @jax.jit
 def _nf4(x: jax.Array) -> Codes:
     """The nearest level of each part of its block's largest."""
-    *stack, d, out = x.shape
-    size = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: abs(n - BLOCK))
-    blocks = x.astype(jnp.float32).reshape(*stack, d // size, size, out)
+    blocks = _in_blocks(x, "nf4", axis=-2)
     scale = _above_zero(jnp.abs(blocks).max(-2, keepdims=True))
     parts = blocks / scale
     codes = sum((parts > middle).astype(jnp.int8) for middle in (NF4[1:] + NF4[:-1]) / 2)
     return Codes(codes.reshape(x.shape).astype(jnp.uint4), scale[..., 0, :].astype(jnp.bfloat16))
+
+
+def _in_blocks(x: jax.Array, kind: str, axis: int) -> jax.Array:
+    """`[..., blocks, size, out]`, or with `axis` -1 `[..., d, blocks, size]`, in float32."""
+    width, at = x.shape[axis], x.ndim + axis
+    size = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - BLOCKS[kind]))
+    return x.astype(jnp.float32).reshape(*x.shape[:at], width // size, size, *x.shape[at + 1 :])
 
 
 def _above_zero(scale: jax.Array) -> jax.Array:
