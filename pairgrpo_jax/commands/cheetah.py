@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run
@@ -118,8 +118,9 @@ def execute(run: Run, console: Console) -> int:
     env = make_env(run.env)
     run.config.check(env.episode_length)
     schedule = make_schedule(run, env)
-    trainer = make_trainer(run.config, env, schedule.iterations)
-    places = make_places(run, env, trainer)
+    mesh = make_mesh(run, env)
+    trainer = make_trainer(run.config, env, schedule.iterations, mesh and NamedSharding(mesh, PartitionSpec()))
+    places = mesh and make_places(mesh, trainer)
     # Metrics come out as [iterations, seeds].
     program = jax.jit(
         jax.vmap(trainer.iterate, (0, None), (0, 1)),
@@ -153,10 +154,8 @@ def make_schedule(run: Run, env: Env) -> Schedule:
     return Schedule(iterations, chunk, between, run.save_every, per_iteration, run.seeds, run.evaluations)
 
 
-def make_places(run: Run, env: Env, trainer: Trainer) -> Any:
-    """A tree like the state, of where each array lives: environments over all devices, the rest on each.
-
-    None without a mesh.
+def make_mesh(run: Run, env: Env) -> Mesh | None:
+    """All devices, or None where one does all.
 
     Raises:
       ValueError: for a simulator on the host, or environments that the devices do not divide.
@@ -169,6 +168,11 @@ def make_places(run: Run, env: Env, trainer: Trainer) -> Any:
     if (groups := run.config.collection.groups) % mesh.size:
         enough = filled_up(groups, mesh.size)
         raise ValueError(f"groups={groups} must be a multiple of the {mesh.size} devices; try --groups {enough}")
+    return mesh
+
+
+def make_places(mesh: Mesh, trainer: Trainer) -> Any:
+    """A tree like the state, of where each array lives: environments over all devices, the rest on each."""
     everywhere, spread = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "data")))
     state = jax.eval_shape(trainer.init, jax.random.key(0))
     places = jax.tree.map(lambda _: everywhere, state)

@@ -38,21 +38,31 @@ class Trainer(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What is fitted, to what, and how."""
+    """What is fitted, how, and where the batches are that it is fitted to; None: where they come from."""
 
     networks: Networks
     optimizer: optax.GradientTransformation
+    place: jax.sharding.Sharding | None = None
 
 
-def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
+def make_trainer(
+    config: ControlConfig, env: Env, iterations: int, place: jax.sharding.Sharding | None = None
+) -> Trainer:
     """Builds the functions of a run of `iterations` iterations (the length over which learning rates anneal).
+
+    Args:
+      config: method and sizes.
+      env: the simulator.
+      iterations: of the whole run.
+      place: of environments spread over devices, where their steps are gathered: on each, which then make the same
+        updates, so that sums do not depend on how many processes share the devices.
 
     Raises:
       ValueError: for settings that do not fit together.
     """
     config.check(env.episode_length)
     networks = make_networks(config.network, env.action_size, critic=config.collection.critic)
-    learner = Learner(networks, make_optimizer(config.optimizer, iterations))
+    learner = Learner(networks, make_optimizer(config.optimizer, iterations), place)
 
     def init(key):
         key, network_key, env_key = jax.random.split(key, 3)
@@ -83,7 +93,7 @@ def make_trainer(config: ControlConfig, env: Env, iterations: int) -> Trainer:
 def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainState) -> tuple[TrainState, core.Metrics]:
     """Collects one batch and updates on it."""
     key, act_key, pair_key, next_key, shuffle_key = jax.random.split(state.key, 5)
-    networks, optimizer = learner
+    networks, optimizer, place = learner
     method, adaptive, norm = config.method, Adaptive(state.delta_step, state.multiplier), state.normalizer
 
     def act(obs):
@@ -91,6 +101,8 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
 
     last, trajectory = collect(env, config.collection, act, state.env_state, act_key, squash=config.network.squash)
     trajectory, last, failures = mend(trajectory, last)
+    if place is not None:
+        trajectory = jax.lax.with_sharding_constraint(trajectory, place)
     obs = norm.normalize(jnp.concatenate([trajectory.obs, last.obs[None]]))
     values = networks.values(state.params, obs)
     _, log_std = act(last.obs)

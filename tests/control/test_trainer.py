@@ -1,5 +1,7 @@
 """The training loop: what goes into a batch, and that every method learns."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -170,6 +172,25 @@ def test_one_environment_that_fails_does_not_stop_the_run(algo, bad, where):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((metrics, state.params, state.normalizer)))
     assert metrics["not_finite"][0] >= 1 and metrics["skipped"].tolist() == [0, 0, 0]
     assert np.isfinite(state.env_state.physics).all() and np.isfinite(state.env_state.obs).all()
+
+
+def test_devices_gather_steps_and_add_nothing_up_between_them():
+    """How many processes share them is then no matter: sums over processes round otherwise than within one."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, everywhere = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
+    env = Failing(1.0, "obs")
+    trainer = make_trainer(SMALL.replace(fork=False), env, 3, everywhere)
+    state = trainer.init(jax.random.key(0))
+    places = jax.tree.map(lambda _: everywhere, state).replace(
+        env_state=jax.tree.map(lambda _: spread, state.env_state)
+    )
+    program = jax.jit(trainer.iterate, static_argnums=1, out_shardings=(places, everywhere))
+    program = program.lower(jax.device_put(state, places), 3).compile()
+    sums = re.findall(r"= (\(?\w+)\[.*all-reduce\(", program.as_text())
+    assert "all-gather" in program.as_text() and not [x for x in sums if "f" in x]
+    one = make_trainer(SMALL.replace(fork=False), env, 3)
+    got, want = program(jax.device_put(state, places)), jax.jit(one.iterate, static_argnums=1)(state, 3)
+    chex.assert_trees_all_close(*((x[0].params, x[0].normalizer, x[1]) for x in (got, want)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_normaliser_leaves_out_rows_that_are_not_finite():
