@@ -93,26 +93,30 @@ def compare_layouts(args: Layouts) -> int:
             found = rows(output)
             first = found if first is None else first
             always = found[0].keys()
-            name, far = furthest(first, found, always)
-            worst = max(worst, far)
+            far = distances(first, found, always)
+            worst = max(worst, *far.values())
             told: dict[str, Any] = {"processes": n, "devices": args.devices // n, "iterations": len(found)}
-            told |= {"metrics": len(found[-1]), "furthest": name, "distance": far}
-            told["evaluation"] = furthest(first, found, found[-1].keys() - always)
+            told |= {"metrics": len(found[-1]), "furthest": most(far)}
+            told["evaluation"] = most(distances(first, found, found[-1].keys() - always))
             print(json.dumps(told), flush=True)
     return 0 if worst <= 1e-5 else 1
 
 
-def furthest(here: list[dict], there: list[dict], names: Collection[str]) -> tuple[str, float]:
-    """The metric that differs most, relative to its size where that is above 1, and by how much."""
-    far = {"": 0.0}
+def distances(here: list[dict], there: list[dict], names: Collection[str]) -> dict[str, float]:
+    """By how much each metric differs at most, relative to its size where that is above 1."""
+    far: dict[str, float] = {}
     for one, other in zip(here, there, strict=True):
         for name in names & one.keys():
             x, y = (np.asarray(row[name], float) for row in (one, other))
             same = np.isnan(x) & np.isnan(y)
             distance = np.where(same, 0, np.abs(x - y) / np.maximum(np.abs(x), 1))
             far[name] = max(far.get(name, 0.0), float(distance.max(initial=0)))
-    name = max(far, key=lambda name: far[name])
-    return name, far[name]
+    return far
+
+
+def most(far: dict[str, float]) -> dict[str, float]:
+    """The three metrics that differ most."""
+    return dict(sorted(far.items(), key=lambda item: -item[1])[:3])
 
 
 def weak_scaling(args: Weak) -> int:
