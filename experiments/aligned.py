@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -30,12 +30,14 @@ class Aligned(Grid):
     """Online methods, each with its preset. The first is the baseline."""
     seeds: Annotated[int, AtLeast(1)] = 5
     """Runs per method (tune: per trial)."""
-    iterations: Annotated[int, AtLeast(1)] = align.preset("hard").iterations
+    iterations: Annotated[int, AtLeast(1)] = align.Run.iterations
     """Batches of each run."""
     evaluations: Annotated[int, AtLeast(1)] = 6
     """Evaluations of each run; what a method scores at a KL is read off between them."""
     distances: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     """KLs to the start, nats a reply, at which methods are compared."""
+    operands: Literal["bfloat16"] | None = None
+    """As of `pairgrpo align`, for all runs."""
 
     program: ClassVar[Any] = align
     budget: ClassVar[str] = "iterations"
@@ -69,6 +71,7 @@ class Aligned(Grid):
         """The run of a cell in a folder."""
         changes = {"iterations": int(self.iterations), "evaluations": self.evaluations, "seed": cell.seed}
         changes |= {"output": output, "resume": output.exists(), "export": False, "config": config}
+        changes |= {"operands": self.operands}
         return self.preset(cell.method).replace(**changes)
 
     def table_of(self, rows: dict[str, list[list[dict]]]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from experiments.aligned import Aligned
 from experiments.grid import carry_out
 from experiments.plots import success
 from pairgrpo_jax.commands import align, cli
+from pairgrpo_jax.core.bounds import AtLeast
 
 GOAL = 0.9
 """Share of right answers whose time is reported."""
@@ -32,8 +33,12 @@ class Sums(Aligned):
     """Folder of the runs, with their checkpoints; can be removed once all are finished."""
     results: Path = Path("docs/results/sums")
     """Folder of the results, one file a run."""
+    iterations: Annotated[int, AtLeast(1)] = align.preset("hard").iterations
+    """Batches of each run."""
+    evaluations: Annotated[int, AtLeast(1)] = align.preset("hard").evaluations
+    """Evaluations of each run; what a method scores at a KL is read off between them."""
 
-    rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
+    rates: ClassVar[tuple[float, ...]] = (2e-4, 4e-4, 8e-4)
     what: ClassVar[str] = "held-out pass@1"
     each: ClassVar[str] = "held_out/verify:own/each"
     start: ClassVar[str] = "held_out/verify:own/rival"
@@ -49,7 +54,7 @@ class Sums(Aligned):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """`("24",)`."""
+        """`("40",)`."""
         return (str(int(self.iterations)),)
 
     def more(self, runs: list[list[dict]]) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ PLANS = {
     "llama-2-7b": (_LLAMA | {"tie_word_embeddings": False, "max_position_embeddings": 4096}, "v5p:2x2x2"),
 }
 Name = Literal["qwen2.5-0.5b", "qwen2.5-1.5b", "llama-2-7b"]
-WORDS = "align hard --prompts 8 --prompt-tokens 512 --completion-tokens 512 --dtype bfloat16 --remat"
+WORDS = "align hard --prompts 8 --candidates 8 --prompt-tokens 512 --completion-tokens 512 --dtype bfloat16 --remat"
+WORDS += " --lora-targets q k v o"
 MAIN = "from pairgrpo_jax.commands.main import main; main()"
 
 

@@ -87,6 +87,7 @@ from pairgrpo_jax.training.services import Tracking
 
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
+SUMS_SYSTEM = "You calculate. The answer may be negative, such as -3."
 # On the progress line.
 _WATCHED = {"score": "score", "reward": "reward", "kl_ref": "KL to the reference", "pair_accuracy": "pair accuracy"}
 _WATCHED |= {"delta": "delta"}
@@ -232,7 +233,8 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
         judging = judging_of(peek(words, "reward", Judging.reward))
         return Run(config=config, judging=judging, judge=peek(words, "judge", Run.judge))
     judging = Judging("verify:own")
-    return Run(data=SUMS, judging=judging, evaluations=6, evaluation_samples=4, config=tuned_for_sums(name))
+    run = Run(data=SUMS, system=SUMS_SYSTEM, judging=judging, config=tuned_for_sums(name))
+    return run.replace(iterations=40, evaluations=5, evaluation_samples=4)
 
 
 def judging_of(reward: str) -> Judging:

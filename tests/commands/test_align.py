@@ -477,7 +477,8 @@ def test_supervised_fine_tuning_ends_and_is_marked_done(workplace, monkeypatch, 
 def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
     sums = align.preset("hard")
     assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
-    assert sums.config.texts.prompts * sums.config.group_size == 64 and sums.config.optimizer.updates_per_batch == 1
+    assert sums.config.texts.prompts * sums.config.group_size == 128 and sums.config.optimizer.updates_per_batch == 1
+    assert [align.preset(name).config.samples.resample for name in ("grpo", "ppo")] == [2, 0]
     named = {"harmless-a": ["--data", "tiny"], "harmless-b": ["--data=x.jsonl", "--reward=harmless-b"]}
     for name, words in (named | {"mine:f": ["--reward", "mine:f"]}).items():
         run = align.preset("hard", words)

@@ -10,7 +10,8 @@ from pairgrpo_jax.methods import HardPair, method_class
 
 _HARD = HardPair(beta=0.3, delta_0=0.12)
 _PAIRS = Texts(prompts=16)
-_SUMS = Texts(prompts=8, completion_tokens=16)
+_LAYERS = ("q", "k", "v", "o", "gate", "up", "down")
+_SUMS = Texts(prompts=8, completion_tokens=12)
 
 
 def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:
@@ -28,5 +29,13 @@ def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:
 
 
 def tuned_for_sums(method: str) -> AlignConfig:
-    """`AlignConfig` of an online method for sums of one digit, whose reward is 0 or 1."""
-    return tuned(method).replace(texts=_SUMS, epochs=1, warmup=2, learning_rate=1e-3)
+    """`AlignConfig` of an online method for sums of one digit, whose reward is 0 or 1.
+
+    Flat groups are drawn anew, as those below zero are rarely right before most others are, but for a critic, which
+    learns from every group.
+    """
+    config = tuned(method).replace(texts=_SUMS, candidates=16, epochs=1, warmup=2, lora_targets=_LAYERS)
+    config = config.replace(learning_rate=4e-4, anneal=True)
+    if isinstance(config.method, HardPair):
+        config = config.replace(delta_0=_HARD.delta_0 / 2)  # of twice as many candidates
+    return config if config.critic is not None else config.replace(resample=2)
