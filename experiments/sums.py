@@ -23,6 +23,7 @@ from pairgrpo_jax.core.bounds import AtLeast
 
 GOAL = 0.9
 """Share of right answers whose time is reported."""
+_PRESET = align.preset("hard")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Sums(Aligned):
     """Folder of the runs, with their checkpoints; can be removed once all are finished."""
     results: Path = Path("docs/results/sums")
     """Folder of the results, one file a run."""
-    iterations: Annotated[int, AtLeast(1)] = align.preset("hard").iterations
+    iterations: Annotated[int, AtLeast(1)] = _PRESET.iterations
     """Batches of each run."""
-    evaluations: Annotated[int, AtLeast(1)] = align.preset("hard").evaluations
+    evaluations: Annotated[int, AtLeast(1)] = _PRESET.evaluations
     """Evaluations of each run; what a method scores at a KL is read off between them."""
 
     rates: ClassVar[tuple[float, ...]] = (2e-4, 4e-4, 8e-4)

@@ -26,9 +26,9 @@ from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.training import read_metrics
 
-ALIGN = "--prompts 8 --candidates 4 --completion-tokens 12 --iterations 4 --save-every 4 --evaluations 1"
+PLAIN = "--resample 0 --lora-targets q k v o"  # every batch is the same work
+ALIGN = f"{PLAIN} --prompts 8 --candidates 4 --completion-tokens 12 --iterations 4 --save-every 4 --evaluations 1"
 ALIGN += " --prompt-tokens 128 --evaluation-prompts 8 --evaluation-samples 1 --shown 1 --no-export --learning-rate 1e-4"
-ALIGN += " --resample 0 --lora-targets q k v o"
 CHEETAH = "--env brax:spring --groups 8 --candidates 4 --horizon 20 --epochs 1 --minibatches 4 --hidden 32"
 CHEETAH += " --steps 2560 --evaluations 1 --episodes 8 --save-every 4 --video-steps 0"
 
@@ -122,8 +122,7 @@ def most(far: dict[str, float]) -> dict[str, float]:
 
 def weak_scaling(args: Weak) -> int:
     """Prints tokens a second of one process, of two together, and of two that do not know of each other."""
-    words = f"experiments.align {args.method} --candidates 8 --completion-tokens 16 --save-every 1000".split()
-    words += "--resample 0 --lora-targets q k v o".split()
+    words = f"experiments.align {args.method} {PLAIN} --candidates 8 --completion-tokens 16 --save-every 1000".split()
     words += f"--iterations {args.iterations} --evaluations 1 --evaluation-prompts 2 --evaluation-samples 1".split()
     words += ["--shown", "1", "--no-export", "--model", args.model, "--prompts"]
     alone, twice = [*words, str(args.prompts)], [*words, str(2 * args.prompts), "--mesh", args.mesh]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run
@@ -118,15 +118,15 @@ def execute(run: Run, console: Console) -> int:
     env = make_env(run.env)
     run.config.check(env.episode_length)
     schedule = make_schedule(run, env)
-    mesh = make_mesh(run, env)
-    trainer = make_trainer(run.config, env, schedule.iterations, mesh and NamedSharding(mesh, PartitionSpec()))
-    places = mesh and make_places(mesh, trainer)
+    everywhere = make_everywhere(run, env)
+    trainer = make_trainer(run.config, env, schedule.iterations, everywhere)
+    places = everywhere and make_places(everywhere, trainer)
     # Metrics come out as [iterations, seeds].
     program = jax.jit(
         jax.vmap(trainer.iterate, (0, None), (0, 1)),
         static_argnums=1,
         donate_argnums=0,
-        out_shardings=places and (places, replicated(places)),
+        out_shardings=places and (places, everywhere),
     )
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
         state, done, stopped = train_in_folder(
@@ -154,8 +154,8 @@ def make_schedule(run: Run, env: Env) -> Schedule:
     return Schedule(iterations, chunk, between, run.save_every, per_iteration, run.seeds, run.evaluations)
 
 
-def make_mesh(run: Run, env: Env) -> Mesh | None:
-    """All devices, or None where one does all.
+def make_everywhere(run: Run, env: Env) -> NamedSharding | None:
+    """On each of all devices; None where one does all.
 
     Raises:
       ValueError: for a simulator on the host, or environments that the devices do not divide.
@@ -168,27 +168,22 @@ def make_mesh(run: Run, env: Env) -> Mesh | None:
     if (groups := run.config.collection.groups) % mesh.size:
         enough = filled_up(groups, mesh.size)
         raise ValueError(f"groups={groups} must be a multiple of the {mesh.size} devices; try --groups {enough}")
-    return mesh
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def make_places(mesh: Mesh, trainer: Trainer) -> Any:
+def make_places(everywhere: NamedSharding, trainer: Trainer) -> Any:
     """A tree like the state, of where each array lives: environments over all devices, the rest on each."""
-    everywhere, spread = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (None, "data")))
+    spread = NamedSharding(everywhere.mesh, PartitionSpec(None, "data"))
     state = jax.eval_shape(trainer.init, jax.random.key(0))
     places = jax.tree.map(lambda _: everywhere, state)
     return places.replace(env_state=jax.tree.map(lambda _: spread, state.env_state))
-
-
-def replicated(places: Any) -> NamedSharding:
-    """On every device of the state's mesh."""
-    return places.step
 
 
 def initial_state(run: Run, trainer: Trainer, places: Any = None) -> TrainState:
     """States of all seeds, with a leading axis over them."""
     keys = jax.vmap(jax.random.key)(jnp.arange(run.seed, run.seed + run.seeds))
     if places is not None:
-        keys = processes.put(keys, replicated(places))
+        keys = processes.put(keys, places.step)
     return jax.jit(jax.vmap(trainer.init), out_shardings=places)(keys)
 
 

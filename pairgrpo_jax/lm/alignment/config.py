@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, Within, require_idle
 from pairgrpo_jax.lm.models.lora import LoraConfig
+from pairgrpo_jax.lm.models.quantized import Kind
 from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.methods import HardPair, Method
 from pairgrpo_jax.training.optimizer import Optimizer
@@ -129,7 +130,7 @@ class Adapters(Settings):
     """Dropout of their input while training."""
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o")
     """Linear layers that get one."""
-    quantize: Literal["none", "int8", "q8_0", "nf4"] = "none"
+    quantize: Kind = "none"
     """Hold the frozen base, the reference too, as codes (QLoRA): a quarter (q8_0: what a GGUF file of that type holds)
     or a sixth of its float32 bytes. The model that is exported is these codes as numbers, with the adapters merged."""
 

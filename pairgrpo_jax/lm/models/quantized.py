@@ -6,7 +6,7 @@ up on a CPU, and longer to find a code.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import flax.struct
 import flax.traverse_util
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-KINDS = ("none", "int8", "q8_0", "nf4")
+Kind = Literal["none", "int8", "q8_0", "nf4"]
+KINDS = get_args(Kind)
 BLOCKS = {"q8_0": 32, "nf4": 64}  # inputs of one scale, as GGUF and the paper of nf4 have it
 # Appendix E of the paper: equally likely values of a normal distribution, scaled to [-1, 1], with an exact zero.
 NF4 = np.array(
