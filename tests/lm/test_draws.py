@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pairgrpo_jax.core import Pairs, evaluate
 from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective
 from pairgrpo_jax.lm.alignment import trainer as trainer_module
-from pairgrpo_jax.lm.alignment.batch import trimmed_width
+from pairgrpo_jax.lm.alignment.batch import halved
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
 from pairgrpo_jax.lm.alignment.programs import minibatch
 from pairgrpo_jax.lm.alignment.signals import learning_signal
@@ -45,11 +45,11 @@ def test_the_soft_punishment_is_dapos(length, lost):
 
 
 @given(limit=st.integers(1, 4096), share=st.floats(0, 1))
-def test_a_trimmed_width_holds_the_longest_and_is_of_few(limit, share):
-    longest = max(1, round(share * limit))
-    width = trimmed_width(longest, limit)
-    assert longest <= width <= limit and (width <= max(2 * longest, 7) or width == limit)
-    assert len({trimmed_width(n, limit) for n in range(1, limit + 1)}) <= max(np.log2(limit), 1)
+def test_halves_hold_the_count_and_are_few(limit, share):
+    count = max(1, round(share * limit))
+    size = halved(limit, count)
+    assert count <= size <= limit and size < 2 * count
+    assert len({halved(limit, n) for n in range(1, limit + 1)}) <= np.log2(limit) + 2
 
 
 def short_after(length):
@@ -117,6 +117,7 @@ def test_the_first_groups_that_teach_are_kept_then_the_first_others():
     draws = joined([draw_of([[1, 1], [0, 1]]), draw_of([[0, 0], [1, 0]])])
     kept = best(draws, teaching(GRPO, draws), 3)
     assert kept.batch.prompts[:, 0].tolist() == [1, 1, 0] and kept.rewards.tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert kept.batch.alive.tolist() == [1, 1, 0]
 
 
 def test_figures_of_several_draws_are_those_of_all_their_groups():
@@ -151,10 +152,11 @@ def test_a_gap_within_the_margin_teaches_a_method_of_pairs_nothing():
     ids=lambda config: config.method.name,
 )
 def test_a_plan_is_made_for_the_arrays_that_a_run_has(tiny, config):
-    """Of the run the batch that the first update is given."""
+    """Of the run the first batch, as updates are given it."""
     trainer, seen = trainer_of(tiny, config), []
     own = trainer.iterate.__self__
-    own.fit = lambda state, batch, *keys: (seen.append(batch), (state, {}))[1]
+    own.signal = lambda *args, make=own.signal: (batch := make(*args), seen.append(batch))[0]
+    own.fit = lambda state, *rest: (state, {})
     trainer.iterate(trainer.init(jax.random.key(0)), 1)
     planned = minibatch(config, tiny.config.vocab_size, Placement())
     assert jax.tree.structure(planned) == jax.tree.structure(seen[0])
@@ -183,6 +185,34 @@ def test_groups_without_a_signal_are_drawn_again(tiny, most):
         assert digest(again) == digest(state)
 
 
+@pytest.mark.parametrize("algo", ["grpo", "soft", "hard"])
+def test_groups_that_teach_nothing_have_no_place_in_an_update(tiny, algo, monkeypatch):
+    """Updates in the least size that holds the others are those of the whole size."""
+    config = small(algo, prompts=8, resample=1, ref_beta=0.1, epochs=1, learning_rate=1e-3)
+    rows, states, sizes = [], [], []
+    for size in (halved, lambda limit, count: limit):
+        monkeypatch.setattr(trainer_module, "halved", size)
+        trainer = trainer_of(tiny, config, reward_function(few_alone))
+        own, update = trainer.iterate.__self__, trainer.iterate.__self__.update
+        own.update = lambda state, frozen, batch, run=update: (
+            sizes.append((len(batch.lengths), int(batch.alive.sum()))),
+            run(state, frozen, batch),
+        )[1]
+        state, (row,) = run(trainer, 1)
+        row.pop("pair_accuracy", None)  # of margins that are 0 before any update, but for rounding
+        rows.append(without_times(row))
+        states.append(state.params)
+    assert {size for size, _ in sizes} == {4, 8} and {alive for _, alive in sizes} == {4}
+    assert rows[0]["groups_without_pair"] == 4 / 8 if algo != "grpo" else "groups_without_pair" not in rows[0]
+    chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
+
+
+def few_alone(prompts, completions):
+    """Replies to three prompts differ; to all others they are alike."""
+    return [[x * (prompt[-1]["content"] in "123") for x in range(len(g))] for prompt, g in zip(prompts, completions)]
+
+
 def numbers(place):
     """The prompts of a batch by their numbers."""
     data = make_data()
@@ -192,7 +222,7 @@ def numbers(place):
 def test_the_bound_holds_where_nothing_ever_teaches(tiny):
     flat = reward_function(lambda prompts, completions: [[1.0] * len(group) for group in completions])
     _, rows = run(trainer_of(tiny, ENDLESS.replace(resample=2), flat), 1)
-    assert rows[0]["resampled"] == 2 and rows[0]["flat_groups"] == 1 and np.all(rows[0]["grad_norm"] == 0)
+    assert rows[0]["resampled"] == 2 and rows[0]["flat_groups"] == 1 and "grad_norm" not in rows[0]
 
 
 def test_draws_without_any_verdict_are_counted_all_the_same(tiny):

@@ -103,9 +103,9 @@ def filled(tree: Any, rows: int) -> Any:
     return jax.tree.map(fill, tree)
 
 
-def trimmed_width(longest: int, limit: int) -> int:
-    """The least of `limit`, `limit / 2`, `limit / 4`, ..., rounded up and at least 4, that holds `longest` steps."""
-    while limit > (half := -(-limit // 2)) >= max(longest, 4):
+def halved(limit: int, count: int) -> int:
+    """The least of `limit`, `limit / 2`, `limit / 4`, ..., rounded up, that holds `count`: few sizes to compile."""
+    while limit > (half := -(-limit // 2)) >= count:
         limit = half
     return limit
 

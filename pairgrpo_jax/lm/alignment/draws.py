@@ -61,9 +61,11 @@ def joined(draws: Sequence[Draw]) -> Draw:
 
 
 def best(draw: Draw, teaches: np.ndarray, count: int) -> Draw:
-    """The first `count` groups that teach something (`[B]` bool); where there are fewer, the first others too."""
+    """The first `count` groups that teach something (`[B]` bool); where there are fewer, the first others after them,
+    not alive: means are over groups that teach, as in DAPO's batches, which hold no others."""
     kept = np.argsort(~teaches, kind="stable")[:count]
-    return jax.tree.map(lambda x: x[kept], draw)
+    draw = jax.tree.map(lambda x: x[kept], draw)
+    return draw._replace(batch=draw.batch._replace(alive=draw.batch.alive * teaches[kept]))
 
 
 def told(figures: Sequence[Mapping[str, float]], live: Sequence[float]) -> dict[str, float]:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax import core
-from pairgrpo_jax.core.pairs import groups_with_pairs
 from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.core.surrogate import aggregate_steps
 from pairgrpo_jax.lm.alignment.batch import Batch
@@ -34,8 +33,7 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
     """
     likelihoods = Likelihoods(scores.logp, batch.old_logp, batch.ref_logp, batch.mask)
     terms = config.method.objective(likelihoods, batch.signal, adaptive)
-    if "groups_without_pair" in terms:  # of those that are there
-        terms["groups_without_pair"] = core.mean_term(1 - groups_with_pairs(batch.pairs), batch.lengths.max(-1) > 0)
+    terms.pop("groups_without_pair", None)  # of the whole batch it is known before
     if config.critic is not None:
         counted = batch.mask * batch.alive[:, None, None]
         weight = config.critic.value_weight

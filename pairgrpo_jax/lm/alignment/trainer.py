@@ -23,9 +23,9 @@ from pairgrpo_jax.lm.alignment.batch import (
     chosen_batch,
     ended,
     filled,
+    halved,
     mismatched,
     pair_batch,
-    trimmed_width,
 )
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
@@ -317,8 +317,9 @@ class _Run:
             (batch, metrics), taken = self.pairs(state, position, pair_key, laps), 1
         metrics |= self.config.method.report(adaptive_of(state))
         batch = self.placement.batch(batch)
-        if np.any(processes.fetch(batch.alive)):
-            state, measured = self.fit(state, batch, *update_keys)
+        alive = processes.fetch(batch.alive)[: self.prompts] > 0
+        if np.any(alive):
+            state, measured = self.fit(state, batch, alive, *update_keys)
             metrics = metrics | measured
             if self.config.method.dual:
                 metrics["realised_kl"] = self.realised_kl(state.params, self.frozen, batch)
@@ -333,15 +334,18 @@ class _Run:
         state = state.replace(delta_step=after.batches, multiplier=after.multiplier, opt_state=opt_state)
         return self.placement.state(state.replace(key=key, extra=extra))
 
-    def fit(self, state: TrainState, batch: Batch, shuffle_key, dropout_key) -> tuple[TrainState, dict[str, Any]]:
-        """All updates of a batch; metrics `[updates]`, and how far sampler and trainer are apart."""
+    def fit(
+        self, state: TrainState, batch: Batch, alive: np.ndarray, shuffle_key, dropout_key
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """All updates of a batch, of which `alive` groups count; metrics `[updates]`, and how far sampler and trainer
+        are apart."""
         how, rows = self.config.optimizer, []
         for epoch in range(how.epochs):
             order = np.arange(self.prompts)
             if how.minibatches > 1:
                 order = np.asarray(jax.random.permutation(jax.random.fold_in(shuffle_key, epoch), self.prompts))
             for i, part in enumerate(np.split(order, how.minibatches)):
-                piece = self.piece(batch, part)
+                piece = self.piece(batch, part, alive)
                 piece = self.with_keys(piece, jax.random.fold_in(dropout_key, epoch * how.minibatches + i))
                 state, metrics = self.update(state, self.frozen, self.placement.batch(piece))
                 rows.append(metrics)
@@ -352,11 +356,16 @@ class _Run:
             measured["sampler_gap"] = change[0]
         return state, measured
 
-    def piece(self, batch: Batch, part: np.ndarray) -> Batch:
-        """The groups of one update, and empty places after them."""
-        if self.config.optimizer.minibatches == 1 and self.places == self.update_places:
+    def piece(self, batch: Batch, part: np.ndarray, alive: np.ndarray) -> Batch:
+        """The groups of one update, and empty places after them; where flat ones were drawn anew, those left have no
+        place, and there are as many as `update_places` halved often enough."""
+        places = self.update_places
+        if self.config.online and self.config.samples.resample:
+            part = part[alive[part]]
+            places = self.placement.places(halved(places, max(len(part), 1)), self.config.optimizer.accumulate)
+        if places == self.places and self.config.optimizer.minibatches == 1:
             return batch
-        rows = np.append(part, np.full(self.update_places - len(part), self.prompts))
+        rows = np.append(part, np.full(places - len(part), self.prompts))
         return jax.tree.map(lambda x: x[rows], batch)
 
     def with_keys(self, batch: Batch, key: jax.Array) -> Batch:
@@ -482,7 +491,7 @@ class _Run:
         tokens, lengths = pad_texts(prompts, texts.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
         batch = Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
-        return batch.resized(trimmed_width(int(out.lengths.max()), texts.completion_tokens)) if samples.trim else batch
+        return batch.resized(halved(texts.completion_tokens, max(int(out.lengths.max()), 4))) if samples.trim else batch
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int, laps: Laps):
         """The batch, with pi_ref's log-probabilities where they are needed; rewards `[B,K]`, pairs, and metrics."""
