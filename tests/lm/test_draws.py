@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pairgrpo_jax.core import Pairs, evaluate
 from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective
 from pairgrpo_jax.lm.alignment import trainer as trainer_module
-from pairgrpo_jax.lm.alignment.batch import halved
+from pairgrpo_jax.lm.alignment.batch import halved, trimmed_width
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
 from pairgrpo_jax.lm.alignment.programs import minibatch
 from pairgrpo_jax.lm.alignment.signals import learning_signal
@@ -50,6 +50,14 @@ def test_halves_hold_the_count_and_are_few(limit, share):
     size = halved(limit, count)
     assert count <= size <= limit and size < 2 * count
     assert len({halved(limit, n) for n in range(1, limit + 1)}) <= np.log2(limit) + 2
+
+
+@given(limit=st.integers(1, 4096), share=st.floats(0, 1))
+def test_a_trimmed_width_holds_the_longest_and_is_of_few(limit, share):
+    longest = max(1, round(share * limit))
+    width = trimmed_width(longest, limit)
+    assert longest <= width <= limit and (width <= max(2 * longest, 7) or width == limit)
+    assert len({trimmed_width(n, limit) for n in range(1, limit + 1)}) <= max(np.log2(limit), 1)
 
 
 def short_after(length):

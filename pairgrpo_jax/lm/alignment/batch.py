@@ -110,6 +110,11 @@ def halved(limit: int, count: int) -> int:
     return limit
 
 
+def trimmed_width(longest: int, limit: int) -> int:
+    """The least half of `limit` that holds `longest` steps, and at least 4."""
+    return halved(limit, max(longest, 4))
+
+
 class EncodedPrompt(NamedTuple):
     """A prompt as messages, for whoever judges, and as the tokens the model is given; and its row's other columns."""
 

@@ -51,8 +51,8 @@ class Samples(Settings):
     worth it where replies become short; each length compiles its own update. The same up to float32's rounding."""
     resample: Annotated[int, AtLeast(0)] = 0
     """Further batches of prompts that may be drawn for one, to replace groups that teach nothing: of equal rewards, or
-    without a pair (DAPO's dynamic sampling, arXiv 2503.14476). Those that are left are not learned from, and cost no
-    update: it is compiled for prompts, / 2, / 4, ... groups."""
+    without a pair (DAPO's dynamic sampling, arXiv 2503.14476). Those that are left have no
+    place in an update, which is compiled for B, B / 2, B / 4, ... groups, rounded up."""
     mask_truncated: bool = False
     """Leave replies that were cut off at completion_tokens out of the loss."""
     overlong_buffer: Annotated[int, AtLeast(0)] = 0

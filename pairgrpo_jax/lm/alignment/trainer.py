@@ -26,6 +26,7 @@ from pairgrpo_jax.lm.alignment.batch import (
     halved,
     mismatched,
     pair_batch,
+    trimmed_width,
 )
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
@@ -357,15 +358,16 @@ class _Run:
         return state, measured
 
     def piece(self, batch: Batch, part: np.ndarray, alive: np.ndarray) -> Batch:
-        """The groups of one update, and empty places after them; where flat ones were drawn anew, those left have no
-        place, and there are as many as `update_places` halved often enough."""
+        """The groups of one update, and places that count nothing after them. Where groups that teach nothing were
+        drawn anew, those that are left are dropped, and places are halved while they hold the others."""
         places = self.update_places
         if self.config.online and self.config.samples.resample:
             part = part[alive[part]]
-            places = self.placement.places(halved(places, max(len(part), 1)), self.config.optimizer.accumulate)
+            places = self.placement.places(halved(places, len(part)), self.config.optimizer.accumulate)
         if places == self.places and self.config.optimizer.minibatches == 1:
             return batch
-        rows = np.append(part, np.full(places - len(part), self.prompts))
+        spare = min(self.prompts, self.places - 1)  # empty; or the last group, which is not alive if any is dropped
+        rows = np.append(part, np.full(places - len(part), spare))
         return jax.tree.map(lambda x: x[rows], batch)
 
     def with_keys(self, batch: Batch, key: jax.Array) -> Batch:
@@ -491,7 +493,7 @@ class _Run:
         tokens, lengths = pad_texts(prompts, texts.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
         batch = Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
-        return batch.resized(halved(texts.completion_tokens, max(int(out.lengths.max()), 4))) if samples.trim else batch
+        return batch.resized(trimmed_width(int(out.lengths.max()), texts.completion_tokens)) if samples.trim else batch
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int, laps: Laps):
         """The batch, with pi_ref's log-probabilities where they are needed; rewards `[B,K]`, pairs, and metrics."""
