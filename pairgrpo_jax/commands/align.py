@@ -234,7 +234,7 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
         return Run(config=config, judging=judging, judge=peek(words, "judge", Run.judge))
     judging = Judging("verify:own")
     run = Run(data=SUMS, system=SUMS_SYSTEM, judging=judging, config=tuned_for_sums(name))
-    return run.replace(iterations=40, evaluations=5, evaluation_samples=4)
+    return run.replace(iterations=48, evaluations=6, evaluation_samples=4)
 
 
 def judging_of(reward: str) -> Judging:

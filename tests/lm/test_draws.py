@@ -125,7 +125,10 @@ def test_the_first_groups_that_teach_are_kept_then_the_first_others():
     draws = joined([draw_of([[1, 1], [0, 1]]), draw_of([[0, 0], [1, 0]])])
     kept = best(draws, teaching(GRPO, draws), 3)
     assert kept.batch.prompts[:, 0].tolist() == [1, 1, 0] and kept.rewards.tolist() == [[0, 1], [1, 0], [1, 1]]
-    assert kept.batch.alive.tolist() == [1, 1, 0]
+    assert kept.batch.alive.tolist() == [1, 1, 0] and kept.batch.stands_for is None
+    draws = draws._replace(batch=draws.batch._replace(stands_for=np.ones(4, np.float32)))
+    assert best(draws, teaching(GRPO, draws), 3).batch.stands_for.tolist() == [1.5] * 3
+    assert best(draws, teaching(GRPO, draws), 2).batch.stands_for.tolist() == [1] * 2
 
 
 def test_figures_of_several_draws_are_those_of_all_their_groups():
@@ -153,7 +156,7 @@ def test_a_gap_within_the_margin_teaches_a_method_of_pairs_nothing():
     [
         small("grpo", top_k=2, keep_sampling_mask=True, mask_truncated=True, resample=1),
         small("ppo", ref_beta=0.1),
-        small("hard", watch_kl=True),
+        small("hard", watch_kl=True, resample=1),
         small("dpo"),
         small("orpo"),
     ],
@@ -212,6 +215,28 @@ def test_groups_that_teach_nothing_have_no_place_in_an_update(tiny, algo, monkey
         states.append(state.params)
     assert {size for size, _ in sizes} == {4, 8} and {alive for _, alive in sizes} == {4}
     assert rows[0]["groups_without_pair"] == 4 / 8 if algo != "grpo" else "groups_without_pair" not in rows[0]
+    chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
+
+
+@pytest.mark.parametrize("algo", ["grpo", "rank", "soft", "hard"])
+def test_groups_without_a_place_are_counted_as_the_method_counts_them(tiny, algo, monkeypatch):
+    """An update is the one in which every group has a place: advantages of 0 are averaged over, groups without a pair
+    are not."""
+    config = small(algo, prompts=8, resample=1, epochs=1, learning_rate=1e-3)
+    rows, states = [], []
+
+    def all_alive(draw, teaches, count):
+        kept = best(draw, teaches, count)
+        batch = kept.batch._replace(alive=np.ones(count, np.float32))
+        return kept._replace(batch=batch._replace(stands_for=None if batch.stands_for is None else batch.alive))
+
+    for choose in (best, all_alive):
+        monkeypatch.setattr(trainer_module, "best", choose)
+        state, (row,) = run(trainer_of(tiny, config, reward_function(few_alone)), 1)
+        rows.append({name: row[name] for name in ("surrogate", "grad_norm")})
+        states.append(state.params)
+    assert rows[0]["grad_norm"] > 0
     chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
 

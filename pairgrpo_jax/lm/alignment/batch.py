@@ -42,6 +42,8 @@ class Batch(NamedTuple):
       kept: uint8 `[B,K,T,ceil(V/8)]`, the tokens that could be drawn, where probabilities are among these; see
         `scoring.kept_tokens`.
       counted: `[B,K]`, 0 for a completion whose tokens no term counts. None: all do.
+      stands_for: `[B]`, one number: of how many groups of the whole batch each that has a place here stands in means
+        that are learned from, as those without a place would add nothing. None: for itself.
     """
 
     prompts: Any
@@ -57,6 +59,7 @@ class Batch(NamedTuple):
     keys: Any = None
     kept: Any = None
     counted: Any = None
+    stands_for: Any = None
 
     @property
     def tokens(self) -> tuple:

@@ -51,8 +51,8 @@ class Samples(Settings):
     worth it where replies become short; each length compiles its own update. The same up to float32's rounding."""
     resample: Annotated[int, AtLeast(0)] = 0
     """Further batches of prompts that may be drawn for one, to replace groups that teach nothing: of equal rewards, or
-    without a pair (DAPO's dynamic sampling, arXiv 2503.14476). Those that are left have no
-    place in an update, which is compiled for B, B / 2, B / 4, ... groups, rounded up."""
+    without a pair (DAPO's dynamic sampling, arXiv 2503.14476). Those that are left have no place in an update, which is
+    compiled for B, B / 2, B / 4, ... groups, rounded up; means of rewards' advantages count them all the same."""
     mask_truncated: bool = False
     """Leave replies that were cut off at completion_tokens out of the loss."""
     overlong_buffer: Annotated[int, AtLeast(0)] = 0
@@ -228,6 +228,12 @@ class AlignConfig(Settings):
     def scores_reference(self) -> bool:
         """Whether every batch is scored under pi_ref: for the loss, or to be logged."""
         return self._learns_from_reference or self.reference.watch_kl
+
+    @property
+    def counts_flat_groups(self) -> bool:
+        """Whether means count groups that teach nothing and, with resample, have no place in updates: methods of pairs
+        leave out groups without one."""
+        return self.samples is not None and self.samples.resample > 0 and not self.method.comparisons
 
     @property
     def group_size(self) -> int:

@@ -62,10 +62,14 @@ def joined(draws: Sequence[Draw]) -> Draw:
 
 def best(draw: Draw, teaches: np.ndarray, count: int) -> Draw:
     """The first `count` groups that teach something (`[B]` bool); where there are fewer, the first others after them,
-    not alive: means are over groups that teach, as in DAPO's batches, which hold no others."""
+    not alive: they would add nothing to a mean. Where they would be counted in it, those that teach stand for them."""
     kept = np.argsort(~teaches, kind="stable")[:count]
     draw = jax.tree.map(lambda x: x[kept], draw)
-    return draw._replace(batch=draw.batch._replace(alive=draw.batch.alive * teaches[kept]))
+    batch, alive = draw.batch, draw.batch.alive * teaches[kept]
+    if batch.stands_for is not None:
+        each = batch.alive.sum() / max(alive.sum(), 1)
+        batch = batch._replace(stands_for=np.full(len(kept), each, np.float32))
+    return draw._replace(batch=batch._replace(alive=alive))
 
 
 def told(figures: Sequence[Mapping[str, float]], live: Sequence[float]) -> dict[str, float]:

@@ -32,7 +32,7 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
       Exact terms; the one that the method improves is called `surrogate`.
     """
     likelihoods = Likelihoods(scores.logp, batch.old_logp, batch.ref_logp, batch.mask)
-    terms = config.method.objective(likelihoods, batch.signal, adaptive)
+    terms = of_whole_batch(batch, config.method.objective(likelihoods, batch.signal, adaptive))
     terms.pop("groups_without_pair", None)  # of the whole batch it is known before
     if config.critic is not None:
         counted = batch.mask * batch.alive[:, None, None]
@@ -52,6 +52,14 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
         terms.pop("accuracy", None)  # the same
         terms["pair_accuracy"] = core.mean_term(ranked_right(won - lost), (batch.pairs.weight > 0).astype(won.dtype))
     return terms | diagnostics(batch, scores)
+
+
+def of_whole_batch(batch: Batch, terms: core.Objective) -> core.Objective:
+    """Terms of an update whose means count the groups that have no place in it, with a value of 0."""
+    if batch.stands_for is None:
+        return terms
+    share = jnp.max(batch.stands_for)  # empty places have 0
+    return {name: term if term.is_metric else term._replace(count=term.count * share) for name, term in terms.items()}
 
 
 def sft_objective(batch: Batch, scores: Scores) -> core.Objective:

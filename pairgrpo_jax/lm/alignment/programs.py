@@ -108,6 +108,8 @@ def minibatch(config: AlignConfig, vocab_size: int, placement: Placement) -> Bat
         batch = batch._replace(kept=jax.ShapeDtypeStruct((b, k, t, -(-vocab_size // 8)), jnp.uint8))
     if config.samples is not None and config.samples.mask_truncated:
         batch = batch._replace(counted=jax.ShapeDtypeStruct((b, k), jnp.float32))
+    if config.counts_flat_groups:
+        batch = batch._replace(stands_for=alive)
     if config.critic is not None:
         batch = batch._replace(old_values=whole)
     if config.adapters.lora_dropout:

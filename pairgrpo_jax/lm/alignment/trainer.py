@@ -493,6 +493,7 @@ class _Run:
         tokens, lengths = pad_texts(prompts, texts.prompt_tokens)
         alive = np.ones(len(prompts), np.float32)
         batch = Batch(tokens, lengths, out.tokens, out.lengths, old_logp=out.logp, alive=alive)
+        batch = batch._replace(stands_for=alive if self.config.counts_flat_groups else None)
         return batch.resized(trimmed_width(int(out.lengths.max()), texts.completion_tokens)) if samples.trim else batch
 
     def judge(self, state: TrainState, prompts: Sequence[EncodedPrompt], batch: Batch, position: int, laps: Laps):
