@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.grid import Cell, Grid
 from experiments.matched import curve_of, matched
-from pairgrpo_jax.commands import align
+from pairgrpo_jax.commands import align, align_settings
 from pairgrpo_jax.commands.comparison import compared, interval, markdown
 from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
@@ -30,7 +30,7 @@ class Aligned(Grid):
     """Online methods, each with its preset. The first is the baseline."""
     seeds: Annotated[int, AtLeast(1)] = 5
     """Runs per method (tune: per trial)."""
-    iterations: Annotated[int, AtLeast(1)] = align.Run.iterations
+    iterations: Annotated[int, AtLeast(1)] = align_settings.Run.iterations
     """Batches of each run."""
     evaluations: Annotated[int, AtLeast(1)] = 6
     """Evaluations of each run; what a method scores at a KL is read off between them."""
@@ -53,7 +53,7 @@ class Aligned(Grid):
             raise ValueError(f"distances={self.distances} must be above 0; the start is at 0")
 
     @abstractmethod
-    def preset(self, method: str) -> align.Run:
+    def preset(self, method: str) -> align_settings.Run:
         """Where an online method starts."""
 
     def config(self, method: str) -> AlignConfig:
@@ -67,7 +67,7 @@ class Aligned(Grid):
         """The same rates for each method."""
         return [{"learning_rate": rate} for rate in self.rates]
 
-    def run(self, cell: Cell, config: AlignConfig, output: Path) -> align.Run:
+    def run(self, cell: Cell, config: AlignConfig, output: Path) -> align_settings.Run:
         """The run of a cell in a folder."""
         changes = {"iterations": int(self.iterations), "evaluations": self.evaluations, "seed": cell.seed}
         changes |= {"output": output, "resume": output.exists(), "export": False, "config": config}

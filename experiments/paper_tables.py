@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from pairgrpo_jax.commands import align
+from pairgrpo_jax.commands import align, align_settings
 from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.commands.runs import complete, finished_metrics, make_console
 from pairgrpo_jax.core.statistics import mean_interval, noise_variance, relative_noise_variance
@@ -152,7 +152,7 @@ def cells(args: Tables) -> list[Cell]:
     return found
 
 
-def run_of(args: Tables, cell: Cell) -> align.Run:
+def run_of(args: Tables, cell: Cell) -> align_settings.Run:
     """The run of a cell."""
     folder = args.output / cell.domain / cell.label.replace(",", "").replace(" ", "_") / f"seed{cell.seed}"
     heads = [f"{cell.domain}-{half}" for half in "ab"]
@@ -160,10 +160,10 @@ def run_of(args: Tables, cell: Cell) -> align.Run:
         heads = [str(args.heads / f"{head}.safetensors") for head in heads]
     config = config_of(cell.label)
     config = config if config.scores_reference else config.replace(watch_kl=True)  # kl_ref is in the tables
-    return align.Run(
+    return align_settings.Run(
         model=args.model,
         data=args.data[args.domains.index(cell.domain)],
-        judging=align.Judging(heads[0]) if config.online else None,
+        judging=align_settings.Judging(heads[0]) if config.online else None,
         judge=heads[1],
         iterations=args.iterations,
         evaluation_prompts=args.evaluation_prompts,

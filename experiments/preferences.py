@@ -18,7 +18,7 @@ import numpy as np
 from experiments.aligned import Aligned
 from experiments.grid import carry_out
 from experiments.plots import success
-from pairgrpo_jax.commands import align, cli
+from pairgrpo_jax.commands import align_settings, cli
 from pairgrpo_jax.lm.alignment import tuned
 
 
@@ -47,10 +47,10 @@ class Preferences(Aligned):
     )
     more_columns: ClassVar[tuple[str, ...]] = ("at equal length", "the judge orders labelled pairs rightly")
 
-    def preset(self, method: str) -> align.Run:
+    def preset(self, method: str) -> align_settings.Run:
         """Preferences' own: short replies, a head of each half of the data."""
-        heads = {"judging": align.Judging(f"{self.domain}-a"), "judge": f"{self.domain}-b"}
-        return align.Run(data=self.data, split=self.split, config=tuned(method), **heads)
+        heads = {"judging": align_settings.Judging(f"{self.domain}-a"), "judge": f"{self.domain}-b"}
+        return align_settings.Run(data=self.data, split=self.split, config=tuned(method), **heads)
 
     @property
     def folders(self) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ import numpy as np
 from experiments.aligned import Aligned
 from experiments.grid import carry_out
 from experiments.plots import success
-from pairgrpo_jax.commands import align, cli
+from pairgrpo_jax.commands import align_settings, cli
 from pairgrpo_jax.core.bounds import AtLeast
 
 GOAL = 0.9
 """Share of right answers whose time is reported."""
-_PRESET = align.preset("hard")
+_PRESET = align_settings.preset("hard")
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Sums(Aligned):
     )
     more_columns: ClassVar[tuple[str, ...]] = (f"runs at {GOAL:.0%}, after batches",)
 
-    def preset(self, method: str) -> align.Run:
+    def preset(self, method: str) -> align_settings.Run:
         """The default job."""
-        return align.preset(method)
+        return align_settings.preset(method)
 
     @property
     def folders(self) -> tuple[str, ...]:

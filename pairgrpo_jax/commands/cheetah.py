@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.plots import colour_of, learning_curves
-from pairgrpo_jax.commands.report import REPORT, write_report
+from pairgrpo_jax.commands.run_page import REPORT, write_report
 from pairgrpo_jax.commands.runs import (
     DONE,
     FREE,
@@ -32,6 +32,7 @@ from pairgrpo_jax.commands.runs import (
     stopped_code,
     train_in_folder,
 )
+from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
@@ -47,6 +48,8 @@ SHOWN |= {"delta": "delta"}
 DRAWN = {"score": "return, deterministic", "stochastic_score": "return, stochastic", "return": "return in training"}
 DRAWN |= {"realised_kl": "KL(new, old), nats a step", "std": "action std", "delta": "delta"}
 ONLINE = tuple(method.name for method in METHODS if method.online)
+DECIDING = ("advantage",)
+"""Options on which the preset depends."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,13 @@ class Run(Settings):
         return FREE if self.config.optimizer.anneal else (*FREE, "steps")
 
 
+def preset(method: str, words: Sequence[str] = ()) -> Run:
+    """The run of a method, as it is tuned for the advantages that the words name."""
+    return Run(config=tuned(method, peek(words, "advantage", "value")))
+
+
 def main(words: Sequence[str]) -> int:
     """Parses the command line, trains, and says where everything is."""
-
-    def preset(method: str, rest: Sequence[str]) -> Run:
-        return Run(config=tuned(method, peek(rest, "advantage", "value")))
-
     return execute(parse_run(words, ONLINE, preset, "pairgrpo cheetah"), make_console())
 
 
@@ -224,7 +228,9 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
     another = f"pairgrpo cheetah {run.label} --seed {run.seed + run.seeds} --output {run.output}-another-seed"
     after = [f"tensorboard --logdir {run.output}", another]
     colour = colour_of(run.label)
-    write_report(run.output, title, [took, returns], DRAWN, axis="iterations", after=after, colour=colour)
+    command = command_of(run, "pairgrpo cheetah", preset, DECIDING)
+    lines = [took, returns]
+    write_report(run.output, title, lines, DRAWN, axis="iterations", command=command, after=after, colour=colour)
     files = {"page": REPORT} | files
     print_files(run.output, files, console)
     (run.output / DONE).touch()

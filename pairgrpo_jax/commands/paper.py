@@ -57,7 +57,7 @@ def section(runs: list[Stored]) -> list[str]:
         "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs); P(beats the first) "
         "by Newcombe's method 5. One run gives no interval.</p>"
     ]
-    parts += ["<h3>Where it comes from</h3>", html.listed(origins(runs)), "<h3>Settings</h3>"]
+    parts += ["<h3>Where it comes from</h3>", html.listed(origins(runs)), *commands(methods), "<h3>Settings</h3>"]
     flat = {name: dict(flatten(of[0].settings)) for name, of in methods.items()}
     names = sorted({key for of in flat.values() for key in of})
     rows = [
@@ -123,6 +123,14 @@ def _curve(axis: Any, name: str, colour: str, runs: list[Stored]) -> tuple[float
     axis.plot(steps, middle, "o-", color=colour, markersize=3)
     axis.fill_between(steps, scores.min(0), scores.max(0), color=colour, alpha=0.12)
     return float(middle[-1]) if len(steps) else 0.0, name, colour
+
+
+def commands(methods: dict[str, list[Stored]]) -> list[str]:
+    """The command of each method's first run; nothing where no command gives its settings."""
+    known = [command for runs in methods.values() if (command := runs[0].command)]
+    if not known:
+        return []
+    return ["<p>The first run of each method; its others differ in the seed alone:</p>", html.listed(known, "code")]
 
 
 def origins(runs: list[Stored]) -> list[str]:

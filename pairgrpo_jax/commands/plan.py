@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pairgrpo_jax.commands.align import LABELS, Run, preset
+from pairgrpo_jax.commands.align_settings import LABELS, Run, preset
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.topologies import Topology, known, open_topology
 from pairgrpo_jax.commands.words import peek, take

@@ -1,26 +1,19 @@
-"""Pages in one file that needs nothing else, so that it can be sent to someone: of a run, and of many runs.
+"""A page of many runs, in one file that needs nothing else.
 
-`pairgrpo report --folder runs` makes the page of all finished runs below a folder: of run folders, and of result files
+`pairgrpo report --folder runs` makes that of all finished runs below a folder: of run folders, and of result files
 that `experiments.compare` and `experiments.sums` leave. A table is of one setting; what is not finished
 or cannot be read is named, and the rest is made.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from pairgrpo_jax.commands import html, paper, stored
+from pairgrpo_jax.commands import paper, stored
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.core.bounds import Settings
-from pairgrpo_jax.training.run import flatten, read_metrics
-
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -44,76 +37,3 @@ def main(words: Sequence[str]) -> int:
         print(f"not counted: {line}")
     print(f"{len(found)} runs in {args.output}")
     return 0
-
-
-def write_report(
-    folder: Path,
-    title: str,
-    summary: Iterable[str],
-    shown: Mapping[str, str],
-    *,
-    axis: str,
-    after: Iterable[str],
-    colour: str = "#0072B2",
-) -> None:
-    """Writes the page of the run in `folder`: summary, curves, video or replies, settings, what to do next.
-
-    Args:
-      folder: of the run, with its metrics, `config.json`, `versions.json`, and `cheetah.mp4` or `replies.md` if any.
-      title: what the run was.
-      summary: its figures in words.
-      shown: metrics to draw and what they are called; those that the run does not have are left out.
-      axis: what `iteration` counts.
-      after: commands that go on from here.
-      colour: of the curves, the method's.
-    """
-    parts = [html.element("h1", title), html.listed(summary), "<h2>Curves</h2>"]
-    parts += [curves(read_metrics(folder), shown, axis, colour)]
-    parts += [*_video(folder / "cheetah.mp4"), *_replies(folder / "replies.md")]
-    for heading, name in (("Settings", "config.json"), ("Versions", "versions.json")):
-        parts += [html.element("h2", heading), _settings(folder / name)]
-    parts += ["<h2>What next</h2>", html.listed(after, "code")]
-    (folder / REPORT).write_text(html.page(title, parts), encoding="utf-8")
-
-
-def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = "#0072B2") -> str:
-    """An SVG element with a panel for each metric of the rows; pale lines are seeds, the dark one their mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = {name: words for name, words in shown.items() if any(name in row for row in rows)}
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        across = min(3, max(1, len(panels)))
-        down = -(-len(panels) // across) or 1
-        size = (3.6 * across, 2.6 * down)
-        figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-        for place, (name, words) in zip(axes.flat, panels.items()):
-            x = [row["iteration"] for row in rows if name in row]
-            y = np.array([np.atleast_1d(row[name]) for row in rows if name in row], float)
-            dots = "o-" if len(x) < 30 else "-"
-            place.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
-            place.plot(x, y.mean(axis=1), dots, color=colour, markersize=3)
-            place.set(title=words, xlabel=axis)
-        for place in axes.flat[len(panels) :]:
-            place.set_axis_off()
-        return html.svg(figure)
-
-
-def _video(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    data = base64.b64encode(path.read_bytes()).decode()
-    return ["<h2>Video</h2>", f'<video controls loop src="data:video/mp4;base64,{data}"></video>']
-
-
-def _replies(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    return ["<h2>Replies</h2>", html.element("pre", path.read_text(encoding="utf-8"))]
-
-
-def _settings(path: Path) -> str:
-    told = flatten(json.loads(path.read_text()))
-    return html.table((name, json.dumps(value)) for name, value in told)

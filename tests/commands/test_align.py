@@ -19,10 +19,11 @@ from safetensors.numpy import load_file
 
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
-from pairgrpo_jax.commands import align, evaluate
+from pairgrpo_jax.commands import align, align_data, evaluate
+from pairgrpo_jax.commands.align_settings import SUMS, Judging, Run, judge_of, preset
 from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, load_model
-from pairgrpo_jax.lm.alignment import encode_pairs
+from pairgrpo_jax.lm.alignment import Placement, encode_pairs, tuned
 from pairgrpo_jax.lm.data import first_turn, fold_of, load_preferences
 from pairgrpo_jax.lm.files import tokenizer
 from pairgrpo_jax.lm.files.peft import load_peft
@@ -365,8 +366,8 @@ def test_a_diverged_cell_does_not_stop_the_others(tmp_path, monkeypatch, run_her
 
 def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
     judges = {"helpful-a": "helpful-b", "harmless-b": "harmless-a", "mine:f": "harmless-b"}
-    assert {reward: align.judge_of(align.Run(judging=align.Judging(reward))) for reward in judges} == judges
-    assert align.judge_of(align.Run(judging=align.Judging("mine:f"), model="other")) == ""
+    assert {reward: judge_of(Run(judging=Judging(reward))) for reward in judges} == judges
+    assert judge_of(Run(judging=Judging("mine:f"), model="other")) == ""
     evaluate.tell_other_model("smollm2", "helpful-a")
     assert not capsys.readouterr().err
     evaluate.tell_other_model("other", "helpful-a")
@@ -375,7 +376,7 @@ def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
 
 def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path):
     def judge(name, **options):
-        return align.judge_of(align.Run(judging=align.Judging(str(tmp_path / name)), **options))
+        return judge_of(Run(judging=Judging(str(tmp_path / name)), **options))
 
     for name in ("a", "b", "my-a", "my_b", "alone-a", "panda"):
         (tmp_path / f"{name}.safetensors").touch()
@@ -398,26 +399,26 @@ def test_what_the_judge_was_fitted_on_is_left_out_and_its_accuracy_told(workplac
     monkeypatch.chdir(workplace)
     head = RewardHead(jax.random.normal(jax.random.key(1), (32,)), jnp.zeros(()), DEFAULT)
     save_head(head, "half.safetensors", model="model", half=1, seed=0)
-    config = align.tuned(method, method == "dpo").replace(prompts=2)
-    judging = align.Judging("rewards:vowels") if config.online else None
-    run = align.Run(model="model", data="pairs.jsonl", judge="half.safetensors", judging=judging, config=config)
+    config = tuned(method, method == "dpo").replace(prompts=2)
+    judging = Judging("rewards:vowels") if config.online else None
+    run = Run(model="model", data="pairs.jsonl", judge="half.safetensors", judging=judging, config=config)
     made, console = {}, Console(width=200)
 
     def make_nothing(config, model, data, *_, **__):
         made.update(data=data)
         return types.SimpleNamespace(model=model)
 
-    monkeypatch.setattr(align, "make_trainer", make_nothing)
-    model = align.load(run, align.Placement())
-    held_out = align.prepare(run, model, align.Placement(), console)
+    monkeypatch.setattr(align_data, "make_trainer", make_nothing)
+    model = align_data.load(run, Placement())
+    held_out = align_data.prepare(run, model, Placement(), console)
     texts = [f"Question {i}?" for i in range(20)]
     theirs = {text for text in texts if fold_of(text, 2, 0) == 1}
     ours = [{prompt.messages[-1]["content"] for prompt in part.prompts} for part in (made["data"], held_out)]
     assert 0 < len(theirs) < 20 and ours[0] | ours[1] == set(texts) - theirs and not ours[0] & ours[1]
     if method == "dpo":
         assert len(made["data"].pairs) == len(ours[0]) and len(held_out.pairs) == len(ours[1])
-    judges = align.make_judges(run, held_out, align.Placement())
-    row = align.judge_accuracy(run, judges, console)
+    judges = align_data.make_judges(run, held_out, Placement())
+    row = align_data.judge_accuracy(run, judges, console)
     said = capsys.readouterr().out
     assert f"{len(theirs)} left out: half.safetensors was fitted on that half" in said
     assert row["head_pairs"] == 20 - len(theirs) and f"the judge orders {row['head_accuracy']:.1%} [" in said
@@ -475,15 +476,15 @@ def test_supervised_fine_tuning_ends_and_is_marked_done(workplace, monkeypatch, 
 
 
 def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
-    sums = align.preset("hard")
-    assert sums.data == align.SUMS and sums.reward == "verify:own" and align.judge_of(sums) == ""
+    sums = preset("hard")
+    assert sums.data == SUMS and sums.reward == "verify:own" and judge_of(sums) == ""
     assert sums.config.texts.prompts * sums.config.group_size == 128 and sums.config.optimizer.updates_per_batch == 1
-    assert [align.preset(name).config.samples.resample for name in ("grpo", "ppo")] == [2, 0]
+    assert [preset(name).config.samples.resample for name in ("grpo", "ppo")] == [2, 0]
     named = {"harmless-a": ["--data", "tiny"], "harmless-b": ["--data=x.jsonl", "--reward=harmless-b"]}
     for name, words in (named | {"mine:f": ["--reward", "mine:f"]}).items():
-        run = align.preset("hard", words)
-        assert run.data == "tiny" and run.reward == name and run.config == align.tuned("hard")
-    assert align.preset("hard-offline").data == align.preset("dpo").data == "tiny"
+        run = preset("hard", words)
+        assert run.data == "tiny" and run.reward == name and run.config == tuned("hard")
+    assert preset("hard-offline").data == preset("dpo").data == "tiny"
 
 
 def test_help_lists_only_what_has_an_effect(run_here):

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 
-from pairgrpo_jax.commands import paper, report, stored
+from pairgrpo_jax.commands import cheetah, paper, report, stored
 from pairgrpo_jax.commands.paper import rows_of, table
 from pairgrpo_jax.commands.plots import COLOURS, colours_of
+from pairgrpo_jax.commands.runs import FREE
+from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.core.statistics import interquartile_interval, probability_of_improvement
 
 
@@ -60,6 +62,21 @@ def test_other_settings_of_a_method_are_another_row(folder):
     hard = [run for run in found if run.method == "hard"]
     again = [dataclasses.replace(hard[0], settings=hard[0].settings | {"config": {"method": {"clip": 0.3}}})]
     assert {name: len(runs) for name, runs in rows_of(hard + again).items()} == {"hard": 3, "hard #2": 1}
+
+
+def test_each_method_has_the_command_of_its_first_run(tmp_path):
+    """Where its settings are whole and of this version; else there is none."""
+    for method, seed in (("hard", 100), ("hard", 101), ("ppo", 100)):
+        run = cheetah.preset(method).replace(seed=seed, steps=5e5)
+        kept = {name: value for name, value in to_values(run).items() if name not in FREE}
+        keep(tmp_path / method / f"seed{seed}.json", method, seed, 10.0 + seed, settings=kept)
+    keep(tmp_path / "old" / "seed100.json", "old", 100, 1.0)
+    found, _ = stored.read_stored(tmp_path)
+    commands = {(run.method, run.seed): run.command for run in found}
+    assert commands["hard", 101] == "pairgrpo cheetah hard --steps 500000 --seed 101" and commands["old", 100] is None
+    page = paper.page(found, [], "x")
+    assert "<code>pairgrpo cheetah ppo --steps 500000 --seed 100</code>" in page
+    assert "pairgrpo cheetah hard --steps 500000 --seed 100<" in page and "--seed 101" not in page
 
 
 def test_a_run_that_is_stored_twice_is_counted_once(folder):

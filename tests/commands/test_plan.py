@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from pairgrpo_jax.commands import plan
-from pairgrpo_jax.commands.align import preset
+from pairgrpo_jax.commands.align_settings import preset
 from pairgrpo_jax.lm.alignment import Data, EncodedPair, Placement, make_trainer
 from pairgrpo_jax.lm.alignment.programs import minibatch, programs
 from pairgrpo_jax.lm.models.model import read_config

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pairgrpo_jax.commands.report import write_report
+from pairgrpo_jax.commands.run_page import write_report
 
 VOID = {"meta", "br", "img", "link"}
 
@@ -49,14 +49,32 @@ def folder(tmp_path):
     (tmp_path / "cheetah.mp4").write_bytes(b"not a film")
     shown = {"score": "score", "reward": "reward in training", "kl": "KL", "missing": "nothing"}
     after = ["pairgrpo generate --model runs/x"]
-    write_report(tmp_path, "hard & <soft>", ["win rate 50%"], shown, axis="batches", after=after)
+    write_report(
+        tmp_path,
+        "hard & <soft>",
+        ["win rate 50%"],
+        shown,
+        axis="batches",
+        command="pairgrpo align soft --x",
+        after=after,
+    )
     return tmp_path
 
 
 def test_it_holds_all_and_needs_nothing_else(folder):
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    for words in ("hard & <soft>", "win rate 50%", "config.method.clip", "0.2", "<b>x</b>", "3.11", "caf\u00e9"):
+    for words in (
+        "hard & <soft>",
+        "win rate 50%",
+        "Made again by pairgrpo align soft --x.",
+        "config.method.clip",
+        "0.2",
+        "<b>x</b>",
+        "3.11",
+        "caf\u00e9",
+    ):
         assert words in page.words
+    assert "Made again by pairgrpo align soft --x." in page.words
     assert "reward in training" in page.words and "batches" in page.words and "nothing" not in page.words
     assert "pairgrpo generate --model runs/x" in page.words and "</pre><script>" in page.words
     assert "script" not in page.tags and {"svg", "video", "table"} <= {*page.tags}
@@ -66,9 +84,14 @@ def test_it_holds_all_and_needs_nothing_else(folder):
 def test_a_run_without_a_film_or_replies_has_a_page_too(folder):
     (folder / "cheetah.mp4").unlink()
     (folder / "replies.md").unlink()
-    write_report(folder, "x", [], {"none": "none"}, axis="batches", after=[])
+    write_report(folder, "x", [], {"none": "none"}, axis="batches", command=None, after=[])
     page = Page((folder / "report.html").read_text())
-    assert "video" not in page.tags and "Replies" not in page.words and "svg" in page.tags
+    assert (
+        "Made again" not in page.words
+        and "video" not in page.tags
+        and "Replies" not in page.words
+        and "svg" in page.tags
+    )
 
 
 def test_a_browser_shows_it(folder):

@@ -208,7 +208,7 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
         ]
         return leave(run, rows)
 
-    monkeypatch.setattr(sums.align, "execute", execute)
+    monkeypatch.setattr(sums.Sums.program, "execute", execute)
     monkeypatch.setattr(results, "commit", lambda: "a" * 40)
     where = ["--output", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--methods", "grpo", "hard"]
     monkeypatch.setattr(sys, "argv", ["sums", *where, "--seeds", "3", "--iterations", "24"])
@@ -222,4 +222,4 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     assert "| +14.0 [" in hard and hard.endswith(", 1.00 | not reached | not reached |")  # a third of 92 less 50
     asked = sums.Sums("tune", methods=("grpo", "hard"), seeds=1)
     assert [cell.method for cell in asked.cells()].count("hard") == len(sums.Sums.rates) == len(asked.cells()) / 2
-    assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align.SUMS}
+    assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align_settings.SUMS}

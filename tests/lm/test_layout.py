@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from pairgrpo_jax.commands.align import preset as align_preset
+from pairgrpo_jax.commands.align_settings import preset as align_preset
 from pairgrpo_jax.lm.alignment import Placement
 from pairgrpo_jax.lm.alignment.programs import programs
 from pairgrpo_jax.lm.models import generation

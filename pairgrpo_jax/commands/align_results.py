@@ -1,0 +1,164 @@
+"""What a run of `pairgrpo align` is measured by and leaves: evaluations, the summary, pages, the exported model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from pairgrpo_jax.commands.align_settings import DECIDING, Run, judge_of, preset
+from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
+from pairgrpo_jax.commands.plots import colour_of
+from pairgrpo_jax.commands.run_page import REPORT, write_report
+from pairgrpo_jax.commands.runs import DONE, checkpoints_of, open_checkpoints, print_files
+from pairgrpo_jax.commands.spelled import command_of
+from pairgrpo_jax.lm import save_pretrained
+from pairgrpo_jax.lm.alignment import EncodedPair, Trainer, merged
+from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
+from pairgrpo_jax.lm.alignment.laps import PARTS
+from pairgrpo_jax.lm.data import preference_accuracy
+from pairgrpo_jax.lm.files.peft import save_peft
+from pairgrpo_jax.training import TrainState, processes, read_metrics
+
+# On the progress line.
+WATCHED = {"score": "score", "reward": "reward", "kl_ref": "KL to the reference", "pair_accuracy": "pair accuracy"}
+WATCHED |= {"delta": "delta"}
+TIMES = {f"time/{part}": f"time/{part}" for part in (*PARTS, "evaluation")}
+
+
+def told_accuracy(row: dict) -> list[str]:
+    """The judge's accuracy in words."""
+    if "head_accuracy" not in row:
+        return []
+    interval = f"[{row['head_accuracy_low']:.1%}, {row['head_accuracy_high']:.1%}]"
+    what = f"of {row['head_pairs']:.0f} labelled pairs rightly, cut to this run's token limits"
+    return [f"the judge orders {row['head_accuracy']:.1%} {interval} {what}"]
+
+
+def make_evaluation(
+    run: Run, trainer: Trainer, judges: Judges, pairs: Sequence[EncodedPair], accuracy: dict[str, float]
+):
+    """`(state, iteration) -> row`: rewards on held-out prompts, win rate over the start, accuracy on held-out pairs.
+
+    `score` is the first of these that there is: the mean of the first reward, the win rate, the accuracy, or 0.
+    `accuracy` of the judge goes into every row. Writes the page of replies too.
+    """
+    before = []  # the start's replies, made once
+
+    def evaluate(state: TrainState, iteration: int) -> dict[str, Any]:
+        row, began = dict[str, Any](accuracy), time.perf_counter()
+        policy = trainer.policy(state)
+        before[:] = before or [judges.hear(judges.reference)]
+        after = judges.hear(policy)
+        row |= figures(after, before[0])
+        if pairs:
+            texts = run.config.texts
+            limits = {"prompt_tokens": texts.prompt_tokens, "completion_tokens": texts.completion_tokens}
+            margins = implicit_margins(
+                policy, trainer.reference(state), pairs, method=run.config.method, rows=judges.rows, **limits
+            )
+            row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
+        replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
+        processes.on_lead(lambda: (run.output / "replies.md").write_text(page(run, iteration, row, replies)))
+        scores = [*(row.get(f"held_out/{name}") for name in after.rewards), row.get("win_rate")]
+        known = [x for x in (*scores, row.get("implicit_accuracy")) if x is not None]
+        return row | {"score": known[0] if known else 0.0, "time/evaluation": time.perf_counter() - began}
+
+    return evaluate
+
+
+def report(run: Run, exported: dict[str, str], console: Console) -> None:
+    """Prints the summary and marks the run as finished."""
+    rows = read_metrics(run.output)
+    last = [row for row in rows if "score" in row][-1]
+    files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
+    files |= {"checkpoints": checkpoints_of(run), "replies": "replies.md"}
+    files |= exported
+    after = [f"pairgrpo generate --model {run.output}"] if run.export else []
+    after += [f"tensorboard --logdir {run.output}"]
+    lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
+    console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))
+    colour = colour_of(run.config.method.name)
+    command = command_of(run, "pairgrpo align", preset, DECIDING)
+    write_report(run.output, title(run), lines, WATCHED, axis="batches", command=command, after=after, colour=colour)
+    if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
+        total = sum(1 + int(row.get("resampled", 0)) for row in rows) * run.config.texts.prompts
+        console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")
+    print_files(run.output, files, console)
+    (run.output / DONE).touch()
+
+
+def export(run: Run, trainer: Trainer, state: TrainState, console: Console) -> dict[str, str]:
+    """Writes the model and its adapters, of this state or of the best checkpoint; what they are and where."""
+    if run.exported == "best":
+        checkpoints = open_checkpoints(run)
+        step, state = checkpoints.restore(state, "best")
+        checkpoints.close()
+        console.print(f"exporting the best checkpoint, after {step} of {run.iterations} batches")
+    params = processes.local(merged(run.config, trainer.model, state.params))
+    processes.on_lead(lambda: save_pretrained(trainer.model, params, run.output / "model"))
+    if (adapters := run.config.adapters.lora) is None:
+        return {"model": "model/"}
+    lora = processes.local(state.params["lora"])
+    processes.on_lead(lambda: save_peft(run.output / "adapter", trainer.model.config, adapters, lora, base=run.model))
+    return {"model": "model/", "adapters for PEFT": "adapter/"}
+
+
+def title(run: Run) -> str:
+    """What the run was, in a line."""
+    how = "online" if run.config.online else "offline"
+    return f"{run.config.method.name} ({how}), {run.model}, {run.data}" + (
+        f", reward {run.reward}" if run.config.online else ""
+    )
+
+
+def summary(row: dict) -> list[str]:
+    """The last evaluation in words."""
+    lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
+    if "win_rate" in row:
+        interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
+        lines.append(
+            f"held-out proxy-RM win rate over the start {row['win_rate']:.1%} {interval}, "
+            f"{row['win_rate_length_controlled']:.1%} at equal length"
+        )
+        lines += told_accuracy(row)
+    by_chance = " (an estimate from samples, below 0 by chance)" if round(row["kl_reference"], 2) < 0 else ""
+    lines.append(
+        f"reply length {row['reply_tokens']:.1f} tokens (start {row['reply_tokens_rival']:.1f}), "
+        f"KL to the start {row['kl_reference']:z.2f} nats a reply{by_chance}"
+    )
+    if "implicit_accuracy" in row:
+        lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
+    return lines
+
+
+def reward_line(row: dict, key: str) -> str:
+    """A reward on held-out prompts: its mean or, where it is 0 or 1, the shares of right replies and prompts."""
+    best = max(
+        (name for name in row if name.startswith(f"{key}/pass@")), key=lambda x: int(x.split("@")[1]), default=""
+    )
+    form = ".1%" if best else "z.4g"
+    interval = f"[{row[f'{key}/low']:{form}}, {row[f'{key}/high']:{form}}]"
+    line = f"{key.replace('held_out/', 'held-out ')} {row[key]:{form}} {interval} (start {row[f'{key}/rival']:{form}})"
+    failed = row[f"{key}/failed"]
+    line += f", {best.split('/')[-1]} {row[best]:.1%}" if best else ""
+    return line + (f"; {failed} prompts without a reward" if failed else "")
+
+
+def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
+    """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
+    lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
+    lines += [*[f"- {line}" for line in summary(row)], ""]
+    scored = f", and scored by `{judge_of(run) or run.reward}`" if judge_of(run) or run.reward else ""
+    lines.append(f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}.")
+    for item in replies:
+        lines += ["", "---", ""]
+        lines += [f"**{message['role']}**: {message['content']}\n" for message in item["prompt"]]
+        for side in ("before", "after"):
+            text, reward = item[side]
+            quoted = "\n".join(f"> {line}" for line in text.strip().splitlines() or [""])
+            lines += [side if reward is None else f"{side}, reward {reward:.2f}", "", quoted, ""]
+    return "\n".join(lines) + "\n"

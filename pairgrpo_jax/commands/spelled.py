@@ -1,0 +1,58 @@
+"""Settings as the command line that gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+ELSEWHERE = ("output", "resume")
+"""Not told: where a run is and whether it goes on, which another one chooses for itself."""
+
+
+def command_of(
+    run: Any, prog: str, preset: Callable[[str, Sequence[str]], Any], deciding: Sequence[str] = ()
+) -> str | None:
+    """The shortest command line of `prog METHOD` that makes this run again; None where no words give its settings.
+
+    Args:
+      run: its settings, with a `label`.
+      prog: the command, such as "pairgrpo align".
+      preset: `(method, words) -> settings`, see `cli.parse_run`.
+      deciding: options on whose presence among the words the preset depends.
+    """
+    mine = leaves(run)
+    plain = leaves(preset(run.label, ()))
+    decided = [name for name in deciding if name in mine and mine[name] != plain.get(name)]
+    words = [word for name in decided for word in spelled(name, mine[name])]
+    default = leaves(preset(run.label, words))
+    if mine.keys() != default.keys():
+        return None
+    told = [name for name in mine if mine[name] != default[name] and name not in (*ELSEWHERE, *decided)]
+    words += [word for name in told for word in spelled(name, mine[name])]
+    return shlex.join([*prog.split(), run.label, *words])
+
+
+def leaves(settings: Any) -> dict[str, Any]:
+    """Every field of settings and their parts by its name, as the options of a command line are; no two share one."""
+    found = {}
+    for name, value in ((field.name, getattr(settings, field.name)) for field in dataclasses.fields(settings)):
+        found |= leaves(value) if dataclasses.is_dataclass(value) else {name: value}
+    return found
+
+
+def spelled(name: str, value: Any) -> list[str]:
+    """The words of an option."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, tuple):
+        return [flag, *map(_word, value)]
+    word = _word(value)
+    return [f"{flag}={word}"] if word.startswith("-") else [flag, word]
+
+
+def _word(value: Any) -> str:
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
