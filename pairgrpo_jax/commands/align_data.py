@@ -39,6 +39,7 @@ from pairgrpo_jax.lm.data import (
     unseen,
 )
 from pairgrpo_jax.lm.data.gym import Gym
+from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, fitted_on, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, columns_of, compares, head_source, readable
@@ -168,7 +169,7 @@ def make_judges(run: Run, held_out: Prepared, placement: Placement) -> Judges:
         held_out.prompts[: run.shown] if silent else held_out.prompts,
         prompt_tokens=config.texts.prompt_tokens,
         completion_tokens=config.texts.completion_tokens,
-        sampling=config.scored,
+        sampling=config.scored if run.evaluation_temperature is None else Sampling(run.evaluation_temperature),
         source=source,
         source_name=run.reward,
         samples=1 if silent else run.evaluation_samples,

@@ -21,7 +21,7 @@ LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in MET
 DECIDING = ("data", "reward", "judge")
 """Options on which the preset depends."""
 SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
-SUMS_SYSTEM = "You calculate. The answer may be negative, such as -3."
+SUMS_SYSTEM = "You calculate. The answer may be negative, such as -1, -2, -3, -4, -5 or -6."
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Run(Settings):
     """Held-out prompts of each."""
     evaluation_samples: Annotated[int, AtLeast(1)] = 8
     """Replies to each prompt."""
+    evaluation_temperature: Annotated[float | None, Above(0)] = None
+    """Of these replies, and of the KL to the start that they estimate; None: as in training."""
     evaluation_pairs: Annotated[int, AtLeast(1)] = 64
     """Held-out preference pairs of each (offline), and labelled pairs that the judge's own accuracy is measured on."""
     save_every: Annotated[int, AtLeast(1)] = 4
@@ -164,7 +166,7 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
         return Run(config=config, judging=judging, judge=peek(words, "judge", Run.judge))
     judging = Judging("verify:own")
     run = Run(data=SUMS, system=SUMS_SYSTEM, judging=judging, config=tuned_for_sums(name))
-    return run.replace(iterations=48, evaluations=6, evaluation_samples=4)
+    return run.replace(iterations=48, evaluations=6, evaluation_samples=4, evaluation_temperature=1.0)
 
 
 def judging_of(reward: str) -> Judging:

@@ -29,6 +29,7 @@ from pairgrpo_jax.lm.files import tokenizer
 from pairgrpo_jax.lm.files.peft import load_peft
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.quantized import dequantized
+from pairgrpo_jax.lm.models.sampling import Sampling
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, reward, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
@@ -418,6 +419,8 @@ def test_what_the_judge_was_fitted_on_is_left_out_and_its_accuracy_told(workplac
     if method == "dpo":
         assert len(made["data"].pairs) == len(ours[0]) and len(held_out.pairs) == len(ours[1])
     judges = align_data.make_judges(run, held_out, Placement())
+    cooler = align_data.make_judges(run.replace(evaluation_temperature=0.5), held_out, Placement())
+    assert (judges.sampling, cooler.sampling) == (config.scored, Sampling(0.5))
     row = align_data.judge_accuracy(run, judges, console)
     said = capsys.readouterr().out
     assert f"{len(theirs)} left out: half.safetensors was fitted on that half" in said

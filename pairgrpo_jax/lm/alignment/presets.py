@@ -31,11 +31,11 @@ def tuned(method: str = "hard", offline: bool = False) -> AlignConfig:
 def tuned_for_sums(method: str) -> AlignConfig:
     """`AlignConfig` of an online method for sums of one digit, whose reward is 0 or 1.
 
-    Flat groups are drawn anew, as those below zero are rarely right before most others are, but for a critic, which
-    learns from every group.
+    Answers below zero are rarely right before most others are. So flat groups are drawn anew, but for a critic, which
+    learns from every group, and replies are drawn at a temperature at which a minus lasts until it is told apart.
     """
     config = tuned(method).replace(texts=_SUMS, candidates=16, epochs=1, warmup=2, lora_targets=_LAYERS)
-    config = config.replace(learning_rate=4e-4, anneal=True)
+    config = config.replace(learning_rate=4e-4, anneal=True, temperature=1.3)
     if isinstance(config.method, HardPair):
         config = config.replace(delta_0=_HARD.delta_0 / 2)  # of twice as many candidates
     return config if config.critic is not None else config.replace(resample=2)
