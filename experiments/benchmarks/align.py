@@ -160,7 +160,7 @@ def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
 
     from pairgrpo_jax.lm import load_model
     from pairgrpo_jax.lm.alignment import Adapters, AlignConfig, make_loss
-    from pairgrpo_jax.lm.alignment.trainer import adaptive_of
+    from pairgrpo_jax.lm.alignment.updates import adaptive_of
     from pairgrpo_jax.methods import Grpo
     from pairgrpo_jax.training import TrainState, make_update_step
 

@@ -56,7 +56,7 @@ def form(args: Sizes, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     from pairgrpo_jax.lm.alignment import encode_pairs, pair_batch, tuned
     from pairgrpo_jax.lm.alignment.parameters import init_trainable
     from pairgrpo_jax.lm.alignment.signals import learning_signal
-    from pairgrpo_jax.lm.alignment.trainer import make_loss, make_optimizer, make_update
+    from pairgrpo_jax.lm.alignment.updates import make_loss, make_optimizer, make_update
     from pairgrpo_jax.lm.data import load_preferences
     from pairgrpo_jax.lm.models.generation import generate
     from pairgrpo_jax.methods import Adaptive

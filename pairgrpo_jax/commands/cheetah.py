@@ -39,7 +39,7 @@ from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
-from pairgrpo_jax.training.placement import filled_up
+from pairgrpo_jax.training.placement import filled_up, mesh_of_all
 from pairgrpo_jax.training.services import Tracking
 
 # On the progress line; the score is the deterministic return.
@@ -168,7 +168,7 @@ def make_everywhere(run: Run, env: Env) -> NamedSharding | None:
         return None
     if env.name == "mujoco":
         raise ValueError("mesh: mujoco runs on the host; spread env brax:spring, or leave out --mesh data")
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = mesh_of_all("data")
     if (groups := run.config.collection.groups) % mesh.size:
         enough = filled_up(groups, mesh.size)
         raise ValueError(f"groups={groups} must be a multiple of the {mesh.size} devices; try --groups {enough}")

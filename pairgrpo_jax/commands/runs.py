@@ -41,8 +41,9 @@ FREE = (
     "shown",
     "show_times",
     "tracker",
+    "video_steps",
 )
-FREE += ("tracker", "video_steps", "judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
+FREE += ("judging.reward_timeout", "judging.reward_retries", "judging.reward_on_error")
 FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff", "judging.asking.judge_prices")
 
 

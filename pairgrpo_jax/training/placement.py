@@ -11,6 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pairgrpo_jax.training import processes
 
 
+def mesh_of_all(axis: str) -> Mesh:
+    """Every device of every process in one axis."""
+    return jax.make_mesh((jax.device_count(),), (axis,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """`tree` with every leaf that is not on `mesh` yet replicated over it; axis types do not make another mesh."""
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairgrpo_jax.core import Pairs, evaluate
-from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective
+from pairgrpo_jax.lm.alignment import Batch, Placement, make_trainer, objective, online
 from pairgrpo_jax.lm.alignment import trainer as trainer_module
 from pairgrpo_jax.lm.alignment.batch import halved, trimmed_width
 from pairgrpo_jax.lm.alignment.draws import Draw, best, joined, overlong_penalty, teaching, told
@@ -76,7 +76,7 @@ def test_a_trimmed_batch_teaches_what_the_whole_one_does(tiny, algo, monkeypatch
     """Of replies of 7 tokens at most, with the reference's penalty, a critic and a cut distribution."""
     config = small(algo, completion_tokens=16, ref_beta=0.1, top_k=8, keep_sampling_mask=True, learning_rate=1e-3)
     cut, lengths = short_after(7), set()
-    monkeypatch.setattr(trainer_module, "generate", lambda *args, **options: cut(generate(*args, **options)))
+    monkeypatch.setattr(online, "generate", lambda *args, **options: cut(generate(*args, **options)))
     rows, states = [], []
     for trim in (False, True):
         trainer = trainer_of(tiny, config.replace(trim=trim))
@@ -98,7 +98,7 @@ def test_a_trimmed_batch_teaches_what_the_whole_one_does(tiny, algo, monkeypatch
 def test_draws_of_several_lengths_are_joined(tiny, monkeypatch):
     longest = iter([7, 3, 16, 2, 2, 2])
     cuts = map(short_after, longest)
-    monkeypatch.setattr(trainer_module, "generate", lambda *args, **options: next(cuts)(generate(*args, **options)))
+    monkeypatch.setattr(online, "generate", lambda *args, **options: next(cuts)(generate(*args, **options)))
     config = ENDLESS.replace(resample=2, trim=True, completion_tokens=16)
     _, (row,) = run(trainer_of(tiny, config, reward_function(odd_alone)), 1)
     assert row["resampled"] >= 1 and np.all(row["grad_norm"] > 0)
@@ -166,7 +166,7 @@ def test_a_plan_is_made_for_the_arrays_that_a_run_has(tiny, config):
     """Of the run the first batch, as updates are given it."""
     trainer, seen = trainer_of(tiny, config), []
     own = trainer.iterate.__self__
-    own.signal = lambda *args, make=own.signal: (batch := make(*args), seen.append(batch))[0]
+    own.passes.signal = lambda *args, make=own.passes.signal: (batch := make(*args), seen.append(batch))[0]
     own.fit = lambda state, *rest: (state, {})
     trainer.iterate(trainer.init(jax.random.key(0)), 1)
     planned = minibatch(config, tiny.config.vocab_size, Placement())
@@ -232,7 +232,7 @@ def test_groups_without_a_place_are_counted_as_the_method_counts_them(tiny, algo
         return kept._replace(batch=batch._replace(stands_for=None if batch.stands_for is None else batch.alive))
 
     for choose in (best, all_alive):
-        monkeypatch.setattr(trainer_module, "best", choose)
+        monkeypatch.setattr(online, "best", choose)
         state, (row,) = run(trainer_of(tiny, config, reward_function(few_alone)), 1)
         rows.append({name: row[name] for name in ("surrogate", "grad_norm")})
         states.append(state.params)

@@ -9,10 +9,12 @@ from pairgrpo_jax.lm.alignment.batch import (
     pair_batch,
 )
 from pairgrpo_jax.lm.alignment.config import Adapters, AlignConfig, AlignOptimizer, Critic, Reference, Samples, Texts
+from pairgrpo_jax.lm.alignment.data import Data
 from pairgrpo_jax.lm.alignment.objectives import objective
 from pairgrpo_jax.lm.alignment.parameters import Placement, merged, policy_of
 from pairgrpo_jax.lm.alignment.presets import tuned, tuned_for_sums
-from pairgrpo_jax.lm.alignment.trainer import Data, Trainer, make_loss, make_optimizer, make_trainer
+from pairgrpo_jax.lm.alignment.trainer import Trainer, make_trainer
+from pairgrpo_jax.lm.alignment.updates import make_loss, make_optimizer
 from pairgrpo_jax.lm.data import EncodedPair
 
 __all__ = [

@@ -106,6 +106,11 @@ def filled(tree: Any, rows: int) -> Any:
     return jax.tree.map(fill, tree)
 
 
+def groups(tree: Any, count: int) -> Any:
+    """Arrays without the empty places after `count` groups."""
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
 def halved(limit: int, count: int) -> int:
     """The least of `limit`, `limit / 2`, `limit / 4`, ..., rounded up, that holds `count`: few sizes to compile."""
     while limit > (half := -(-limit // 2)) >= count:

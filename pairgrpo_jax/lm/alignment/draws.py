@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.lm.alignment.batch import Batch
+from pairgrpo_jax import core
+from pairgrpo_jax.lm.alignment.batch import Batch, groups
+from pairgrpo_jax.lm.alignment.signals import pair_metrics, verdict_metrics
 from pairgrpo_jax.lm.rewards.shares import total
 from pairgrpo_jax.methods import Method
 from pairgrpo_jax.training import processes
@@ -88,3 +91,17 @@ def told(figures: Sequence[Mapping[str, float]], live: Sequence[float]) -> dict[
         weights = np.where(np.isfinite(values), live, 0)
         found[name] = float(np.average(values[weights > 0], weights=weights[weights > 0])) if weights.any() else np.nan
     return found
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays of all devices as each process's own: small programs on all of them, run one by one, may wait for ever."""
+    return jax.tree.map(jnp.asarray, processes.fetch(tree))
+
+
+def known(draw: Draw, pairs: core.Pairs | None, prompts: int, alive: Any = None) -> core.Metrics:
+    """`verdict_metrics` of what was drawn and `pair_metrics` of the `prompts` groups that are learned from: `pairs` of
+    all groups, or of those whose `alive` is given."""
+    every = (draw.batch.lengths, draw.batch.alive, draw.ended, draw.rewards)
+    every, pairs, alive = on_host((every, pairs, alive))
+    every, pairs = groups(every, len(draw.ended)), groups(pairs, prompts)
+    return verdict_metrics(*every) | pair_metrics(every[1] if alive is None else alive, pairs)

@@ -15,7 +15,7 @@ from pairgrpo_jax.lm.models import layout, lora, sharding
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.quantized import dequantized
 from pairgrpo_jax.lm.models.scoring import Policy
-from pairgrpo_jax.training.placement import filled_up, replicate, split
+from pairgrpo_jax.training.placement import filled_up, mesh_of_all, replicate, split
 from pairgrpo_jax.training.processes import put
 
 
@@ -64,7 +64,7 @@ class Placement:
         """All devices, with parameters replicated ("data") or split ("fsdp"); the default one ("none")."""
         if mesh == "none":
             return cls()
-        return cls(jax.make_mesh((jax.device_count(),), (mesh,), axis_types=(jax.sharding.AxisType.Auto,)))
+        return cls(mesh_of_all(mesh))
 
     @property
     def rows(self) -> NamedSharding | None:

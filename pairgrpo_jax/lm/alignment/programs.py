@@ -16,7 +16,7 @@ from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.alignment.parameters import Placement, init_trainable, policy_of
 from pairgrpo_jax.lm.alignment.signals import learning_signal
-from pairgrpo_jax.lm.alignment.trainer import make_optimizer, make_update
+from pairgrpo_jax.lm.alignment.updates import make_optimizer, make_update
 from pairgrpo_jax.lm.models import generation
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
