@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pairgrpo_jax.commands.align_settings import DECIDING, Run, judge_of, preset
+from pairgrpo_jax.commands.align_settings import Run, judge_of
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
 from pairgrpo_jax.commands.plots import colour_of
 from pairgrpo_jax.commands.run_page import REPORT, write_report
 from pairgrpo_jax.commands.runs import DONE, checkpoints_of, open_checkpoints, print_files
-from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.lm import save_pretrained
 from pairgrpo_jax.lm.alignment import EncodedPair, Trainer, merged
 from pairgrpo_jax.lm.alignment.evaluation import implicit_margins
@@ -81,9 +80,8 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     after += [f"tensorboard --logdir {run.output}"]
     lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
     console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))
-    colour = colour_of(run.config.method.name)
-    command = command_of(run, "pairgrpo align", preset, DECIDING)
-    write_report(run.output, title(run), lines, WATCHED, axis="batches", command=command, after=after, colour=colour)
+    drawn = {"axis": "batches", "colour": colour_of(run.config.method.name)}
+    write_report(run.output, title(run), lines, WATCHED, command=run.command, after=after, **drawn)
     if failed := int(sum(row["failed_groups"] for row in rows if np.isfinite(row.get("failed_groups", np.nan)))):
         total = sum(1 + int(row.get("resampled", 0)) for row in rows) * run.config.texts.prompts
         console.print(f"[bold]{failed} of {total} groups had no usable verdict and were left out[/bold]")

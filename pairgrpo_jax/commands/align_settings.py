@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pairgrpo_jax.commands.judging import OPENAI, Asking, Comparing
 from pairgrpo_jax.commands.runs import FREE
+from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned, tuned_for_sums
@@ -148,6 +149,11 @@ class Run(Settings):
         """The method, as the command line has it."""
         method = self.config.method
         return f"{method.name}-offline" if method.online and not self.config.online else method.name
+
+    @property
+    def command(self) -> str | None:
+        """The command line that makes it again; None where no words give its settings."""
+        return command_of(self, "pairgrpo align", preset, DECIDING)
 
     @property
     def free(self) -> tuple[str, ...]:

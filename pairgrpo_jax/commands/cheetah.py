@@ -99,6 +99,11 @@ class Run(Settings):
         return self.config.method.name
 
     @property
+    def command(self) -> str | None:
+        """The command line that makes it again; None where no words give its settings."""
+        return command_of(self, "pairgrpo cheetah", preset, DECIDING)
+
+    @property
     def free(self) -> tuple[str, ...]:
         """Settings that may differ on resume; without annealing, a run can be given more steps."""
         return FREE if self.config.optimizer.anneal else (*FREE, "steps")
@@ -228,9 +233,8 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
     another = f"pairgrpo cheetah {run.label} --seed {run.seed + run.seeds} --output {run.output}-another-seed"
     after = [f"tensorboard --logdir {run.output}", another]
     colour = colour_of(run.label)
-    command = command_of(run, "pairgrpo cheetah", preset, DECIDING)
     lines = [took, returns]
-    write_report(run.output, title, lines, DRAWN, axis="iterations", command=command, after=after, colour=colour)
+    write_report(run.output, title, lines, DRAWN, axis="iterations", command=run.command, after=after, colour=colour)
     files = {"page": REPORT} | files
     print_files(run.output, files, console)
     (run.output / DONE).touch()

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pairgrpo_jax.commands.compiled import HELP, OPTION
+from pairgrpo_jax.commands.spelled import leaves
 from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.core.terms import did_you_mean
@@ -84,16 +85,9 @@ def _unknown(word: str, default: Any) -> str:
     owners = [method.name for method in METHODS if method().has(name)]
     if word.startswith("-") and owners:
         return f"{option} is a setting of {', '.join(owners)} and has no effect here"
-    options = [OPTION.lstrip("-"), *(field.replace("_", "-") for field in _names(default))]
+    options = [OPTION.lstrip("-"), *(field.replace("_", "-") for field in leaves(default))]
     hint = did_you_mean(name.replace("_", "-"), options, "--help lists the options", "--{}")
     return f"{option} is no option here; {hint}"
-
-
-def _names(settings: Any) -> list[str]:
-    found = []
-    for name, value in vars(settings).items():
-        found += _names(value) if hasattr(value, "__dataclass_fields__") else [name]
-    return found
 
 
 def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[str, Sequence[str]], T], prog: str) -> T:

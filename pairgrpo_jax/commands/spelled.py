@@ -54,5 +54,6 @@ def spelled(name: str, value: Any) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return repr(value) if isinstance(value, float) and float(short) != value else short
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        return short
+    return str(value)

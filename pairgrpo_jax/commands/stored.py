@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from pairgrpo_jax.commands.runs import DONE, FREE
-from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.core.bounds import from_values, to_values
 from pairgrpo_jax.training import changed_settings, read_metrics
 from pairgrpo_jax.training.run import flatten
@@ -67,11 +66,11 @@ class Stored:
         """The command line that makes the run again; None where this version has no words for its settings."""
         from pairgrpo_jax.commands import align_settings, cheetah
 
-        module, prog = (cheetah, "pairgrpo cheetah") if "env" in self.settings else (align_settings, "pairgrpo align")
+        module = cheetah if "env" in self.settings else align_settings
         try:
             run = from_values(module.Run, self.settings)
             whole = to_values(run.config) == self.settings["config"]  # else a field's meaning then is not known
-            return command_of(run, prog, module.preset, module.DECIDING) if whole else None
+            return run.command if whole else None
         except UNREADABLE:
             return None
 

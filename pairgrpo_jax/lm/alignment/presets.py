@@ -32,7 +32,7 @@ def tuned_for_sums(method: str) -> AlignConfig:
     """`AlignConfig` of an online method for sums of one digit, whose reward is 0 or 1.
 
     Answers below zero are rarely right before most others are. So flat groups are drawn anew, but for a critic, which
-    learns from every group, and replies are drawn at a temperature at which a minus lasts until it is told apart.
+    learns from every group, and replies are drawn at a temperature at which a minus lasts longer.
     """
     config = tuned(method).replace(texts=_SUMS, candidates=16, epochs=1, warmup=2, lora_targets=_LAYERS)
     config = config.replace(learning_rate=4e-4, anneal=True, temperature=1.3)
