@@ -46,6 +46,9 @@ class Comparison(Grid):
     """Simulator, as in pairgrpo cheetah."""
     steps: Annotated[float, AtLeast(1)] = 3e6
     """Budget of each run, environment steps."""
+    at: Annotated[float | None, AtLeast(1)] = None
+    """The table of what the same runs had at their first evaluation after so many steps; their learning rates fall over
+    the whole budget."""
     results: Path = Path("docs/results/halfcheetah")
     """Folder of the results, one file a run."""
 
@@ -59,6 +62,8 @@ class Comparison(Grid):
         super().__post_init__()
         if not math.isfinite(self.steps):
             raise ValueError(f"steps must be finite, got {self.steps}")
+        if self.at is not None and not self.at <= self.steps:
+            raise ValueError(f"at={self.at:.0f} must be at most steps={self.steps:.0f}")
 
     def config(self, method: str) -> ControlConfig:
         """See `parse`."""
@@ -84,8 +89,8 @@ def main() -> int:
     args = cli.parse(Comparison(), sys.argv[1:], "python -m experiments.compare", __doc__)
     untrained = random_policy.stored(args.env)
     draw = functools.partial(comparison, learned_nothing=None if untrained is None else float(untrained.mean()))
-    table = functools.partial(table_of, untrained=untrained)
-    return carry_out(args, draw, f"HalfCheetah, {args.env}, {args.steps:,.0f} steps", table)
+    title = f"HalfCheetah, {args.env}, {args.steps:,.0f} steps"
+    return carry_out(args, draw, title, lambda rows: table_of(until(rows, args.at), untrained))
 
 
 def parse(method: str) -> ControlConfig:
@@ -102,6 +107,18 @@ def parse(method: str) -> ControlConfig:
     except ValueError as error:
         raise ValueError(f"methods: {method!r}: {error}") from error
     return config
+
+
+def until(rows: dict[str, list[list[dict]]], steps: float | None) -> dict[str, list[list[dict]]]:
+    """The metrics of each run up to its first evaluation after `steps`; all of them for None."""
+    if steps is None:
+        return rows
+    ends = {name: [_evaluated(run, steps) for run in runs] for name, runs in rows.items()}
+    return {name: [run[:end] for run, end in zip(runs, ends[name])] for name, runs in rows.items()}
+
+
+def _evaluated(run: list[dict], steps: float) -> int:
+    return next(i for i, row in enumerate(run, 1) if row["steps"] >= steps and "score" in row)
 
 
 def table_of(rows: dict[str, list[list[dict]]], untrained: np.ndarray | None = None) -> str:

@@ -223,3 +223,12 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     asked = sums.Sums("tune", methods=("grpo", "hard"), seeds=1)
     assert [cell.method for cell in asked.cells()].count("hard") == len(sums.Sums.rates) == len(asked.cells()) / 2
     assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align_settings.SUMS}
+
+
+def test_a_table_at_an_earlier_step_counts_the_first_evaluation_after_it():
+    run = [{"steps": 10, "score": 1.0}, {"steps": 20}, {"steps": 30, "score": 3.0}, {"steps": 40, "score": 4.0}]
+    assert compare.until({"ppo": [run]}, 20) == {"ppo": [run[:3]]}
+    assert compare.until({"ppo": [run]}, 30) == {"ppo": [run[:3]]}
+    assert compare.until({"ppo": [run]}, None) == {"ppo": [run]}
+    with pytest.raises(ValueError, match="at=5000000 must be at most steps=3000000"):
+        Comparison(at=5e6)
