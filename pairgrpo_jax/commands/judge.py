@@ -34,7 +34,7 @@ CLAIMS = {
     "agreement_decided": "agrees with the label, of pairs with a verdict",
     "ties": "no verdict: a tie, or the orders disagree",
     "flips": "prefers the other reply when the order changes",
-    "first": "prefers the reply that is shown first, of verdicts",
+    "first": "prefers the reply that is shown first, of pairs with a verdict in some order",
     "longer": "prefers the longer reply, of pairs with a verdict",
     "longer_labels": "the label prefers the longer reply",
 }
@@ -85,8 +85,8 @@ def execute(run: Measuring, console: Console) -> int:
     known = memory.path.exists()
     how = Comparing("all", False, run.judge_concurrency, run.judge_backoff)
     policy = {"timeout": run.timeout, "retries": run.retries, "on_error": "skip"}
-    source = make_judge(run.judge, how, run.asking, memory=memory, check=not known, **policy)
-    columns_of(source).shared(row.columns for row in rows)
+    source = make_judge(run.judge, how, run.asking, memory=memory, check=not known, setting="judge", **policy)
+    columns_of(source).shared((row.columns for row in rows), "judge")
     run.output.mkdir(parents=True, exist_ok=True)
     memory.open()
     console.print(f"{run.data}: {describe(loaded)}; {len(rows)} pairs")
@@ -130,7 +130,8 @@ def figures(rows: Sequence[Preference], verdicts: np.ndarray) -> dict[str, dict[
     both = np.where(forth == back, forth, 0.5)
     decided = both != 0.5
     gaps = np.array([len(row.chosen) - len(row.rejected) for row in rows])[heard]
-    shown = np.concatenate([forth, 1 - back])  # 1 where the first reply is preferred
+    shown = np.stack([forth, 1 - back])  # 1 where the first reply is preferred
+    said = (shown != 0.5).sum(0)
     uneven = decided & (gaps != 0)
     shares = {
         "agreement": both,
@@ -138,7 +139,7 @@ def figures(rows: Sequence[Preference], verdicts: np.ndarray) -> dict[str, dict[
         "agreement_decided": both[decided],
         "ties": ~decided,
         "flips": (forth != back) & (forth != 0.5) & (back != 0.5),
-        "first": shown[shown != 0.5],
+        "first": np.where(shown != 0.5, shown, 0).sum(0)[said > 0] / said[said > 0],
         "longer": (both == 1)[uneven] == (gaps > 0)[uneven],
         "longer_labels": (gaps > 0)[gaps != 0],
     }

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pairgrpo_jax.core.bisection import largest_fitting
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
 from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, policy_kl, prepare, with_steps
 from pairgrpo_jax.core.terms import (
@@ -177,14 +178,8 @@ def _shrinkage(p0, flow, max_kl, iterations=40):
         log_ratio = jnp.log(jnp.where(flow == 0, 1, q)) - jnp.log(jnp.where(flow == 0, 1, p0))
         return jnp.sum(q * log_ratio, axis=-1, keepdims=True) <= max_kl
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) / 2
-        return jnp.where(fits(middle), middle, low), jnp.where(fits(middle), high, middle)
-
     one = jnp.ones_like(p0[:, :1])
-    low, _ = jax.lax.fori_loop(0, iterations, halve, (jnp.zeros_like(one), one))
-    return jnp.where(fits(one), one, low)
+    return jnp.where(fits(one), one, largest_fitting(fits, one, iterations))
 
 
 @loss

@@ -90,9 +90,10 @@ def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[floa
 
 
 def crossed_probability(values: np.ndarray) -> float:
-    """P(the mean over runs and prompts is above 0), by the same t, under a flat prior; of differences, say."""
+    """P(the mean over runs and prompts is above 0), by the same t, under a flat prior; of differences, say. NaN for one
+    run or one prompt."""
     mean, error, freedom = _crossed(values)
-    return float(scipy.special.stdtr(freedom, mean / error)) if error > 0 else float(np.sign(mean) / 2 + 0.5)
+    return float(np.sign(mean) / 2 + 0.5) if error == 0 else float(scipy.special.stdtr(freedom, mean / error))
 
 
 def _crossed(values: np.ndarray) -> tuple[float, float, float]:

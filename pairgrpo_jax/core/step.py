@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pairgrpo_jax.core.bisection import largest_fitting
 from pairgrpo_jax.core.terms import as_float, require_nonnegative
 
 
@@ -44,15 +45,8 @@ def largest_step(
     def fits(fraction):
         return divergence(interpolate(old_params, new_params, fraction)) <= radius
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) / 2
-        inside = fits(middle)
-        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
-
     one = as_float(1.0)
-    bounds = (jnp.zeros_like(one), one)
-    return jax.lax.cond(fits(one), lambda: one, lambda: jax.lax.fori_loop(0, iterations, halve, bounds)[0])
+    return jax.lax.cond(fits(one), lambda: one, lambda: largest_fitting(fits, one, iterations))
 
 
 def interpolate(old_params: Any, new_params: Any, fraction: jax.typing.ArrayLike) -> Any:

@@ -31,6 +31,7 @@ T = TypeVar("T")
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 _GRACE = 5  # seconds in which processes end by themselves once one has failed
 _FAILED = "pairgrpo/failed"
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # statuses that no other process causes
 _RESUME = "start all processes again with --resume to go on from the last checkpoint"
 
 
@@ -287,7 +288,7 @@ def all_here(where: str, seconds: float = _GRACE) -> bool:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Tells the other processes of an error that leaves this context, so that none waits for this one for ever.
+    """Tells the other processes of what ends this one within the context, so that none waits for it for ever.
 
     Raises:
       PeerError: in place of the error of a computation that another process has left.
@@ -296,11 +297,13 @@ def failing_together() -> Iterator[None]:
         yield
     except PeerError:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not _several():
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            raise PeerError(f"{_told() or f'lost another process ({_first_line(error)})'}; {_RESUME}") from error
+        if _of_another(error):
+            raise PeerError(
+                f"{_told(_GRACE / 2) or f'lost another process ({_first_line(error)})'}; {_RESUME}"
+            ) from error
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # told already
             _state().client.key_value_set(_FAILED, f"process {jax.process_index()}: {_first_line(error)}; {_RESUME}")
         raise
@@ -323,7 +326,7 @@ def leaving_together() -> Iterator[None]:
         code = 1
     if not _several():
         return
-    if code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM) and not _told(0):  # else one was aborted
         gather(code)
         jax.distributed.shutdown()
         for thread in threading.enumerate():  # a thread that still waits would abort the interpreter's end
@@ -335,15 +338,22 @@ def leaving_together() -> Iterator[None]:
     _end(code)
 
 
-def _told() -> str | None:
-    """What a process that failed left, if it comes soon."""
+def _of_another(error: BaseException) -> bool:
+    """Whether a computation ended because another process left it; memory that runs out is this one's own matter."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return not str(error).startswith(_OWN)
+    return "Gloo" in str(error)
+
+
+def _told(seconds: float) -> str | None:
+    """What a process that failed left, if it comes in time."""
     try:
-        return _state().client.blocking_key_value_get(_FAILED, 1000 * _GRACE // 2)
+        return _state().client.blocking_key_value_get(_FAILED, int(1000 * seconds))
     except jax.errors.JaxRuntimeError:
         return None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -62,6 +62,8 @@ def test_a_judge_of_length_is_measured(at, run_here, served):
     assert figures["agreement_decided"]["count"] == (gaps != 0).sum() and figures["longer"]["share"] == 1
     assert figures["longer_labels"]["share"] == pytest.approx((gaps > 0)[gaps != 0].mean())
     assert figures["first"]["share"] == 0.5 and found["failed"] == 0
+    assert figures["first"]["interval"] == [0.5, 0.5], "over pairs, each of which it judges alike in both orders"
+    assert figures["first"]["count"] == (gaps != 0).sum()
     assert len(state.requests) == 49 and found["judge_cost"] == pytest.approx(
         48 * (100 + 50) / 1e6
     )  # one to see it is up
@@ -98,11 +100,14 @@ def test_pairs_without_a_verdict_are_counted(at, run_here):
 BAD = [
     (["--judge", "mine:longer"], "must be judge:openai:MODEL or judge:module:function"),
     ([], "must be judge:openai:MODEL"),
-    (["--judge", "judge:mine:missing"], "cannot import 'mine:missing'"),
+    (["--judge", "judge:mine:missing"], "error: judge: cannot import 'mine:missing'"),
     (["--judge", "judge:mine:longer", "--rubric", "one.txt"], "--rubric is no option here"),
     (["--judge", "judge:openai:m", "--rubric", "one.txt"], "one.txt has no {b}"),
     (["--judge", "judge:openai:m", "--rubric", "nowhere.txt"], "nowhere.txt cannot be read"),
-    (["--judge", "judge:openai:m", "--rubric", "unknown.txt"], "did you mean 'answer'"),
+    (
+        ["--judge", "judge:openai:m", "--rubric", "unknown.txt"],
+        "error: judge: it asks for a column 'anser'; did you mean",
+    ),
     (["--judge", "judge:openai:m", "--pairs", "1"], "pairs must be >= 2"),
     (["--judge", "judge:openai:m", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
 ]

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from pairgrpo_jax.commands import plan
-from pairgrpo_jax.commands.align_settings import preset
+from pairgrpo_jax.commands.align_settings import LABELS, preset
 from pairgrpo_jax.lm.alignment import Data, EncodedPair, Placement, make_trainer
 from pairgrpo_jax.lm.alignment.programs import minibatch, programs
 from pairgrpo_jax.lm.models.model import read_config
@@ -83,6 +83,12 @@ def test_the_state_is_the_run_s_own(rank):
     (update,) = programs(config, model, placement, 2)
     planned, real = update.traced.args_info[0][:2], (real, trainer.model.params if rank else None)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), planned) == jax.tree.map(lambda x: (x.shape, x.dtype), real)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_method_s_batch_can_be_planned(label):
+    batch = minibatch(preset(label, ()).config, 100, Placement())
+    assert {len(x) for x in jax.tree.leaves(batch) if x.ndim} == {len(batch.lengths)}
 
 
 def test_a_batch_that_devices_do_not_divide_is_planned_with_its_empty_places():

@@ -151,4 +151,5 @@ def test_crossed_intervals_hold_the_truth_as_often_as_they_say(runs, prompts):
 
 def test_one_run_has_no_crossed_interval():
     assert np.isnan(crossed_interval(np.ones((1, 4)))).all() and np.isnan(crossed_interval(np.ones((4, 1)))).all()
+    assert np.isnan(crossed_probability(np.ones((1, 4)))) and np.isnan(crossed_probability(np.ones((4, 1))))
     assert crossed_interval(np.ones((2, 3))) == (1, 1) and crossed_probability(np.zeros((2, 3))) == 0.5

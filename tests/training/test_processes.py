@@ -79,24 +79,52 @@ with processes.leaving_together(), processes.failing_together():
 """
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+ENDS = """
+import sys
+import jax
+from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.training import processes
+
+port, me, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+endings = {"interrupt": KeyboardInterrupt(), "memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB asked")}
+
+def command():
+    processes.start(processes.Start(coordinator=f"localhost:{port}", processes=2, process=me, start_timeout=60.0))
+    with processes.failing_together():
+        if me == 1:
+            raise endings[how]
+        processes.gather(0)  # waits for the other for ever
+
+with processes.leaving_together():
+    run_main(command)
+"""
+
+
+def run_two(code, *words, after=()):
     """What two processes of two devices each said, and how they ended."""
-    folder, port = tmp_path_factory.mktemp("pair"), str(free_port())
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PAIR, str(folder), port, str(i)],
-            env=os.environ | flags,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([sys.executable, "-c", code, *words, str(i), *after], env=os.environ | flags, **pipes)
         for i in range(2)
     ]
-    said = [process.communicate(timeout=200) for process in running]
+    return [process.communicate(timeout=200) for process in running], [process.returncode for process in running]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What two processes told, said, and how they ended."""
+    said, codes = run_two(PAIR, str(tmp_path_factory.mktemp("pair")), str(free_port()))
     told = [next((x[5:] for x in out.splitlines() if x.startswith("TOLD ")), err) for out, err in said]
-    return [json.loads(x) for x in told], said, [process.returncode for process in running]
+    return [json.loads(x) for x in told], said, codes
+
+
+@pytest.mark.parametrize(("how", "word"), [("interrupt", "KeyboardInterrupt"), ("memory", "RESOURCE_EXHAUSTED: 9 GiB")])
+def test_an_abort_or_the_end_of_memory_in_one_ends_the_other(how, word):
+    said, codes = run_two(ENDS, str(free_port()), after=(how,))
+    assert codes[0] == 1 and codes[1] in (1, 130)
+    assert f"process 1: {word}" in said[0][1] and "start all processes again" in said[0][1]
+    assert "lost another process" not in said[1][1]
 
 
 def test_shares_are_joined_in_order_and_only_the_first_process_leads(pair):

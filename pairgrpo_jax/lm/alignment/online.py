@@ -97,7 +97,7 @@ class Online:
         if samples.rescores or self.config.critic is not None:
             logp, values, kept = self.passes.old_scores(state.params, self.passes.frozen, batch)
             batch = batch._replace(kept=kept)
-            if samples.keep_sampling_mask or not samples.cuts:
+            if samples.rescores and (samples.keep_sampling_mask or not samples.cuts):
                 one, other, mask = on_host((logp, sampled_logp, batch.mask))
                 gap = {"sampler_gap": core.mean_term(jnp.abs(one - other), mask).mean}
             batch = batch._replace(old_logp=logp if samples.rescores else batch.old_logp, old_values=values)

@@ -23,7 +23,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.params import abstract_params
 from pairgrpo_jax.lm.models.quantized import quantized
 from pairgrpo_jax.lm.models.sampling import Sampling
-from pairgrpo_jax.methods import Adaptive
+from pairgrpo_jax.methods import Adaptive, Likelihoods
 from pairgrpo_jax.training import TrainState
 
 
@@ -115,14 +115,14 @@ def minibatch(config: AlignConfig, vocab_size: int, placement: Placement) -> Bat
     if config.adapters.lora_dropout:
         batch = batch._replace(keys=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b)))
 
-    def signal(batch: Batch, rewards, key):
+    def signal(batch: Batch, rewards, others: Likelihoods, key):
         adaptive = Adaptive(jnp.zeros((), jnp.int32), jnp.ones(()))
         if config.online:
             return learning_signal(config, batch, rewards, None, key, adaptive)
-        return learning_signal(config, batch, None, core.chosen_rejected_pairs(b), key, adaptive)
+        return learning_signal(config, batch, None, core.chosen_rejected_pairs(b), key, adaptive, others)
 
-    rewards = jax.ShapeDtypeStruct((b, k), jnp.float32)
-    return _rows(jax.eval_shape(signal, batch, rewards, jax.random.key(0)), placement)
+    rewards, others = jax.ShapeDtypeStruct((b, k), jnp.float32), Likelihoods(whole, None, whole, whole)
+    return _rows(jax.eval_shape(signal, batch, rewards, others, jax.random.key(0)), placement)
 
 
 def _prefill(config: AlignConfig, model: Model, placement: Placement, policy: tuple) -> Any:
