@@ -6,6 +6,7 @@ Writes metrics, pictures, a video of the trained cheetah and checkpoints; `--res
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,14 @@ def make_evaluation(trainer: Trainer, episodes: int):
     return evaluate
 
 
+def another_seed(run: Run) -> list[str]:
+    """The command of the seeds after these, in folders beside the run's; none where no words give its settings."""
+    beside = "{}-another-seed".format
+    checkpoints = run.checkpoints and beside(run.checkpoints)
+    command = run.replace(seed=run.seed + run.seeds, checkpoints=checkpoints).command
+    return [] if command is None else [f"{command} --output {shlex.quote(beside(run.output))}"]
+
+
 def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Console) -> None:
     """Draws the curve and the video, prints the summary, and marks the run as finished."""
     rows = read_metrics(run.output)
@@ -230,8 +239,7 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
     took = f"{last['steps']:,} steps in {last['seconds']:.0f} s"
     returns = f"return {np.mean(last['score']):z.0f} deterministic, {np.mean(last['stochastic_score']):z.0f} stochastic"
     console.print(f"\n[bold]{title}[/bold]: {took}\n{returns}")
-    another = f"pairgrpo cheetah {run.label} --seed {run.seed + run.seeds} --output {run.output}-another-seed"
-    after = [f"tensorboard --logdir {run.output}", another]
+    after = [f"tensorboard --logdir {shlex.quote(str(run.output))}", *another_seed(run)]
     colour = colour_of(run.label)
     lines = [took, returns]
     write_report(run.output, title, lines, DRAWN, axis="iterations", command=run.command, after=after, colour=colour)

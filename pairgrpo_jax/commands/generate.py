@@ -18,6 +18,7 @@ import jax
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.exported import chat_of, exported
+from pairgrpo_jax.core.bounds import Settings, require_idle
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
@@ -25,7 +26,7 @@ from pairgrpo_jax.lm.models.chat import Chat
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(Settings):
     """What to generate, and how.
 
     Attributes:
@@ -70,6 +71,17 @@ class Args:
     verbose: bool = False
     format: Chat = dataclasses.field(default_factory=Chat)
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("out", "num_samples", "batch_size") if self.prompts is None else ("prompt",):
+            require_idle(self, name, "without prompts" if self.prompts is None else "beside prompts")
+        if not self.chat:
+            require_idle(self, "system", "without a chat template")
+
+    def opening(self) -> list[dict[str, str]]:
+        """Returns what stands before the first turn."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
     def sampling(self) -> dict:
         """Returns the options of `generate`."""
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
@@ -86,38 +98,34 @@ def encode_messages(model: Model, messages: list[dict[str, str]], chat: bool) ->
 
 def reply(model: Model, args: Args, ids: list[int], key: jax.Array) -> str:
     """Prints a reply as it comes, and returns it."""
-    shown = ""
+    text, shown = "", 0
 
     def show(tokens, lengths) -> None:
-        nonlocal shown
+        nonlocal text, shown
         ids = tokens[0, 0, : lengths[0, 0]].tolist()
         text = model.tokenizer.decode(ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # a character split between two tokens: wait for it
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
+        whole = text.rstrip("\ufffd")  # a character split between two tokens: wait for it
+        sys.stdout.write(whole[shown:])
+        sys.stdout.flush()
+        shown = len(whole)
 
     generate(model, model.params, [ids], key=key, on_tokens=show, **args.sampling())
-    print()
-    return shown
+    print(text[shown:])
+    return text
 
 
 def talk(model: Model, args: Args) -> None:
     """Chats until the end of input, or answers `args.prompt`."""
-    start = [{"role": "system", "content": args.system}] if args.system else []
-    messages, key = list(start), jax.random.key(args.seed)
-    while True:
-        text = args.prompt or input("\n> ").strip()
-        if text == "/new":
-            messages = list(start)
-            continue
-        if text:
+    messages, key = args.opening(), jax.random.key(args.seed)
+    asked = iter(lambda: input("\n> ").strip(), None) if args.prompt is None else [args.prompt]
+    for text in asked:
+        if text == "/new" and args.prompt is None:
+            messages = args.opening()
+        elif text:
             messages.append({"role": "user", "content": text})
             key, now = jax.random.split(key)
             ids = encode_messages(model, messages, args.chat)
             messages.append({"role": "assistant", "content": reply(model, args, ids, now)})
-        if args.prompt is not None:
-            return
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -156,7 +164,8 @@ def complete(model: Model, args: Args, prompts: list[str]) -> None:
     keys = keys.reshape(len(prompts), args.num_samples)
     for start in range(0, len(prompts), args.batch_size):
         texts = prompts[start : start + args.batch_size]
-        ids = [encode_messages(model, [{"role": "user", "content": x}], args.chat) for x in texts]
+        chats = [[*args.opening(), {"role": "user", "content": x}] for x in texts]
+        ids = [encode_messages(model, messages, args.chat) for messages in chats]
         out = generate(
             model,
             model.params,

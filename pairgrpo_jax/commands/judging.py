@@ -50,7 +50,14 @@ class Asking(Settings):
 
 
 def make_judge(
-    name: str, how: Comparing, asking: Asking | None, *, memory: Memory | None, check: bool, **policy: Any
+    name: str,
+    how: Comparing,
+    asking: Asking | None,
+    *,
+    memory: Memory | None,
+    check: bool,
+    setting: str = "reward",
+    **policy: Any,
 ) -> Source:
     """The source of `judge:module:function` or `judge:openai:MODEL`.
 
@@ -60,6 +67,7 @@ def make_judge(
       asking: for a model behind an address.
       memory: where verdicts are kept.
       check: ask a model one question first, to know that it is there.
+      setting: that names the judge, for errors.
       policy: see `sources.ErrorPolicy`.
 
     Raises:
@@ -68,7 +76,7 @@ def make_judge(
     prices = None if asking is None else asking.judge_prices
     options = {"concurrency": how.judge_concurrency, "backoff": how.judge_backoff, "memory": memory, "prices": prices}
     function = (
-        user_function(name.removeprefix("judge:"))
+        user_function(name.removeprefix("judge:"), setting)
         if asking is None
         else model_judge(name.removeprefix(OPENAI), asking, policy["timeout"])
     )
@@ -91,11 +99,11 @@ def model_judge(model: str, asking: Asking, timeout: float | None) -> Callable:
     )
 
 
-def user_function(where: str) -> Callable:
-    """The function `module:function`, also of the working directory."""
+def user_function(where: str, setting: str = "reward") -> Callable:
+    """The function `module:function`, also of the working directory; ValueError that names the `setting`."""
     module, _, name = where.partition(":")
     sys.path.insert(0, "")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward: cannot import {where!r}: {error}") from error
+        raise ValueError(f"{setting}: cannot import {where!r}: {error}") from error

@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.runs import FREE, make_console, open_log, require_mesh, require_trackers
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, field_types, require_idle
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import Placement
@@ -40,6 +40,7 @@ from pairgrpo_jax.lm.data import (
     Preference,
     batch_indices,
     describe,
+    encode_preferences,
     first_turn,
     fold_of,
     load_preferences,
@@ -94,7 +95,8 @@ class Run(Settings):
     seed: int = 0
     """Of the folds, the halves, and the order of training batches."""
     l2: tuple[float, ...] = training.L2_GRID
-    """Penalties on the head to choose from, by cross-validation inside the training part."""
+    """Penalties on the frozen trunk's head to choose from, by cross-validation inside the training part; lora and full
+    start from that head, and are not penalised."""
     batch: Annotated[int, AtLeast(1)] = 8
     """Pairs at a time."""
     epochs: Annotated[float, Above(0)] = 1.0
@@ -120,6 +122,10 @@ class Run(Settings):
         if not self.l2 or min(self.l2) <= 0:
             raise ValueError(f"l2 must hold positive numbers, got {self.l2}")
         reward_model.check_features(self.features)
+        for name in ("epochs", "learning_rate") if self.mode == "frozen" else ():
+            require_idle(self, name, "with mode='frozen', which makes no updates")
+        for name in field_types(LoraConfig) if self.mode != "lora" else ():
+            require_idle(self.lora, name, f"with mode={self.mode!r}, which has no adapters")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def read(run: Run, model: Model, console: Console) -> Pairs:
     """Loads, cleans and encodes the data, and says what was left out."""
     loaded = load_preferences(run.data, split=run.split)
     console.print(f"{run.data}: {describe(loaded)}")
-    tokens = training.encode(model, loaded.rows, run.prompt_tokens, run.reply_tokens)
+    tokens = encode_preferences(model, loaded.rows, run.prompt_tokens, run.reply_tokens)
     kept = [(row, pair) for row, pair in zip(loaded.rows, tokens) if pair is not None]
     if len(kept) < len(tokens):
         console.print(f"{len(tokens) - len(kept)} more have a last turn longer than {run.prompt_tokens} tokens")

@@ -89,6 +89,14 @@ def test_conversations_become_text_as_in_the_run_unless_asked_otherwise(tmp_path
     assert chat_of(str(run), Chat()) == chat_of("smollm2", Chat()) == Chat() and not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", [{"split": "test"}, {"prompt_column": "question"}, {"fold": -1}])
+def test_settings_of_files_are_refused_for_problems_that_are_made(changed):
+    Evaluation("a", data="reasoning-gym:chain_sum")
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name}=.* has no effect with reasoning-gym:NAME"):
+        Evaluation("a", data="reasoning-gym:chain_sum", **changed)
+
+
 def test_options_that_a_template_does_not_name_are_refused(tmp_path, run_here):
     write_model(tmp_path / "model")
     words = ["--a", tmp_path / "model", "--reference", tmp_path / "model", "--judge", "", "--reward", "verify:math"]

@@ -104,10 +104,7 @@ BAD = [
     (["--judge", "judge:mine:longer", "--rubric", "one.txt"], "--rubric is no option here"),
     (["--judge", "judge:openai:m", "--rubric", "one.txt"], "one.txt has no {b}"),
     (["--judge", "judge:openai:m", "--rubric", "nowhere.txt"], "nowhere.txt cannot be read"),
-    (
-        ["--judge", "judge:openai:m", "--rubric", "unknown.txt"],
-        "error: judge: it asks for a column 'anser'; did you mean",
-    ),
+    (["--judge", "judge:openai:m", "--rubric", "unknown.txt"], "judge: it asks for a column 'anser'; did you mean"),
     (["--judge", "judge:openai:m", "--pairs", "1"], "pairs must be >= 2"),
     (["--judge", "judge:openai:m", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
 ]

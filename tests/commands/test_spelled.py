@@ -50,6 +50,17 @@ def test_where_a_run_is_is_not_told(tmp_path):
     assert command_of(run, *CHEETAH) == "pairgrpo cheetah hard --seed 2"
 
 
+def test_the_next_seeds_keep_every_other_setting(tmp_path, monkeypatch):
+    kept = {"env": "brax:spring", "steps": 1e5, "seeds": 2, "gamma": 0.9}
+    run = cheetah.preset("soft").replace(seed=3, output=tmp_path / "a b", checkpoints="gs://mine/run", **kept)
+    (line,) = cheetah.another_seed(run)
+    beside = {"output": tmp_path / "a b-another-seed", "checkpoints": "gs://mine/run-another-seed"}
+    again = cli.parse_run(shlex.split(line)[2:], cheetah.ONLINE, cheetah.preset, CHEETAH[0])
+    assert again == run.replace(seed=5, **beside)
+    monkeypatch.setattr(cheetah.Run, "command", None)
+    assert cheetah.another_seed(run) == []
+
+
 def test_settings_that_no_words_give_have_no_command():
     run = align_settings.preset("hard").replace(judging=align_settings.judging_of("judge:openai:x"), data="tiny")
     assert command_of(run, *ALIGN) is not None

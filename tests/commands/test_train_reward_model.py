@@ -11,6 +11,7 @@ from pairgrpo_jax.commands.reward_model import Run
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.data import fold_of
+from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards.reward_model import about_head, load_reward_model
 from pairgrpo_jax.lm.rewards.reward_training import pad_pairs
@@ -52,7 +53,7 @@ def run(folder, output, **changed) -> Run:
 
 @pytest.mark.parametrize("mode", ["frozen", *(pytest.param(x, marks=pytest.mark.slow) for x in ("lora", "full"))])
 def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
-    changed = {"mode": mode, "learning_rate": 1e-3} | ({} if mode == "frozen" else {"folds": 0})
+    changed = {"mode": mode} | ({} if mode == "frozen" else {"learning_rate": 1e-3, "folds": 0})
     args = run(folder, tmp_path / "out", **changed)
     console = Console(record=True, width=200)
     assert program.execute(args, console) == 0
@@ -102,6 +103,19 @@ def test_bad_settings(folder, tmp_path):
     few = Run(model=str(folder / "model"), data=str(tmp_path / "few.jsonl"), output=tmp_path / "x")
     with pytest.raises(ValueError, match="1 usable pairs"):
         program.execute(few, Console(quiet=True))
+
+
+def test_settings_of_what_is_not_trained_are_refused():
+    two = LoraConfig(rank=2)
+    assert Run(mode="lora", lora=two, epochs=2.0).lora == two and Run(mode="full", learning_rate=1e-3).epochs == 1
+    for mode, changed, name in (
+        ("frozen", {"epochs": 2.0}, "epochs=2.0"),
+        ("frozen", {"learning_rate": 1e-3}, "learning_rate=0.001"),
+        ("frozen", {"lora": two}, "rank=2"),
+        ("full", {"lora": LoraConfig(targets=("q",))}, r"targets=\('q',\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} has no effect with mode='{mode}'"):
+            Run(mode=mode, **changed)
 
 
 def test_text_baseline():

@@ -478,6 +478,8 @@ def test_what_a_function_asks_for():
     assert Columns(("a",), ("b", "c")).shared(rows) == ("a", "c") == Columns(others=True).shared(rows)
     with pytest.raises(ValueError, match=r"asks for a column 'b'; there are a, c"):
         Columns(("b",)).shared(rows)
+    with pytest.raises(ValueError, match=r"^judge: it asks for a column 'b'"):
+        Columns(("b",)).shared(rows, "judge")
 
 
 def test_a_spread_sample_is_the_same_every_time_and_from_all_over():

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from pairgrpo_jax.lm import Policy, Sampling, score
-from pairgrpo_jax.lm.data import EncodedPair, load_preferences
+from pairgrpo_jax.lm.data import EncodedPair, encode_preferences, load_preferences
 from pairgrpo_jax.lm.data import preference_accuracy as accuracy
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.rewards import reward_model, reward_training
@@ -168,7 +168,7 @@ def test_training_of_the_trunk_learns_and_agrees_when_accumulated(tiny, mode):
 
     def trained(accumulate, steps):
         trainable = reward_training.init_trainable(mode, tiny, start, config, jax.random.key(0))
-        loss = reward_training.make_reward_loss(tiny, tiny.params, config, l2=0.01)
+        loss = reward_training.make_reward_loss(tiny, tiny.params, config)
         update = make_update_step(loss, optimizer, accumulate=accumulate)
         state = TrainState.create(trainable, optimizer, jax.random.key(1))
         for _ in range(steps):
@@ -202,11 +202,11 @@ def test_every_micro_batch_drops_inputs_of_its_own(tiny):
 
 def test_encoding_keeps_the_order_and_marks_what_does_not_fit(smollm2):
     rows = load_preferences("tiny").rows[:6]
-    encoded = reward_training.encode(smollm2, rows, 48, 8)
+    encoded = encode_preferences(smollm2, rows, 48, 8)
     assert [pair is None for pair in encoded].count(False) >= 4
     assert all(len(pair.prompt) <= 48 and max(map(len, pair.replies)) <= 8 for pair in encoded if pair)
     with pytest.raises(ValueError, match="prompt_tokens=4"):
-        reward_training.encode(smollm2, rows, 4, 8)
+        encode_preferences(smollm2, rows, 4, 8)
 
 
 @pytest.mark.parametrize("domain", ["helpful", "harmless", "ultrafeedback"])
@@ -222,7 +222,7 @@ def test_shipped_head_on_the_real_model_prefers_our_good_replies(smollm2, head):
     """The tiny set shares no text with the heads' training data: a test of transfer."""
     rows = load_preferences(f"tiny-{head.split('-')[0]}").rows[:40]
     policy = Policy(smollm2, smollm2.params)
-    pairs = reward_training.encode(smollm2, rows, 128, 128)
+    pairs = encode_preferences(smollm2, rows, 128, 128)
     loaded = load_head(head)
     pooled = reward_training.pair_features(policy, pairs, loaded.features, batch=20)
     both = np.asarray(rewards(loaded, jnp.asarray(pooled)))

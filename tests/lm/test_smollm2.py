@@ -139,8 +139,8 @@ def test_command_line_completes_files_and_streams(smollm2, tmp_path, capsys):
 
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a colour."}\n{"prompt": "Hi"}\n')
     prompts = read_prompts(tmp_path / "prompts.jsonl")
-    args = Args(out=tmp_path / "out.jsonl", max_new_tokens=12, num_samples=2, batch_size=2)
-    complete(smollm2, args, prompts)
+    files = {"prompts": tmp_path / "prompts.jsonl", "out": tmp_path / "out.jsonl"}
+    complete(smollm2, Args(max_new_tokens=12, num_samples=2, batch_size=2, **files), prompts)
     lines = [json.loads(x) for x in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [x["prompt"] for x in lines] == prompts and all(len(x["replies"]) == 2 for x in lines)
     ids = encode_chat(smollm2.tokenizer, QUESTION)

@@ -43,13 +43,13 @@ class Columns(NamedTuple):
         names = dict.fromkeys((*self.required, *(n for n in self.optional if n in row), *others))
         return {name: row[name] for name in names}
 
-    def shared(self, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-        """The names asked for that all of `rows` have; ValueError for a required one that is not among them."""
+    def shared(self, rows: Iterable[Mapping[str, Any]], setting: str = "reward") -> tuple[str, ...]:
+        """The names asked for that all of `rows` have; ValueError, under `setting`, for a required one that is not."""
         rows = list(rows)
         common = [name for name in (rows[0] if rows else ()) if all(name in row for row in rows)]
         for name in self.required:
             if name not in common:
-                raise ValueError(f"reward: it asks for a column {name!r}; {_had(name, common)}")
+                raise ValueError(f"{setting}: it asks for a column {name!r}; {_had(name, common)}")
         return tuple(n for n in common if self.others or n in (*self.required, *self.optional))
 
 

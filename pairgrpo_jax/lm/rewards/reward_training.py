@@ -11,7 +11,7 @@ import scipy
 from jax.sharding import NamedSharding
 
 from pairgrpo_jax.core.terms import Objective, mean_term
-from pairgrpo_jax.lm.data import EncodedPair, Preference, encode_preferences, pad_texts, ranked_right
+from pairgrpo_jax.lm.data import EncodedPair, pad_texts, ranked_right
 from pairgrpo_jax.lm.models import lora as lora_lib
 from pairgrpo_jax.lm.models.generation import bucket
 from pairgrpo_jax.lm.models.model import Model
@@ -40,17 +40,6 @@ class PairTokens(NamedTuple):
     completions: jax.Array
     lengths: jax.Array
     keys: jax.Array | None = None
-
-
-def encode(model: Model, rows: Sequence[Preference], prompt_tokens: int, reply_tokens: int) -> list[EncodedPair | None]:
-    """Returns the tokens of each preference; None where the prompt's last turn is longer than `prompt_tokens`.
-
-    Longer prompts lose their oldest turns, longer replies their end.
-
-    Raises:
-      ValueError: if no prompt fits.
-    """
-    return encode_preferences(model, rows, prompt_tokens, reply_tokens)
 
 
 def pad_pairs(pairs: Sequence[EncodedPair], rows: int | None = None) -> PairTokens:
@@ -207,7 +196,7 @@ def trunk(trainable: Any, model: Model, frozen: Any, config: lora_lib.LoraConfig
     return Policy(model, trainable["params"])
 
 
-def make_reward_loss(model: Model, frozen: Any, config: lora_lib.LoraConfig, l2: float = 0.0):
+def make_reward_loss(model: Model, frozen: Any, config: lora_lib.LoraConfig):
     """Returns `loss(trainable, PairTokens) -> Objective` of the Bradley-Terry model, for `training.make_update_step`.
 
     `-log sigmoid(r_chosen - r_rejected)`, averaged over pairs (https://arxiv.org/abs/2203.02155, eq. 1).
@@ -216,17 +205,14 @@ def make_reward_loss(model: Model, frozen: Any, config: lora_lib.LoraConfig, l2:
       model: the trunk.
       frozen: its parameters; under jit, pass them in rather than closing over them.
       config: of the adapters.
-      l2: penalty on the head, times `|weight|^2 / 2`.
     """
 
     def loss(trainable: Any, tokens: PairTokens) -> Objective:
         key = None if tokens.keys is None else tokens.keys[0]
         both = reward(trunk(trainable, model, frozen, config), trainable["head"], *tokens[:4], dropout_key=key)
         margin = both[:, 0] - both[:, 1]
-        penalty = jnp.full_like(margin, jnp.square(trainable["head"].weight).sum() / 2)
         return {
             "bradley_terry": mean_term(jax.nn.softplus(-margin), weight=1.0),
-            "penalty": mean_term(penalty, weight=l2),
             "accuracy": mean_term(ranked_right(margin)),
             "margin": mean_term(margin),
         }

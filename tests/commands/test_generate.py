@@ -1,0 +1,83 @@
+"""What `pairgrpo generate` shows, asks and refuses; what the model says is made up here, in bytes."""
+
+import json
+
+import numpy as np
+import pytest
+from byte_model import write_model
+
+from pairgrpo_jax.commands import generate
+from pairgrpo_jax.commands.generate import Args
+from pairgrpo_jax.lm import Generation, load_model
+from pairgrpo_jax.lm.files.tokenizer import encode
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generate") / "model"
+    write_model(folder)
+    return load_model(folder)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts that the model is given, to each of which it says "ok"."""
+    texts = []
+
+    def say(model, params, prompts, *, key, num_samples=1, on_tokens=None, **_):
+        texts.extend(map(model.tokenizer.decode, prompts))
+        tokens = np.tile(encode(model.tokenizer, "ok"), (len(prompts), num_samples, 1))
+        lengths = np.full(tokens.shape[:2], 2)
+        if on_tokens is not None:
+            on_tokens(tokens, lengths)
+        return Generation(tokens, lengths, np.zeros(tokens.shape), key)
+
+    monkeypatch.setattr(generate, "generate", say)
+    return texts
+
+
+@pytest.mark.parametrize(("steps", "shown"), [((1, 4, 5), ["a", "é", "é"]), ((1, 2), ["a", ""]), ((4,), ["aé"])])
+def test_a_reply_is_shown_up_to_a_cut_character_and_at_the_end_as_it_is(model, monkeypatch, capsys, steps, shown):
+    ids, said = encode(model.tokenizer, "aéé"), []
+
+    def say(*_, on_tokens, **__):
+        for step in steps:
+            on_tokens(np.array([[ids]]), np.array([[step]]))
+            said.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(generate, "generate", say)
+    text = generate.reply(model, Args(), ids, None)
+    assert said == shown and text == model.tokenizer.decode(ids[: steps[-1]])
+    assert "".join(shown) + capsys.readouterr().out == text + "\n"
+
+
+def test_a_new_conversation_is_asked_for_by_hand_alone(model, asked, monkeypatch):
+    generate.talk(model, Args(prompt="/new"))
+    assert asked == ["u/new\na"]
+    lines = iter(["One", "", "Two", "/new", "Three"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    generate.talk(model, Args(system="Short."))
+    assert asked[1:] == ["sShort.\nuOne\na", "sShort.\nuOne\naok\nuTwo\na", "sShort.\nuThree\na"]
+
+
+def test_a_file_of_prompts_is_completed_under_the_system_message(model, asked, tmp_path):
+    files = {"prompts": tmp_path / "in.txt", "out": tmp_path / "out.jsonl"}
+    generate.complete(model, Args(system="Short.", num_samples=2, **files), ["One", "Two"])
+    assert asked == ["sShort.\nuOne\na", "sShort.\nuTwo\na"]
+    rows = [json.loads(line) for line in files["out"].read_text().splitlines()]
+    assert rows == [{"prompt": text, "replies": ["ok", "ok"]} for text in ("One", "Two")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompts", "in.txt", "--prompt", "Hi"], "prompt='Hi' has no effect beside prompts"),
+        (["--out", "out.jsonl"], "has no effect without prompts"),
+        (["--prompt", "Hi", "--num-samples", "2"], "num_samples=2 has no effect without prompts"),
+        (["--batch-size", "2"], "batch_size=2 has no effect without prompts"),
+        (["--no-chat", "--system", "Short."], "system='Short.' has no effect without a chat template"),
+    ],
+)
+def test_options_without_effect_are_refused(run_here, words, message):
+    done = run_here(generate.main, "--model", "nowhere", *words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
