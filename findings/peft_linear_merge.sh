@@ -2,7 +2,7 @@
 # PEFT's "linear" combination of adapters is not the linear combination of what they do.
 # Guess: add_weighted_adapter([x, y], [1, 1], combination_type="linear") adds delta_x and delta_y; x with x doubles it.
 # Truth (peft 0.21.2): it adds the factors, so the result is (Bx+By)@(Ax+Ay) with cross terms: an adapter combined with itself counts
-#   four times, and the 0.5, 0.5 mean of two unrelated ones is off by as much as the mean itself. combination_type="cat" adds what was meant.
+#   four times, and the 0.5, 0.5 mean of two unrelated ones is off by as much as the mean itself. combination_type="cat" adds what was meant, without rslora.
 # Who: averaging LoRA policies or reward adapters over seeds (model soups, WARP-like averaging), adding a helpfulness and a
 #   harmlessness adapter.
 set -euo pipefail
