@@ -12,7 +12,7 @@ from rich.console import Console
 from pairgrpo_jax.commands.align_results import told_accuracy
 from pairgrpo_jax.commands.align_settings import Run, judge_of
 from pairgrpo_jax.commands.evaluate import Judges, head_accuracy, tell_other_model
-from pairgrpo_jax.commands.judging import VERDICTS, make_judge
+from pairgrpo_jax.commands.judging import make_judge, verdicts_in
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
 from pairgrpo_jax.commands.runs import reading
 from pairgrpo_jax.core.comparisons import check_comparisons
@@ -40,7 +40,6 @@ from pairgrpo_jax.lm.data import (
 )
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.models.sampling import Sampling
-from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, fitted_on, load_head, load_reward_model
 from pairgrpo_jax.lm.rewards.sources import Source, columns_of, compares, head_source, readable
 
@@ -136,7 +135,7 @@ def make_source(run: Run, model: Model, gym: Gym | None) -> Source | RewardHead:
         raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
     assert judging.comparing is not None
     check_comparisons(judging.comparing.comparisons, run.config.group_size)
-    memory = Memory(run.output / VERDICTS)
+    memory = verdicts_in(run.output)
     known = run.resume and memory.path.exists()
     if known:
         memory.open()

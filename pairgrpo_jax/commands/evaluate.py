@@ -274,19 +274,18 @@ def judge_of(args: Evaluation) -> str:
     return args.judge if args.judge is not None else "" if args.reward else "harmless-b"
 
 
-def labelled(policy: Policy, args: Evaluation) -> list[EncodedPair]:
+def labelled(model: Model, args: Evaluation) -> list[EncodedPair]:
     """Labelled pairs of the fold, cut to the limits; none for data of prompts alone."""
     if not has_preferences(args.data, split=args.split):
         return []
     rows = fold_of_rows(load_preferences(args.data, **reading(args)).rows, args)
-    return spread(encode_pairs(policy.model, rows, args.prompt_tokens, args.completion_tokens), args.prompts)
+    return spread(encode_pairs(model, rows, args.prompt_tokens, args.completion_tokens), args.prompts)
 
 
 def pair_accuracy(
-    policy: Policy, reference: Policy, args: Evaluation, rows: NamedSharding | None = None
+    policy: Policy, reference: Policy, pairs: Sequence[EncodedPair], args: Evaluation, rows: NamedSharding | None
 ) -> dict[str, float]:
-    """Implicit-reward accuracy on labelled pairs of the fold, with its interval; nothing for data of prompts alone."""
-    pairs = labelled(policy, args)
+    """Implicit-reward accuracy on labelled pairs, with its interval; {} of none."""
     if not pairs:
         return {}
     limits: dict[str, Any] = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
@@ -359,6 +358,7 @@ def main(words: Sequence[str]) -> None:
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
             raise ValueError(f"{name}: a, b and reference must share a vocabulary; sizes are {sizes[0]} and {sizes[1]}")
     prompts = held_out_prompts(reference.model, args, gym, source)
+    pairs = [] if gym else labelled(reference.model, args)
     judges = Judges(
         reference,
         head,
@@ -373,9 +373,8 @@ def main(words: Sequence[str]) -> None:
     )
     heard = judges.hear(a), judges.hear(b, independent=args.independent)
     row = figures(*heard) | {"prompts": len(prompts)}
-    if gym is None:
-        row |= pair_accuracy(a, reference, args, placement.rows)
-        row |= {} if head is None else head_accuracy(reference, head, labelled(reference, args), placement.rows)
+    row |= pair_accuracy(a, reference, pairs, args, placement.rows)
+    row |= {} if head is None else head_accuracy(reference, head, pairs, placement.rows)
     processes.on_lead(lambda: tell(args.output, row, dialogues(prompts, a=heard[0], b=heard[1])))
 
 

@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.judging import OPENAI, VERDICTS, Asking, Comparing, make_judge
+from pairgrpo_jax.commands.judging import OPENAI, Asking, Comparing, make_judge, verdicts_in
 from pairgrpo_jax.commands.runs import make_console, reading
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.data import Preference, describe, load_preferences, spread
-from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.sources import Source, columns_of
 from pairgrpo_jax.training import settings
 
@@ -81,7 +80,7 @@ def execute(run: Measuring, console: Console) -> int:
         raise ValueError(f"judge={run.judge!r} must be judge:openai:MODEL or judge:module:function")
     loaded = load_preferences(run.data, **reading(run))
     rows = spread(loaded.rows, run.pairs)
-    memory = Memory(run.output / VERDICTS)
+    memory = verdicts_in(run.output)
     known = memory.path.exists()
     how = Comparing("all", False, run.judge_concurrency, run.judge_backoff)
     policy = {"timeout": run.timeout, "retries": run.retries, "on_error": "skip"}

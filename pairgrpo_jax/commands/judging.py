@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
+
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.rubric import read_rubric
 from pairgrpo_jax.lm.rewards.sources import Source, judge
 
 OPENAI = "judge:openai:"
-VERDICTS = "verdicts.sqlite"  # in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Asking(Settings):
     """Longest answer; None leaves it to the server."""
     judge_prices: tuple[float, float] | None = None
     """Of a million tokens, in and out, for the metric judge_cost."""
+
+
+def verdicts_in(folder: Path) -> Memory:
+    """What judges said in the run of a folder. Each process keeps its own: hosts cannot share a file of SQLite's."""
+    process = jax.process_index()
+    return Memory(folder / ("verdicts.sqlite" if not process else f"verdicts-{process}.sqlite"))
 
 
 def make_judge(

@@ -111,7 +111,7 @@ def _of_file(path: Path) -> list[Stored]:
     """A result of `experiments.compare` or `experiments.sums`."""
     kept = json.loads(path.read_text())
     name = f"{kept['method']} {kept['trial']}".strip()
-    rows = [_row(row, 0) for row in kept["metrics"]]
+    rows = [_row(row, 0, None) for row in kept["metrics"]]
     return [Stored(name, kept["seed"], path, kept["settings"], kept["versions"], kept["commit"], rows)]
 
 
@@ -126,17 +126,18 @@ def _of_folder(folder: Path) -> list[Stored]:
         raise _NotCounted("not finished; go on with --resume")
     versions = json.loads((folder / "versions.json").read_text())
     rows, method = read_metrics(folder), settings["config"]["method"]["name"]
-    if (seeds := settings.get("seeds", 1)) < 1:
+    many: int | None = settings.get("seeds")
+    if (seeds := 1 if many is None else many) < 1:
         raise ValueError(f"seeds={seeds}")
     return [
-        Stored(method, settings["seed"] + i, folder, settings, versions, "", [_row(row, i) for row in rows])
+        Stored(method, settings["seed"] + i, folder, settings, versions, "", [_row(row, i, many) for row in rows])
         for i in range(seeds)
     ]
 
 
-def _row(row: dict[str, Any], place: int) -> dict[str, float]:
-    """The part of one seed; lists that are not of seeds are left out."""
-    each = {name: x[place] if isinstance(x, list) and len(x) > place else x for name, x in row.items()}
+def _row(row: dict[str, Any], place: int, seeds: int | None) -> dict[str, float]:
+    """The part of one of `seeds`; lists that are not of seeds are left out, all of them for None."""
+    each = {name: x[place] if isinstance(x, list) and len(x) == seeds else x for name, x in row.items()}
     return {name: float(x) for name, x in each.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
 
 

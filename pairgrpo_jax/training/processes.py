@@ -59,7 +59,8 @@ class Start(Settings):
         named = {"coordinator": self.coordinator, "processes": self.processes, "process": self.process}
         missing = [name for name, value in named.items() if value is None]
         if self.distributed == "auto" and len(missing) < len(named):
-            raise ValueError("distributed: auto finds the other processes by itself; leave out coordinator or auto")
+            given = ", ".join(f"--{name}" for name in named if name not in missing)
+            raise ValueError(f"distributed: auto finds the other processes by itself; leave out {given}, or auto")
         if self.distributed == "none" and 0 < len(missing) < len(named):
             raise ValueError(f"{missing[0]}: --coordinator, --processes and --process go together")
         if self.coordinator is not None:

@@ -8,7 +8,7 @@ import pytest
 from byte_model import write_model
 
 from pairgrpo_jax.commands import evaluate
-from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, pair_accuracy
+from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, labelled, pair_accuracy
 from pairgrpo_jax.commands.exported import chat_of
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.lm import Policy, Sampling
@@ -21,22 +21,23 @@ from tests.lm.conftest import tiny_model
 PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
 
-def accuracy(folder, rows, **options):
-    """Of no model: all that is looked at comes before it."""
+def pairs(folder, rows, **options):
+    """For no model: all that is looked at comes before it."""
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return pair_accuracy(None, None, Evaluation("a", data=str(folder / "data.jsonl"), **options))
+    return labelled(None, Evaluation("a", data=str(folder / "data.jsonl"), **options))
 
 
 def test_only_data_of_prompts_alone_has_no_accuracy(tmp_path):
-    assert accuracy(tmp_path, [{"prompt": "Why?"}, {"prompt": "How?"}]) == {}
+    assert pairs(tmp_path, [{"prompt": "Why?"}, {"prompt": "How?"}]) == []
+    assert pair_accuracy(None, None, [], Evaluation("a"), None) == {}
     with pytest.raises(ValueError, match="jsonl:2: expected columns 'chosen' and 'rejected'"):
-        accuracy(tmp_path, [PAIR, {"prompt": "How?"}])
+        pairs(tmp_path, [PAIR, {"prompt": "How?"}])
     with pytest.raises(ValueError, match=r"no usable preference \(1 identical replies\)"):
-        accuracy(tmp_path, [PAIR | {"rejected": "So."}])
+        pairs(tmp_path, [PAIR | {"rejected": "So."}])
     with pytest.raises(ValueError, match="scores must be two numbers"):
-        accuracy(tmp_path, [{"prompt": "Why?", "text": ["So.", "No."], "score": ["high", "low"]}])
+        pairs(tmp_path, [{"prompt": "Why?", "text": ["So.", "No."], "score": ["high", "low"]}])
     with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file"):
-        pair_accuracy(None, None, Evaluation("a", data="nowhere.jsonl"))
+        labelled(None, Evaluation("a", data="nowhere.jsonl"))
 
 
 def test_a_judge_made_on_another_model_is_told(tmp_path, run_here):

@@ -120,3 +120,16 @@ def test_align_needs_no_common_disk_but_for_checkpoints(workplace, tmp_path):
     in_two_processes([new, there], "align", "grpo", *words.split(), "--iterations=3", "--resume")
     assert [row["iteration"] for row in read_metrics(new / "out")] == [3]
     assert not any(there.iterdir()) and not any(path.name == "checkpoints" for path in tmp_path.glob("*/out/*"))
+
+
+def test_each_process_keeps_the_verdicts_it_asked_for(workplace, tmp_path):
+    here, there = folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "mine.py").write_text("def longer(prompt, a, b):\n    return int(len(b) > len(a))\n")
+    words = "--data tiny --prompts 4 --candidates 2 --completion-tokens 4 --lora-rank 2 --no-anneal --judge="
+    words += " --evaluation-prompts 4 --evaluation-samples 1 --shown 1 --no-export --mesh data --output out"
+    words += f" --reward judge:mine:longer --model {workplace / 'model'} --checkpoints {tmp_path / 'all'}"
+    in_two_processes(folders, "align", "soft", *words.split(), "--iterations=1")
+    assert [path.name for path in there.glob("out/*")] == ["verdicts-1.sqlite"]
+    assert (here / "out" / "verdicts.sqlite").exists()

@@ -96,7 +96,8 @@ def minibatch(config: AlignConfig, vocab_size: int, placement: Placement) -> Bat
     """What an update is given: the arrays that a run's own batch has, without their values."""
     texts = config.texts
     b, k, t = placement.update_places(config), config.group_size, texts.completion_tokens
-    whole, tokens = jax.ShapeDtypeStruct((b, k, t), jnp.float32), jax.ShapeDtypeStruct((b, k, t), jnp.int32)
+    whole: Any = jax.ShapeDtypeStruct((b, k, t), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((b, k, t), jnp.int32)
     prompts, ints = jax.ShapeDtypeStruct((b, texts.prompt_tokens), jnp.int32), jax.ShapeDtypeStruct((b,), jnp.int32)
     lengths, alive = jax.ShapeDtypeStruct((b, k), jnp.int32), jax.ShapeDtypeStruct((b,), jnp.float32)
     batch = Batch(prompts, ints, tokens, lengths, alive=alive)

@@ -112,11 +112,12 @@ class Memory:
         """The data base; ValueError that names a file which is none."""
         if self._base is None:
             try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 base = sqlite3.connect(self.path, check_same_thread=False)
                 base.execute("PRAGMA journal_mode = WAL")
                 base.execute("CREATE TABLE IF NOT EXISTS verdicts (question TEXT PRIMARY KEY, verdict REAL NOT NULL)")
                 base.execute("SELECT question, verdict FROM verdicts LIMIT 1")
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise ValueError(f"{self.path}: no file of verdicts can be read or made here ({error})") from None
             self._base = base
         return self._base
