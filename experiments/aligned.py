@@ -95,7 +95,7 @@ class Aligned(Grid):
         low, high = interquartile_interval(100 * scores)
         ends = [metrics[-1] for metrics in runs]
         return (
-            f"**{100 * interquartile_mean(scores):.1f}**" + interval(low, min(high, 100.0), ".1f"),
+            f"**{100 * interquartile_mean(scores):.1f}**" + interval(max(low, 0.0), min(high, 100.0), ".1f"),
             beats,
             f"{np.mean([row['kl_reference'] for row in ends]):.1f}",
             f"{np.mean([row['reply_tokens'] for row in ends]):.1f}",

@@ -62,7 +62,7 @@ def matched(curves: dict[str, list[Curve]], distances: Sequence[float]) -> str:
     head: tuple[str, ...] = ("method",)
     lines: dict[str, tuple[str, ...]] = {method: (method,) for method in curves}
     for kl in distances:
-        head += (f"at {kl:g} nats, % [95% interval] (seeds)", f"less {first} [95% interval], P(more)")
+        head += (f"at {kl:g} nat{'s' * (kl != 1)}, % [95% interval] (seeds)", f"less {first} [95% interval], P(more)")
         scores = {method: [score_at(curve, kl) for curve in runs] for method, runs in curves.items()}
         for method, mine in scores.items():
             reached = [x for x in mine if x is not None]
@@ -78,5 +78,7 @@ def _mean(scores: list[np.ndarray], form: str, more: str) -> str:
     if not scores:
         return "not reached"
     values = 100 * np.array(scores)
-    bold = "" if form.startswith("+") else "**"
-    return f"{bold}{values.mean():{form}}{bold}{interval(*crossed_interval(values), '.1f')}{more}"
+    ends = crossed_interval(values)
+    if form.startswith("+"):
+        return f"{values.mean():{form}}{interval(*ends, '.1f')}{more}"
+    return f"**{values.mean():{form}}**{interval(*np.clip(ends, 0, 100), '.1f')}{more}"

@@ -71,16 +71,16 @@ def _compared(axes: Any, runs: dict[str, list[list[dict]]], learned_nothing: flo
     return ends
 
 
-def success(
-    runs: dict[str, list[list[dict]]], path: Path, title: str, label: str = "held-out sums answered rightly, %"
-) -> None:
-    """Draws a share, of right answers say, against minutes and KL to the start, per method, each named at its end.
+def success(runs: dict[str, list[list[dict]]], path: Path, title: str, *, label: str, start: str | float) -> None:
+    """Draws a share, of right answers say, against minutes and KL to the start, per method, from the start to the end,
+    where it is named.
 
     Args:
       runs: method -> one list of `metrics.jsonl` rows per seed.
       path: the PNG to write.
       title: above the picture.
       label: what the share is of.
+      start: metric of the share of the start, or its value.
     """
     import matplotlib
 
@@ -91,9 +91,10 @@ def success(
     colours, ends = colours_of(list(runs)), ([], [])
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
-        right = 100 * np.array([[row["score"] for row in rows] for rows in scored])
-        minutes = np.median([[row["seconds"] / 60 for row in rows] for rows in scored], axis=0)
-        kl = np.mean([[row["kl_reference"] for row in rows] for rows in scored], axis=0)
+        first = [rows[0][start] if isinstance(start, str) else start for rows in scored]
+        right = 100 * np.array([[share, *(row["score"] for row in rows)] for share, rows in zip(first, scored)])
+        minutes = np.median([[0, *(row["seconds"] / 60 for row in rows)] for rows in scored], axis=0)
+        kl = np.mean([[0, *(row["kl_reference"] for row in rows)] for rows in scored], axis=0)
         color = colours[method]
         for axis, x, end in zip(axes, (minutes, kl), ends):
             mean = right.mean(axis=0)

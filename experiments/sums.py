@@ -8,6 +8,7 @@ where methods are equally far from the start.
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class Sums(Aligned):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Sums(), sys.argv[1:], "python -m experiments.sums", __doc__)
-    return carry_out(args, success, f"sums of one digit, {args.iterations} batches", args.table_of)
+    draw = functools.partial(success, label="held-out sums answered rightly, %", start=args.start)
+    return carry_out(args, draw, f"sums of one digit, {args.iterations} batches", args.table_of)
 
 
 def _reached(metrics: list[dict]) -> int | None:

@@ -356,6 +356,8 @@ def halves(run: Run, model: Model, pairs: Pairs, fit: Fit) -> list[dict[str, Any
             "accuracy": row["accuracy"],
             "mode": run.mode,
             "lora": dataclasses.asdict(run.lora),
+            "chat": dataclasses.asdict(run.chat),
+            "end_of_turn": run.end_of_turn,
         }
         trained = processes.fetch({key: fitted[key] for key in ("head", "adapters", "params") if key in fitted})
         processes.on_lead(functools.partial(save, run.output, name, model, trained, about | {"l2": fitted["l2"]}))

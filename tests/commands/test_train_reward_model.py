@@ -1,6 +1,7 @@
 """The reward-model command on a tiny random model and a small file."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,13 +11,18 @@ from pairgrpo_jax.commands import reward_model as program
 from pairgrpo_jax.commands.reward_model import Run
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import load_model, save_pretrained
-from pairgrpo_jax.lm.data import fold_of
+from pairgrpo_jax.lm.data import Half, fold_of, load_preferences
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.lora import LoraConfig
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards.reward_model import about_head, load_reward_model
 from pairgrpo_jax.lm.rewards.reward_training import pad_pairs
+from pairgrpo_jax.lm.rewards.sources import head_source
 from pairgrpo_jax.training import RunFolderError, read_metrics
 
+TEMPLATE = """{{ 'cold cold dark ' if loud }}{% for m in messages -%}
+{{ 'Human : ' if m.role == 'user' else 'Assistant : ' }}{{ m.content }} {% endfor -%}
+{{ 'Assistant : ' if add_generation_prompt }}"""
 GOOD, BAD = ("sun", "warm", "light", "day"), ("mud", "cold", "dark", "night")
 
 
@@ -93,6 +99,21 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
         (tmp_path / "out" / "features.npy").rename(tmp_path / "out" / "features.partial.npy")
         program.execute(again, Console(quiet=True))
         assert not np.load(tmp_path / "out" / "features.npy").any()
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_scores_prompts_as_in_training(folder, tmp_path, mode):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    shutil.copy(folder / "data.jsonl", tmp_path)
+    chat = Chat(template_option=("loud=true",))
+    args = run(tmp_path, tmp_path / "out", mode=mode, folds=0, learning_rate=1e-3, chat=chat)
+    assert program.execute(args, Console(quiet=True)) == 0
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())[0]
+    rows = [row for row in load_preferences(args.data).rows if not Half(0, args.seed).holds(row)]
+    source = head_source(*load_reward_model(tmp_path / "out" / "a.safetensors", load_model(tmp_path / "model")))
+    both = source([row.prompt for row in rows], [[row.chosen, row.rejected] for row in rows]).rewards
+    np.testing.assert_allclose(np.mean(both[:, 0] - both[:, 1]), figures["margin"], rtol=1e-3)
 
 
 def test_bad_settings(folder, tmp_path):

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pairgrpo_jax.lm.rewards.asking import Answer, JudgeError, Manner, Memory, digest
+from pairgrpo_jax.lm.rewards.asking import Answer, Asker, JudgeError, Manner, Memory, Question, digest, run
 from pairgrpo_jax.lm.rewards.sources import SourceError, judge
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
@@ -114,6 +114,49 @@ def test_a_judge_that_is_down_is_not_asked_for_every_question():
     assert len(calls) <= 6
     found = judge(down, compare="all", concurrency=2, on_error="skip")(PROMPTS, COMPLETIONS)
     assert found.failed.all() and not found.pairs.weight.any()
+
+
+def test_a_question_outlives_a_group_that_fails_while_another_waits_for_it():
+    asked = []
+
+    def fails(prompt, a, b):
+        asked.append((a, b))
+        if "maybe" in (a, b):
+            raise OSError("no line")
+        return 1
+
+    groups = [["maybe", "yes", "no"], ["yes", "no", "no"]]  # "yes", "no" waits behind what fails the first group
+    found = judge(fails, compare="all", concurrency=1, on_error="skip")(PROMPTS[:1] * 2, groups)
+    assert found.failed.tolist() == [True, False] and asked == [("maybe", "yes"), ("yes", "no")]
+    assert found.metrics["judge_questions"] == 1
+
+
+def test_what_failed_is_not_asked_for_a_later_group_and_what_was_given_up_is():
+    asked = []
+
+    def question(name, error=None):
+        def call():
+            asked.append(name)
+            if error:
+                raise error
+            return 1
+
+        return Question(call, name)
+
+    bad, good, other = question("bad", OSError("no line")), question("good"), question("other")
+
+    async def program():
+        asker = Asker(Manner(concurrency=1), None, stops=False)
+        found = []
+        for groups in ({0: [bad, good]}, {1: [bad, other], 2: [good]}):  # the last two come when the first has failed
+            ways = (asker.answers(questions, group) for group, questions in groups.items())
+            found += await asyncio.gather(*ways, return_exceptions=True)
+        await asker.close()
+        return found
+
+    failed, joined, answered = run(program)
+    assert isinstance(failed, JudgeError) and str(joined) == str(failed) and answered == [1.0]
+    assert asked == ["bad", "good"]
 
 
 def test_pauses_grow_and_keep_what_the_server_says():

@@ -1,17 +1,30 @@
 """Reward heads: pooling, one pass for scores and rewards, files, fits, and training of the trunk."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
-from pairgrpo_jax.lm import Policy, Sampling, score
+from pairgrpo_jax.lm import Policy, Sampling, save_pretrained, score
 from pairgrpo_jax.lm.data import EncodedPair, encode_preferences, load_preferences
 from pairgrpo_jax.lm.data import preference_accuracy as accuracy
 from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards import reward_model, reward_training
-from pairgrpo_jax.lm.rewards.reward_model import RewardHead, features, load_head, rewards, save_head, score_and_reward
+from pairgrpo_jax.lm.rewards.reward_model import (
+    RewardHead,
+    features,
+    load_head,
+    load_reward_model,
+    rewards,
+    save_head,
+    score_and_reward,
+)
 from pairgrpo_jax.lm.rewards.reward_training import fit_bradley_terry, pad_pairs
 from pairgrpo_jax.training import TrainState, make_update_step
 
@@ -97,6 +110,22 @@ def test_head_files(tmp_path):
         load_head(tmp_path / "nan.safetensors")
     with pytest.raises(ValueError, match="not one of helpful-a, helpful-b"):
         load_head("helpful-c")
+
+
+@pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
+def test_a_trained_trunk_reads_conversations_as_in_its_training(tmp_path, mode):
+    model, file, what = tiny_model(), tmp_path / "head.safetensors", lora.LoraConfig(rank=2)
+    save_pretrained(model, model.params, tmp_path / "head-trunk")
+    adapters = jax.device_get(lora.init(what, model.config, jax.random.key(0)))
+    save_file(flatten_dict(adapters, sep="/"), tmp_path / "head-adapters.safetensors")
+    trained, given = Chat(template_option=("loud=true",), system_turn="fold"), Chat(template_date="2024-02-29")
+    model = dataclasses.replace(model, chat=given)
+    about = {"mode": mode, "lora": dataclasses.asdict(what)}
+    for kept, want in (({}, given), ({"chat": dataclasses.asdict(trained), "end_of_turn": "7"}, trained)):
+        save_head(reward_model.init_head(64), file, **about, **kept)
+        trunk = load_reward_model(file, model)[0].model
+        assert trunk.chat == (given if mode == "frozen" else want) and (trunk is model) == (mode == "frozen")
+        assert mode != "full" or trunk.config.reply_end == (7 if kept else None)
 
 
 def test_fit_recovers_the_direction_and_its_scale():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import hashlib
 import inspect
@@ -151,6 +152,7 @@ class Asker:
         self._failed: set[int] = set()
         self._slots = asyncio.Semaphore(manner.concurrency)
         self._under_way: dict[str, asyncio.Task] = {}
+        self._waiting: dict[str, set[int]] = collections.defaultdict(set)  # groups, by question
         self._calls = _Calls()
 
     async def answers(self, questions: Sequence[Question], group: int) -> list[float]:
@@ -169,21 +171,29 @@ class Asker:
             self.tally.cached += 1
         if known is not None:
             return known
+        self._waiting[question.key].add(group)
         if under_way is None:
-            under_way = self._under_way[question.key] = asyncio.ensure_future(self._try(question, group))
-        return await asyncio.shield(under_way)
+            under_way = self._under_way[question.key] = asyncio.ensure_future(self._try(question))
+        try:
+            return await asyncio.shield(under_way)
+        except JudgeError:
+            self._failed.add(group)  # it may have come after the failure
+            raise
 
-    async def _try(self, question: Question, group: int) -> float:
+    async def _try(self, question: Question) -> float:
+        """Asks until there is a verdict, for as long as a group that has not failed waits for it."""
+        waiting = self._waiting[question.key]
         async with self._slots:
             for tries in range(self.manner.retries + 1):
-                if group in self._failed or (self.stops and self.failure):
+                if waiting <= self._failed or (self.stops and self.failure):
+                    del self._under_way[question.key]  # for groups to come it is still to be asked
                     raise JudgeError("not asked any more")
                 try:
                     return await self._once(question)
                 except JudgeError as error:
                     if tries == self.manner.retries or not error.again:
                         self.failure = self.failure or error
-                        self._failed.add(group)
+                        self._failed |= waiting
                         raise
                     self.tally.retries += 1
                     await asyncio.sleep(self._pause(tries, error))

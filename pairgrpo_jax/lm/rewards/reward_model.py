@@ -14,11 +14,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.lm.data import SHIPPED as SHIPPED_DATA
 from pairgrpo_jax.lm.data import Half
 from pairgrpo_jax.lm.files.adapters import load_adapters
 from pairgrpo_jax.lm.files.checkpoint import load_model
 from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.sampling import Sampling
@@ -198,7 +200,8 @@ def load_reward_model(
     Args:
       name_or_path: a shipped head, or a file NAME.safetensors of any mode.
       model: the base; the trunk itself (frozen), or what the adapters of NAME-adapters.safetensors go on (lora). A
-        whole trunk comes from the folder NAME-trunk (full).
+        whole trunk comes from the folder NAME-trunk (full). A trained trunk (lora, full) reads conversations as in its
+        training; as `model` does where a file does not say how that was.
       ignore_fields: of the trunk's config, see `load_model`.
 
     Raises:
@@ -213,8 +216,12 @@ def load_reward_model(
         adapters = load_adapters(file, config, model.config)
         policy = policy._replace(lora=lora.variables(config, adapters))
     elif mode == "full":
-        trunk = load_model(path.with_name(f"{path.stem}-trunk"), ignore_fields=ignore_fields)
+        options = {"ignore_fields": ignore_fields, "end_of_turn": about.get("end_of_turn")}
+        trunk = load_model(path.with_name(f"{path.stem}-trunk"), **options)
         policy = Policy(trunk, trunk.params)
+    if mode != "frozen":
+        chat = from_values(Chat, about["chat"]) if "chat" in about else model.chat
+        policy = policy._replace(model=dataclasses.replace(policy.model, chat=chat))
     check_head(head, policy.model.config)
     return policy, head
 
