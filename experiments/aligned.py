@@ -92,10 +92,10 @@ class Aligned(Grid):
         return ()
 
     def _figures(self, scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
-        low, high = interquartile_interval(100 * scores)
+        low, high = np.clip(interquartile_interval(100 * scores), 0, 100)
         ends = [metrics[-1] for metrics in runs]
         return (
-            f"**{100 * interquartile_mean(scores):.1f}**" + interval(max(low, 0.0), min(high, 100.0), ".1f"),
+            f"**{100 * interquartile_mean(scores):.1f}**" + interval(low, high, ".1f"),
             beats,
             f"{np.mean([row['kl_reference'] for row in ends]):.1f}",
             f"{np.mean([row['reply_tokens'] for row in ends]):.1f}",

@@ -113,11 +113,11 @@ def until(rows: dict[str, list[list[dict]]], steps: float | None) -> dict[str, l
     """The metrics of each run up to its first evaluation after `steps`; all of them for None."""
     if steps is None:
         return rows
-    ends = {name: [_evaluated(run, steps) for run in runs] for name, runs in rows.items()}
-    return {name: [run[:end] for run, end in zip(runs, ends[name])] for name, runs in rows.items()}
+    return {name: [run[: _evaluated(run, steps)] for run in runs] for name, runs in rows.items()}
 
 
 def _evaluated(run: list[dict], steps: float) -> int:
+    """How many rows there are up to it."""
     return next(i for i, row in enumerate(run, 1) if row["steps"] >= steps and "score" in row)
 
 

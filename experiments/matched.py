@@ -34,11 +34,16 @@ def curve_of(metrics: Sequence[dict], name: str, start: str | float) -> Curve:
     rows = [row for row in metrics if name in row and "kl_reference" in row]
     if not rows:
         raise ValueError(f"results: no evaluation with {name} and kl_reference; make the runs again")
-    first = rows[0][start] if isinstance(start, str) else start
+    first = start_of(rows, start)
     scores = np.array([row[name] for row in rows], float)
     return Curve(
         np.array([0.0, *(row["kl_reference"] for row in rows)]), np.vstack([np.full(scores.shape[1], first), scores])
     )
+
+
+def start_of(rows: Sequence[dict], start: str | float) -> float:
+    """The mean score of the start: the metric of a run's first evaluation that is named so, or the value."""
+    return rows[0][start] if isinstance(start, str) else start
 
 
 def score_at(curve: Curve, kl: float) -> np.ndarray | None:
@@ -78,7 +83,7 @@ def _mean(scores: list[np.ndarray], form: str, more: str) -> str:
     if not scores:
         return "not reached"
     values = 100 * np.array(scores)
-    ends = crossed_interval(values)
-    if form.startswith("+"):
-        return f"{values.mean():{form}}{interval(*ends, '.1f')}{more}"
-    return f"**{values.mean():{form}}**{interval(*np.clip(ends, 0, 100), '.1f')}{more}"
+    bold, (low, high) = "", crossed_interval(values)
+    if not form.startswith("+"):  # a share, not a difference of two
+        bold, (low, high) = "**", np.clip((low, high), 0, 100)
+    return f"{bold}{values.mean():{form}}{bold}{interval(low, high, '.1f')}{more}"

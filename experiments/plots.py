@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.matched import start_of
 from pairgrpo_jax.commands.plots import LEARNED_NOTHING, SERIES, colours_of, label_ends
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
 
@@ -91,8 +92,7 @@ def success(runs: dict[str, list[list[dict]]], path: Path, title: str, *, label:
     colours, ends = colours_of(list(runs)), ([], [])
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
-        first = [rows[0][start] if isinstance(start, str) else start for rows in scored]
-        right = 100 * np.array([[share, *(row["score"] for row in rows)] for share, rows in zip(first, scored)])
+        right = 100 * np.array([[start_of(rows, start), *(row["score"] for row in rows)] for rows in scored])
         minutes = np.median([[0, *(row["seconds"] / 60 for row in rows)] for rows in scored], axis=0)
         kl = np.mean([[0, *(row["kl_reference"] for row in rows)] for rows in scored], axis=0)
         color = colours[method]

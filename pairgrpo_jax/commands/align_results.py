@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -76,8 +77,9 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
     files |= {"checkpoints": checkpoints_of(run), "replies": "replies.md"}
     files |= exported
-    after = [f"pairgrpo generate --model {run.output}"] if run.export else []
-    after += [f"tensorboard --logdir {run.output}"]
+    where = shlex.quote(str(run.output))
+    after = [f"pairgrpo generate --model {where}"] if run.export else []
+    after += [f"tensorboard --logdir {where}"]
     lines = [f"{run.iterations} batches in {last['seconds']:.0f} s", *summary(last)]
     console.print(f"\n[bold]{title(run)}[/bold]: " + "\n".join(lines))
     drawn = {"axis": "batches", "colour": colour_of(run.config.method.name)}

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pairgrpo_jax.commands.judging import OPENAI, Asking, Comparing
+from pairgrpo_jax.commands.rewards import require_files
 from pairgrpo_jax.commands.runs import FREE
 from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned, tuned_for_sums
-from pairgrpo_jax.lm.data.gym import PREFIX
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED
 from pairgrpo_jax.methods import METHODS
@@ -137,9 +137,7 @@ class Run(Settings):
             raise ValueError("judging: samples are judged, and a data set's pairs are not")
         if self.dtype == "bfloat16":
             require_idle(self, "operands", "with dtype='bfloat16', of which operands are then")
-        if self.data.startswith(PREFIX):
-            for name in ("split", "prompt_column", "evaluation_pairs"):
-                require_idle(self, name, f"with {PREFIX}NAME, whose problems are made as they are needed")
+        require_files(self, self.data, "split", "prompt_column", "evaluation_pairs")
         if self.reward and judge_of(self) == self.reward:
             raise ValueError(f"judge={self.judge!r} is the reward itself, and nothing would be held out")
 

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.exported import chat_of, exported
-from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
+from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh
-from pairgrpo_jax.core.bounds import AtLeast, Settings, require_idle
+from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval, pass_at_k
 from pairgrpo_jax.lm import Model, Policy, Sampling, load_model
 from pairgrpo_jax.lm.alignment import EncodedPair, EncodedPrompt, Placement, encode_pairs, encode_prompts
@@ -45,7 +45,7 @@ from pairgrpo_jax.lm.data import (
     spread,
     unseen,
 )
-from pairgrpo_jax.lm.data.gym import PREFIX, Gym
+from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_head, fitted_on, load_head
@@ -105,9 +105,7 @@ class Evaluation(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.data.startswith(PREFIX):
-            for name in ("split", "prompt_column", "fold"):
-                require_idle(self, name, f"with {PREFIX}NAME, whose problems are made as they are needed")
+        require_files(self, self.data, "split", "prompt_column", "fold")
 
 
 class Heard(NamedTuple):

@@ -73,8 +73,11 @@ class Args(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("out", "num_samples", "batch_size") if self.prompts is None else ("prompt",):
-            require_idle(self, name, "without prompts" if self.prompts is None else "beside prompts")
+        idle, why = ("prompt",), "beside prompts"
+        if self.prompts is None:
+            idle, why = ("out", "num_samples", "batch_size"), "without prompts"
+        for name in idle:
+            require_idle(self, name, why)
         if not self.chat:
             require_idle(self, "system", "without a chat template")
 

@@ -86,7 +86,6 @@ def execute(run: Measuring, console: Console) -> int:
     policy = {"timeout": run.timeout, "retries": run.retries, "on_error": "skip"}
     source = make_judge(run.judge, how, run.asking, memory=memory, check=not known, setting="judge", **policy)
     columns_of(source).shared((row.columns for row in rows), "judge")
-    run.output.mkdir(parents=True, exist_ok=True)
     memory.open()
     console.print(f"{run.data}: {describe(loaded)}; {len(rows)} pairs")
     verdicts, told = ask(source, rows)

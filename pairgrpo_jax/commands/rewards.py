@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pairgrpo_jax.commands.judging import user_function
+from pairgrpo_jax.core.bounds import Settings, require_idle
 from pairgrpo_jax.lm.data.gym import PREFIX, Gym
 from pairgrpo_jax.lm.rewards.sources import Source, reward_function
 from pairgrpo_jax.lm.rewards.verifiers import verifier
@@ -18,6 +19,12 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 def gym_of(data: str, system: str | None) -> Gym | None:
     """The generator that `--data` names, if it names one."""
     return Gym.parse(data, system) if data.startswith(PREFIX) else None
+
+
+def require_files(settings: Settings, data: str, *names: str) -> None:
+    """Raises ValueError for a setting about files, of these names, that was changed where `data` is a generator."""
+    for name in names if data.startswith(PREFIX) else ():
+        require_idle(settings, name, f"with {PREFIX}NAME, whose problems are made as they are needed")
 
 
 class Named(NamedTuple):

@@ -111,7 +111,7 @@ def _of_file(path: Path) -> list[Stored]:
     """A result of `experiments.compare` or `experiments.sums`."""
     kept = json.loads(path.read_text())
     name = f"{kept['method']} {kept['trial']}".strip()
-    rows = [_row(row, 0, None) for row in kept["metrics"]]
+    rows = [_row(row) for row in kept["metrics"]]
     return [Stored(name, kept["seed"], path, kept["settings"], kept["versions"], kept["commit"], rows)]
 
 
@@ -135,7 +135,7 @@ def _of_folder(folder: Path) -> list[Stored]:
     ]
 
 
-def _row(row: dict[str, Any], place: int, seeds: int | None) -> dict[str, float]:
+def _row(row: dict[str, Any], place: int = 0, seeds: int | None = None) -> dict[str, float]:
     """The part of one of `seeds`; lists that are not of seeds are left out, all of them for None."""
     each = {name: x[place] if isinstance(x, list) and len(x) == seeds else x for name, x in row.items()}
     return {name: float(x) for name, x in each.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}

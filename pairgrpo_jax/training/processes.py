@@ -302,9 +302,8 @@ def failing_together() -> Iterator[None]:
         if not _several():
             raise
         if _of_another(error):
-            raise PeerError(
-                f"{_told(_GRACE / 2) or f'lost another process ({_first_line(error)})'}; {_RESUME}"
-            ) from error
+            cause = _told(_GRACE / 2) or f"lost another process ({_first_line(error)})"
+            raise PeerError(f"{cause}; {_RESUME}") from error
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # told already
             _state().client.key_value_set(_FAILED, f"process {jax.process_index()}: {_first_line(error)}; {_RESUME}")
         raise
