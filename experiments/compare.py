@@ -78,6 +78,11 @@ class Comparison(Grid):
         """`("mujoco", "3000000")`."""
         return self.env.replace(":", "-"), f"{self.steps:.0f}"
 
+    @property
+    def table(self) -> str:
+        """`compare`, or `compare-at-1000000`."""
+        return self.step if self.at is None else f"{self.step}-at-{self.at:.0f}"
+
     def run(self, cell: Cell, config: ControlConfig, output: Path) -> cheetah.Run:
         """The run of a cell in a folder."""
         again = {"output": output, "resume": output.exists()}

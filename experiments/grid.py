@@ -101,6 +101,11 @@ class Grid(Settings, ABC):
         """The folder of the results of this budget."""
         return Path(self.results, *self.folders)
 
+    @property
+    def table(self) -> str:
+        """The name of its table's file, without its suffix."""
+        return self.step
+
     def sweep(self, method: str) -> dict[str, dict[str, Any]]:
         """A method's trials by their labels."""
         return {sweeps.label(trial): trial for trial in self.trials(method)}
@@ -152,9 +157,12 @@ class Grid(Settings, ABC):
 
     def make_missing(self, console: Console) -> tuple[int, dict[Cell, str]]:
         """Makes the runs without a result: the exit code of a signal, and why others could not be finished."""
-        made_by, asked, failed = results.origin(), self.cells(), {}
-        results.require_one_origin([found for cell in asked if (found := self.result_of(cell))], made_by)
-        for cell in asked:
+        found, failed = {cell: self.result_of(cell) for cell in self.cells()}, {}
+        if not (missing := [cell for cell in found if found[cell] is None]):
+            return 0, {}
+        made_by = results.origin()
+        results.require_one_origin([result for result in found.values() if result], made_by)
+        for cell in missing:
             code, failure = self._make(cell, made_by, console)
             if code:
                 return code, failed
@@ -162,8 +170,6 @@ class Grid(Settings, ABC):
         return 0, failed
 
     def _make(self, cell: Cell, made_by: dict[str, Any], console: Console) -> tuple[int, str]:
-        if self.result_of(cell):
-            return 0, ""
         run = self.run_of(cell, made_by["commit"])
         try:
             if code := complete(self.program, run, cell.title, console):
@@ -206,13 +212,14 @@ def carry_out(
             return code
     found = grid.finished()
     rows = rows_of(found)
+    table = grid.where / f"{grid.table}.md"
     draw(rows, grid.where / f"{grid.step}.png", title)
     made = table_of(rows)
     if missing := [cell.title for cell in grid.cells() if cell not in found]:
         made += f"\n\nNot finished, and not counted: {'; '.join(missing)}."
-    (grid.where / f"{grid.step}.md").write_text(made + "\n")
+    table.write_text(made + "\n")
     console.print(made, markup=False)
-    console.print(f"\nin {grid.where}: {grid.step}.md, {grid.step}.png")
+    console.print(f"\nin {grid.where}: {table.name}, {grid.step}.png")
     for cell, failure in failed.items():
         console.print(f"not finished: {cell.title}: {failure}", markup=False)
     return 1 if failed else 0

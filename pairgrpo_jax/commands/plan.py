@@ -35,6 +35,7 @@ from pairgrpo_jax.training.memory import live_bytes
 _GIB = 2**30
 _HEAD = "| program | arguments | outputs | temporaries | beside | total GiB | estimate | TFLOP | seconds, at least "
 _HEAD += "| collectives |"
+_WHOLE = "prefill and decode below are those of a whole batch at once; with slots they hold less"
 
 
 class Cost(NamedTuple):
@@ -98,7 +99,8 @@ def report(run: Run, name: str, topology: Topology) -> int:
     chip = topology.chip
     memory = chip.gib * _GIB if chip else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / topology.devices
     about = f"{run.label}, {run.model}, {run.dtype}, mesh {run.mesh}, on {name}: {topology.devices} devices"
-    print("\n".join(filter(None, (about, placement.told(run.config)))), end="\n\n", flush=True)
+    whole = _WHOLE if run.config.samples is not None and run.config.samples.slots else ""
+    print("\n".join(filter(None, (about, placement.told(run.config), whole))), end="\n\n", flush=True)
     print(f"{_HEAD}\n|{'---|' * _HEAD.count(' | ')}---|", flush=True)
     fits, start = True, time.perf_counter()
     model = model_of(run)

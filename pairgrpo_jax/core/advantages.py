@@ -106,7 +106,7 @@ def reward_rank_correlation(rewards: jax.Array) -> jax.Array:
     """The equivalence certificate: Pearson correlation of the rewards with their mid-ranks, per group.
 
     It is the cosine between GRPO's and all-pairs Soft-Pair-GRPO's advantages: 1 means that turning rewards into
-    pairs loses nothing. Groups of equal rewards, where both advantages are 0, get 1.
+    pairs loses nothing but the size. Groups of equal rewards, where both advantages are 0, get 1.
 
     Args:
       rewards: `[B,K]`.
@@ -131,6 +131,9 @@ def discounted_returns(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
 
     Returns:
       `[..., T]` returns to go.
+
+    Raises:
+      ValueError: if shapes differ.
     """
     require_same_shape(rewards=rewards, discounts=discounts)
     zeros = jnp.zeros_like(rewards)

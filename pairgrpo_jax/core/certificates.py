@@ -55,7 +55,11 @@ def smallest_gap(rewards: jax.Array) -> jax.Array:
 
 
 def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floor: float = 1e-3) -> jax.Array:
-    """Whether no transfer of `hard_pair_target` is capped, boolean `[B]`: then Hard's direction is Soft's, exactly."""
+    """Whether no transfer of `hard_pair_target` is capped, boolean `[B]`.
+
+    Then, at theta_old, the gradient of Hard's forward fit is parallel to Soft's, and that of the reverse fit is up to
+    O(delta^2).
+    """
     pairs, _ = usable_pairs(pairs, *p0.shape)
     require_nonnegative(delta=delta)
     weight = as_float(pairs.weight)
@@ -79,14 +83,15 @@ def conditions(
       floor: of the Hard target.
 
     Returns:
-      `rank_correlation`: mean certificate, correlation of rewards and mid-ranks (all-pairs Soft = GRPO where it is 1).
+      `rank_correlation`: mean certificate, correlation of rewards and mid-ranks (in a
+        group where it is 1, all-pairs Soft has GRPO's direction; the ratio of their sizes differs between groups).
       `tied_groups`: share of groups of equal rewards, which teach nothing.
-      `binary_groups`: share of groups with exactly two different rewards, where all-pairs Soft = GRPO.
+      `binary_groups`: share of groups with exactly two different rewards, where it is 1.
       `smallest_gap`: mean least reward gap; half of it is the noise that labels withstand.
       `bradley_terry_remainder`: bound of the first-order expansion's remainder over its first-order term.
       With pairs, `scheme_cosine` and `scheme_cosine_min`: mean and least advantage-space cosine to GRPO;
       `largest_condition`: mean condition number of the score functions up to which the gradients surely share an
-      ascent direction. With pairs and delta, `transfers_fit`: share of groups where Hard's direction is Soft's.
+      ascent direction. With pairs and delta, `transfers_fit`: share of groups where no transfer is capped.
 
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2, or pairs that do not fit them.

@@ -98,6 +98,9 @@ def candidate_log_probs(
 
     Returns:
       `log p0` and `log p_theta`, `[B,K]`, both normalised; they are equal where logp = old_logp.
+
+    Raises:
+      ValueError: if shapes differ, or `candidates` is unknown.
     """
     return _candidates(*prepare(logp, old_logp, mask), candidates, length_normalize)
 
@@ -218,8 +221,8 @@ def hard_pair_grpo_loss(
         KL(p_theta || p0) of the candidate distributions.
       alpha: weight of the hinge.
       beta: radius of the trust region, in nats.
-      fit: "reverse", KL(p_theta || q), the paper's; or "forward", KL(q || p_theta), whose gradient leaves candidates
-        outside all pairs alone.
+      fit: "reverse", KL(p_theta || q), the paper's; or "forward", KL(q || p_theta), whose gradient at theta_old leaves
+        candidates outside all pairs alone.
       candidates: "empirical" or "likelihood"; see `candidate_log_probs`.
       floor: least probability that a transfer leaves behind.
       trust_region: "hinge" (paper) or "lagrangian": `multiplier * KL`, the multiplier learned by `update_multiplier`

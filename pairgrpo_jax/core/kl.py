@@ -23,7 +23,11 @@ from pairgrpo_jax.core.terms import as_float, require_same_shape
 
 
 def kl_k1(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
-    """`logp - other_logp`, elementwise. Unbiased value; its expected gradient on-policy is 0."""
+    """`logp - other_logp`, elementwise. Unbiased value; its expected gradient on-policy is 0.
+
+    Raises:
+      ValueError: if shapes differ.
+    """
     logp, other_logp = as_float(logp), as_float(other_logp)
     require_same_shape(logp=logp, other_logp=other_logp)
     return logp - other_logp
@@ -52,6 +56,9 @@ def categorical_kl(logits: jax.Array, other_logits: jax.Array) -> jax.Array:
 
     Returns:
       `[...]` divergences in nats; the gradient is exact too.
+
+    Raises:
+      ValueError: if shapes differ.
     """
     logits, other_logits = as_float(logits), as_float(other_logits)
     require_same_shape(logits=logits, other_logits=other_logits)

@@ -165,7 +165,7 @@ def prepare(logp: jax.Array, old_logp: jax.Array, mask: jax.Array | None) -> tup
 
 
 def policy_kl(log_ratio: jax.Array, mask: jax.Array | None) -> Objective:
-    """The KL between the policies, in nats per step, as the term `approx_kl`; the same for every loss.
+    """The KL between the policies, in nats per step, as the term `approx_kl`; the same for every loss with a ratio.
 
     It is the k3 estimate of KL(pi_old || pi_theta) under samples of pi_old, the mean over all steps of all groups,
     whatever the loss weighs, aggregates or takes a ratio of.

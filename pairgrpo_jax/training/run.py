@@ -201,7 +201,8 @@ class MetricLog:
     """
 
     def __init__(self, folder: Path | str, after: int = 0, trackers: Sequence[Tracker] = ()):
-        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped.
+        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped,
+        by default all.
 
         The trackers hear the rows that are kept again, as TensorBoard does; a `Relay` knows which it has sent.
         """

@@ -21,7 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, updates attempted, skipped ones included.
       delta_step: int32 scalar, the t of `delta_t`: how many times pi_old has been renewed.
       multiplier: float32 scalar, the Lagrange multiplier of the trust region.
-      skipped: int32 scalar, updates skipped because the loss or a gradient was not finite.
+      skipped: int32 scalar, updates skipped because the loss, a gradient or a parameter after
+        the step was not finite.
       skipped_in_row: int32 scalar, how many of them since the last good update.
       normalizer: pytree, statistics that normalise observations.
       env_state: pytree of environment states.

@@ -54,10 +54,10 @@ def make_update_step(
       optimizer: an optax transformation; clip gradients there.
       accumulate: number of micro-batches that the leading axis of every batch leaf is split into (scalars are shared).
       limit: `(name, radius)`: the optimizer's step is cut short so that the objective's term `name`, a KL between
-        pi_theta and pi_old such as every loss's "approx_kl", stays at or below `radius` nats over the whole batch.
-        Only parameters are cut; the optimizer's state keeps the whole step. Where the batch's KL is above the radius
-        already, no step is made that does not end below it. Costs a forward pass over the batch, and 12 more when the
-        step is cut.
+        pi_theta and pi_old such as "approx_kl" of every loss with a ratio to pi_old, stays at or below `radius` nats
+        over the whole batch. Only parameters are cut; the optimizer's state keeps the whole step. Where the batch's KL
+        is above the radius already, no step is made that does not end below it. Costs a forward pass over the batch,
+        and 12 more when the step is cut.
       parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
         `[devices, ...]`; None for the pure function, to call under your own jit, scan or vmap; or "axis" for the
         pure function of one device's part, to call under `jax.shard_map` or `jax.vmap` that name the axis.

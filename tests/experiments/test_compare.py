@@ -54,11 +54,12 @@ def go(monkeypatch, tmp_path, stub):
     return run
 
 
-def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_path):
+def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_path, monkeypatch):
     assert go("--seeds", "3") == 0
     assert stub[0] == [(name, seed) for seed in (100, 101, 102) for name in ("ppo", "hard")]
     (tmp_path / "runs").rename(tmp_path / "gone")
-    assert go("--seeds", "3") == 0 and len(stub[0]) == 6  # none is made again
+    monkeypatch.setattr(results, "commit", lambda: "b" * 40)
+    assert go("--seeds", "3") == 0 and len(stub[0]) == 6  # none is made again, by a later commit either
     found = tmp_path / "results" / "mujoco" / "3000000"
     one = json.loads((found / "hard-value" / "seed101.json").read_text())
     assert one["commit"] == "a" * 40 and one["versions"]["jax"] and one["settings"]["config"]["method"]["alpha"] == 2.0
@@ -66,6 +67,9 @@ def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_p
     hard = next(x for x in (found / "compare.md").read_text().splitlines() if x.startswith("| hard:value"))
     ppo = next(x for x in (found / "compare.md").read_text().splitlines() if x.startswith("| ppo:value"))
     assert "**175**" in hard and "67%" in hard and f"{6 / 9:.2f} [" in hard and "| – |" in ppo
+    before = (found / "compare.md").read_text()
+    assert go("--seeds", "3", "--at", "1") == 0 and (found / "compare.md").read_text() == before
+    assert (found / "compare-at-1.md").exists()
     assert hard.count("|") == ppo.count("|") and (found / "compare.png").exists()
 
 

@@ -196,14 +196,14 @@ def test_groups_without_a_signal_are_drawn_again(tiny, most):
         assert digest(again) == digest(state)
 
 
-@pytest.mark.parametrize("algo", ["grpo", "soft", "hard"])
-def test_groups_that_teach_nothing_have_no_place_in_an_update(tiny, algo, monkeypatch):
-    """Updates in the least size that holds the others are those of the whole size."""
+@pytest.mark.parametrize(("algo", "told_apart", "teach"), [("grpo", "123", 4), ("soft", "12", 3), ("hard", "123", 4)])
+def test_groups_that_teach_nothing_have_no_place_in_an_update(tiny, algo, told_apart, teach, monkeypatch):
+    """Updates in the least size that holds the others, here 4, are those of the whole size."""
     config = small(algo, prompts=8, resample=1, ref_beta=0.1, epochs=1, learning_rate=1e-3)
     rows, states, sizes = [], [], []
     for size in (halved, lambda limit, count: limit):
         monkeypatch.setattr(trainer_module, "halved", size)
-        trainer = trainer_of(tiny, config, reward_function(few_alone))
+        trainer = trainer_of(tiny, config, reward_function(only(told_apart)))
         own, update = trainer.iterate.__self__, trainer.iterate.__self__.update
         own.update = lambda state, frozen, batch, run=update: (
             sizes.append((len(batch.lengths), int(batch.alive.sum()))),
@@ -213,8 +213,8 @@ def test_groups_that_teach_nothing_have_no_place_in_an_update(tiny, algo, monkey
         row.pop("pair_accuracy", None)  # of margins that are 0 before any update, but for rounding
         rows.append(without_times(row))
         states.append(state.params)
-    assert {size for size, _ in sizes} == {4, 8} and {alive for _, alive in sizes} == {4}
-    assert rows[0]["groups_without_pair"] == 4 / 8 if algo != "grpo" else "groups_without_pair" not in rows[0]
+    assert {size for size, _ in sizes} == {4, 8} and {alive for _, alive in sizes} == {teach}
+    assert rows[0]["groups_without_pair"] == 1 - teach / 8 if algo != "grpo" else "groups_without_pair" not in rows[0]
     chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
 
@@ -233,7 +233,7 @@ def test_groups_without_a_place_are_counted_as_the_method_counts_them(tiny, algo
 
     for choose in (best, all_alive):
         monkeypatch.setattr(online, "best", choose)
-        state, (row,) = run(trainer_of(tiny, config, reward_function(few_alone)), 1)
+        state, (row,) = run(trainer_of(tiny, config, reward_function(only("123"))), 1)
         rows.append({name: row[name] for name in ("surrogate", "grad_norm")})
         states.append(state.params)
     assert rows[0]["grad_norm"] > 0
@@ -241,9 +241,12 @@ def test_groups_without_a_place_are_counted_as_the_method_counts_them(tiny, algo
     chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
 
 
-def few_alone(prompts, completions):
-    """Replies to three prompts differ; to all others they are alike."""
-    return [[x * (prompt[-1]["content"] in "123") for x in range(len(g))] for prompt, g in zip(prompts, completions)]
+def only(told_apart):
+    """Replies to these prompts differ; to all others they are alike."""
+    return lambda prompts, completions: [
+        [x * (prompt[-1]["content"] in told_apart) for x in range(len(group))]
+        for prompt, group in zip(prompts, completions)
+    ]
 
 
 def numbers(place):

@@ -75,9 +75,10 @@ def sft_objective(batch: Batch, scores: Scores) -> core.Objective:
 def diagnostics(batch: Batch, scores: Scores) -> core.Objective:
     """Entropy, nats per token; `kl_ref`, KL(pi || pi_ref), nats per completion; `logp_change` since pi_old.
 
-    The KL is a k3 estimate under samples of pi_old; offline, over the data set's replies, it is only a distance.
+    Of groups that are alive. The KL is a k3 estimate under samples of pi_old; offline, over the data set's replies, it
+    is only a distance.
     """
-    mask = batch.mask
+    mask = batch.mask * batch.alive[:, None, None]
     terms = {"entropy": core.mean_term(scores.entropy, mask)}
     logp = jax.lax.stop_gradient(scores.logp)
     if batch.ref_logp is not None:
