@@ -97,7 +97,8 @@ def make_update_step(
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         terms_of = _micro_batches(_as_objective(loss_fn), batch, accumulate)
-        after, metrics = _apply(optimizer, state, *_gradients(terms_of, state.params, accumulate, everywhere))
+        own = functools.partial(_own, batch, axis_name) if parallel == "axis" else lambda tree: tree
+        after, metrics = _apply(optimizer, state, *_gradients(terms_of, state.params, accumulate, everywhere, own))
         if limit is None:
             return after, metrics
 
@@ -176,17 +177,34 @@ def _whole(terms_of, params, accumulate, everywhere) -> Objective:
     return _reduce(_summed(jax.lax.map(lambda i: terms_of(params, i), jnp.arange(accumulate))), everywhere)
 
 
-def _gradients(terms_of, params, accumulate, everywhere):
+def _own(batch, axis_name, tree):
+    """`tree` as this device's own, where `jax.shard_map` knows that the batch is: it sums gradients of what is not."""
+
+    def known(x):
+        return axis_name in jax.typeof(x).manual_axis_type.varying
+
+    if not any(map(known, jax.tree.leaves(batch))):
+        return tree
+    return jax.tree.map(lambda x: x if known(x) else jax.lax.pcast(x, axis_name, to="varying"), tree)
+
+
+def _gradients(terms_of, params, accumulate, everywhere, own):
     """The exact gradient of the whole batch, whether anything counts, loss and metrics, over all of its parts.
 
     An objective is a function of sums, so its gradient is that of `sum_k factor_k * total_k`, with factor
     `weight / count`, or 0 where a hinge is inactive. The factors belong to the whole batch and come from a first
     pass over it; where no term is hinged they need the counts alone, and the compiler drops that pass.
     """
+    params = own(params)
     if accumulate == 1:
-        totals, pull_back, local = jax.vjp(lambda p: _totals_and_terms(terms_of(p, 0)), params, has_aux=True)
+
+        def parts(params):
+            totals, terms = _totals_and_terms(terms_of(params, 0))
+            return own(totals), terms
+
+        totals, pull_back, local = jax.vjp(parts, params, has_aux=True)
         terms = _reduce(local, everywhere)
-        grads = pull_back(_factors(terms, totals))[0]
+        grads = pull_back(own(_factors(terms, totals)))[0]
     else:
         before = _whole(terms_of, params, accumulate, everywhere)
         factors = _factors(before, {name: term.total for name, term in before.items()})
@@ -201,7 +219,7 @@ def _gradients(terms_of, params, accumulate, everywhere):
 
         # Sums of bfloat16 gradients are kept in float32.
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
-        grads, stacked = jax.lax.scan(add, zeros, jnp.arange(accumulate))
+        grads, stacked = jax.lax.scan(add, own(zeros), jnp.arange(accumulate))
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         terms = _reduce(_summed(stacked), everywhere)
     return everywhere(grads), has_signal(terms), *loss_and_means(terms)

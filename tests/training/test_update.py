@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from pairgrpo_jax import (
     NonFiniteError,
@@ -65,6 +66,11 @@ def hinged(params, batch):
     return hard_pair_grpo_loss.objective(
         logp, batch["old_logp"], batch["pairs"], batch["delta"], mask=batch["mask"], kl=kl, alpha=3.0, beta=0.2
     )
+
+
+def mean_and_metrics(params, batch):
+    """A pair, whose micro-batches count alike."""
+    return jnp.mean(logp_of(params, batch) ** 2), {"one": jnp.float32(1)}
 
 
 OBJECTIVES = {"token_mean": token_mean, "hinged": hinged}
@@ -130,6 +136,22 @@ def test_one_device_pmap_and_mesh_agree(objective, batches):
         assert_close(run(meshed, make_state(), batches), expected, 1e-5)
         accumulated = make_update_step(objective, OPTIMIZER, mesh=mesh, accumulate=2)
         assert_close(run(accumulated, make_state(), batches), expected, 1e-5)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), mean_and_metrics], ids=[*OBJECTIVES, "pair"])
+def test_one_part_of_a_shard_map_has_the_gradient_of_the_whole(objective, accumulate, checked, batches):
+    """`check_vma`, which is jax's default, sums the gradients of whatever is alike on all devices."""
+    sgd, batch = optax.sgd(0.1), batches[0]
+    expected = make_update_step(objective, sgd, accumulate=accumulate)(make_state(sgd), batch)
+    part = make_update_step(objective, sgd, accumulate=accumulate, parallel="axis")
+    split = jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), batch)
+    specs = {"in_specs": (PartitionSpec(), split), "out_specs": PartitionSpec(), "check_vma": checked}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    state, metrics = jax.jit(jax.shard_map(part, mesh=mesh, **specs))(make_state(sgd), batch)
+    assert_close(state.params, expected[0].params, 1e-5)
+    assert_close(metrics["grad_norm"], expected[1]["grad_norm"], 1e-4)
 
 
 def test_a_mesh_of_default_axis_types_needs_no_care():
