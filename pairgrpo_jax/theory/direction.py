@@ -77,8 +77,9 @@ def hard_direction(key: jax.Array) -> Statement:
 def off_policy(key: jax.Array) -> Statement:
     """6. Away from theta_old Soft and Hard part at first order in the step; GRPO and Soft at K = 2 never do."""
     require_float64()
-    problem = softmax_bandit(key)
-    direction = jax.random.normal(jax.random.fold_in(key, 2), problem.params.shape)
+    problem_key, step_key = jax.random.split(key)
+    problem = softmax_bandit(problem_key)
+    direction = jax.random.normal(step_key, problem.params.shape)
     steps = jnp.geomspace(1e-4, 1e-1, 7)
     # A delta small enough that Hard's fit does not turn around within the step.
     objectives = [soft(), grpo(), hard(0.3, scheme="matched", fit="forward"), hard(0.3, scheme="matched", alpha=0.0)]

@@ -145,11 +145,11 @@ def cosine_table(
         values = jnp.where(jnp.any(clean != 0, axis=-1), values, jnp.nan)  # equal rewards ask for nothing
         return jnp.nanmedian(values, axis=-1), jnp.nanmin(values, axis=-1)
 
-    rows = []
+    rows, (key, noise_key) = [], jax.random.split(key)
     for size, law in itertools.product(sizes, laws):
         batch = random_groups(key, groups, size, law=law)
         for noise in noises:
-            noisy = batch.rewards + noise * jax.random.normal(jax.random.fold_in(key, 1), batch.rewards.shape)
+            noisy = batch.rewards + noise * jax.random.normal(noise_key, batch.rewards.shape)
             median, smallest = (np.asarray(x).tolist() for x in cosines(batch, noisy))
             numbers = zip(schemes, median[1:], smallest[1:])
             rows += [Cosines(law, size, scheme, noise, m, low, median[0]) for scheme, m, low in numbers]

@@ -70,7 +70,8 @@ def string_transformer(key: jax.Array, *, vocabulary: int = 3, length: int = 3, 
         "down": (2 * width, width),
         "head": (width, vocabulary),
     }
-    keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes) + 1)))
+    *tree_keys, reward_key = jax.random.split(key, len(shapes) + 1)
+    keys = dict(zip(sorted(shapes), tree_keys))
     tree = {name: jax.random.normal(keys[name], shape) / math.sqrt(shape[0]) for name, shape in shapes.items()}
     params, unravel = ravel_pytree(tree)
     strings = jnp.asarray(list(itertools.product(range(vocabulary), repeat=length)))
@@ -86,7 +87,7 @@ def string_transformer(key: jax.Array, *, vocabulary: int = 3, length: int = 3, 
         steps = jnp.take_along_axis(jax.nn.log_softmax(logits), strings[..., None], axis=-1)
         return jnp.sum(steps, axis=(1, 2))
 
-    rewards = jax.random.normal(jax.random.fold_in(key, 1), (len(strings),))
+    rewards = jax.random.normal(reward_key, (len(strings),))
     return Problem("string transformer", log_prob, params, rewards, jnp.exp(log_prob(params)))
 
 

@@ -14,6 +14,7 @@ _NUMBER = re.compile(
     r"(\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(\.\d+)?(?:e([-+]?\d{1,3}))?(?:\s?/\s?(\d+))?(?![\d])",
     re.IGNORECASE,
 )
+_THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,;:! ]|[~\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
 _LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-J])(?![A-Za-z'’])\)?")
 
 
@@ -43,10 +44,10 @@ def _boxed(text: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    """The text with ASCII minus signs, and without the commas that LaTeX writes in numbers or emphasis around words."""
-    text = (
-        re.sub("[\u2212\u2012\u2013\ufe63\uff0d]", "-", text).replace("{,}", ",").replace("\\,", "").replace("\\!", "")
-    )
+    """The text with ASCII minus signs, and without the commas and thin spaces that LaTeX writes in numbers or emphasis
+    around words."""
+    text = re.sub("[\u2212\u2012\u2013\ufe63\uff0d]", "-", text).replace("{,}", ",")
+    text = _THIN_SPACE.sub("", text).replace("\\,", "").replace("\\!", "")
     return re.sub(r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}", "", text.replace("\\$", "$").replace("\\%", "%"))
 
 

@@ -19,6 +19,7 @@ from pairgrpo_jax.lm.rewards.answers import last_number, letter, plain, referenc
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _IS_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
+_LETTERS = re.compile(r"\$?(?:\\(?:text|mathrm)\{)?([A-Z]{2,})\}?\$?")
 _EXPRESSION = re.compile(r"[\\^{}()=]|\d[a-z]\b|\b[a-z]\b")
 NAMES = ("math", "number", "choice", "format", "own")
 
@@ -141,19 +142,36 @@ def _true_expression(answer: Any) -> Any:
     """What math-verify reads in an answer column; as LaTeX where it looks like an expression without its dollars."""
     if answer is None or isinstance(answer, bool):
         return None
-    text = plain(reference(answer))
+    text = _multiplied(plain(reference(answer)))
+    if letters := _LETTERS.fullmatch(stated(text) or text):
+        return letters[1]
     bare = "$" not in text and "\\boxed" not in text and _EXPRESSION.search(text)
     return (bare and _parse(f"${text}$")) or _parse(text) or None
 
 
 def _same_expression(reply: str, truth: Any) -> bool:
-    """By value, as math-verify has it, but for a problem that is repeated and not worked out: "3 + 4" for 7."""
+    """By value, as math-verify has it, but for a problem that is repeated and not worked out: "3 + 4" for 7. Capital
+    letters in a row are a word, of which math-verify would take any order: "BAC"."""
     from math_verify import verify
 
-    found = _parse(_signed(reply))
+    if isinstance(truth, str):
+        return truth == _word(reply)
+    found = _parse(_multiplied(_signed(reply)))
     if not any(map(_unfinished, truth)):
         found = [one for one in found if not _unfinished(one)]
     return bool(verify(truth, found, timeout_seconds=_seconds()))  # type: ignore[arg-type]
+
+
+def _word(reply: str) -> str | None:
+    """The last word of capital letters, of what a reply marks as its answer or of all of it."""
+    marked = stated(reply)
+    words = re.findall(r"(?<![A-Za-z])[A-Z]{2,}(?![A-Za-z])", reply if marked is None else marked)
+    return words[-1] if words else None
+
+
+def _multiplied(text: str) -> str:
+    """With the sign of a product, without which math-verify reads "2(3)" as 2 + 3."""
+    return re.sub(r"(?<=\d)\((?=-?\d)", r" \\cdot (", text)
 
 
 def _unfinished(expression: Any) -> bool:
