@@ -32,7 +32,11 @@ class Judgement(NamedTuple):
 
 
 class Source(Protocol):
-    """Anything that judges completions; one with an attribute `columns` is given those too, lists of B values."""
+    """Anything that judges completions.
+
+    What more it may have: `columns`, which it is given as lists of B values; `compares`, true where it gives pairs and
+    no rewards; `each` and `total`, where its rewards are a sum of several, which are logged by name.
+    """
 
     def __call__(self, prompts: list[Prompt], completions: list[list[str]]) -> Judgement:
         """Judges K completions of each of B prompts."""
