@@ -43,7 +43,8 @@ def make_evaluation(
 ):
     """`(state, iteration) -> row`: rewards on held-out prompts, win rate over the start, accuracy on held-out pairs.
 
-    `score` is the first of these that there is: the mean of the first reward, the win rate, the accuracy, or 0.
+    `score` is the first of these that the run has: the mean of the first reward, the win rate, the accuracy, or 0; nan
+    where it could not be measured.
     `accuracy` of the judge goes into every row. Writes the page of replies too.
     """
     before = []  # the start's replies, made once
@@ -63,9 +64,10 @@ def make_evaluation(
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         processes.on_lead(lambda: (run.output / "replies.md").write_text(page(run, iteration, row, replies)))
-        scores = [*(row.get(f"held_out/{name}") for name in after.rewards), row.get("win_rate")]
-        known = [x for x in (*scores, row.get("implicit_accuracy")) if x is not None]
-        return row | {"score": known[0] if known else 0.0, "time/evaluation": time.perf_counter() - began}
+        known = [*(f"held_out/{name}" for name in after.rewards), *(["win_rate"] if judges.head is not None else [])]
+        known += ["implicit_accuracy"] if pairs else []
+        score = row.get(known[0], np.nan) if known else 0.0
+        return row | {"score": score, "time/evaluation": time.perf_counter() - began}
 
     return evaluate
 
@@ -118,6 +120,7 @@ def title(run: Run) -> str:
 def summary(row: dict) -> list[str]:
     """The last evaluation in words."""
     lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
+    lines += [] if np.isfinite(row["score"]) else ["no score: the reward failed for every held-out prompt"]
     if "win_rate" in row:
         interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         lines.append(

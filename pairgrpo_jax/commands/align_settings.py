@@ -12,7 +12,7 @@ from pairgrpo_jax.commands.rewards import require_files
 from pairgrpo_jax.commands.runs import FREE
 from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, require_idle
+from pairgrpo_jax.core.bounds import Above, AtLeast, Seed, Settings, require_idle
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned, tuned_for_sums
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED
@@ -79,7 +79,7 @@ class Run(Settings):
     empty: none."""
     iterations: Annotated[int, AtLeast(1)] = 24
     """Batches."""
-    seed: int = 0
+    seed: Seed = 0
     """Of sampling, adapters and the order of data."""
     output: Path = Path("runs/align")
     """Folder for everything the run leaves."""
@@ -138,7 +138,10 @@ class Run(Settings):
         if self.dtype == "bfloat16":
             require_idle(self, "operands", "with dtype='bfloat16', of which operands are then")
         require_files(self, self.data, "split", "prompt_column", "evaluation_pairs")
-        if self.reward and judge_of(self) == self.reward:
+        if self.reward.startswith("judge:") and self.config.method.has("scheme"):
+            for name in ("scheme", "margin"):
+                require_idle(self.config.method, name, "with a judge, which gives pairs")
+        if self.reward and _same(judge_of(self), self.reward):
             raise ValueError(f"judge={self.judge!r} is the reward itself, and nothing would be held out")
 
     @property
@@ -193,6 +196,11 @@ def judge_of(run: Run) -> str:
     return "harmless-b" if run.model == "smollm2" and "verify:" not in run.reward else ""
 
 
+def _same(one: str, other: str) -> bool:
+    """Whether two names are of one reward head."""
+    return one == other or (Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other))
+
+
 def other_half(reward: str) -> str:
     """The head that `pairgrpo reward-model` made beside this one, on the other half of the same data.
 
@@ -200,6 +208,8 @@ def other_half(reward: str) -> str:
       ValueError: for a file whose name says no half, or that lies alone.
     """
     path = Path(reward)
+    if path.suffix and not path.is_file():
+        raise ValueError(f"reward: there is no file {reward}")
     rest, half = path.stem[:-1], path.stem[-1:]
     if half not in ("a", "b") or rest[-1:].isalnum():
         raise ValueError(f"judge: {reward} is no half a or b of its data by its name; name a judge, or '' for none")

@@ -37,7 +37,7 @@ from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
-from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 from pairgrpo_jax.training.placement import filled_up, mesh_of_all
@@ -61,7 +61,7 @@ class Run(Settings):
     """mujoco (exact HalfCheetah-v4, CPU) | brax:spring | brax:positional | brax:generalized | brax:mjx (any device)."""
     steps: Annotated[float, AtLeast(1)] = 3e6
     """Budget, environment steps per seed; every branch step counts. Rounded up to whole iterations."""
-    seed: int = 0
+    seed: Seed = 0
     """First random seed."""
     seeds: Annotated[int, AtLeast(1)] = 1
     """Number of seeds, trained side by side in one compiled program."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,10 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.exported import chat_of, exported
+from pairgrpo_jax.commands.exported import chat_of, exported, method_of
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh
-from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
 from pairgrpo_jax.core.statistics import length_controlled_interval, length_controlled_rate, mean_interval, pass_at_k
 from pairgrpo_jax.lm import Model, Policy, Sampling, load_model
 from pairgrpo_jax.lm.alignment import EncodedPair, EncodedPrompt, Placement, encode_pairs, encode_prompts
@@ -93,7 +94,7 @@ class Evaluation(Settings):
     """Longest reply, tokens."""
     temperature: float = 1.0
     """Of sampling."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the replies."""
     independent: bool = False
     """Draw b's replies with random keys of their own, not a's: no ties of equal replies, and a wider interval."""
@@ -106,6 +107,11 @@ class Evaluation(Settings):
     def __post_init__(self):
         super().__post_init__()
         require_files(self, self.data, "split", "prompt_column", "fold")
+        if self.reward and (self.reward.startswith("judge:") or ":" not in self.reward):
+            heads = "a reward head goes to --judge, and `pairgrpo judge` measures judges"
+            raise ValueError(f"reward: expected verify:NAME or module:function, got {self.reward!r}; {heads}")
+        if self.output is not None and self.output.is_dir():
+            raise ValueError(f"output: {self.output} is a folder; name a .json file")
 
 
 class Heard(NamedTuple):
@@ -283,11 +289,11 @@ def labelled(model: Model, args: Evaluation) -> list[EncodedPair]:
 def pair_accuracy(
     policy: Policy, reference: Policy, pairs: Sequence[EncodedPair], args: Evaluation, rows: NamedSharding | None
 ) -> dict[str, float]:
-    """Implicit-reward accuracy on labelled pairs, with its interval; {} of none."""
+    """Accuracy of a's implicit reward (its method's, if it is a run) on labelled pairs, with its interval; or {}."""
     if not pairs:
         return {}
     limits: dict[str, Any] = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
-    margins = implicit_margins(policy, reference, pairs, rows=rows, **limits)
+    margins = implicit_margins(policy, reference, pairs, rows=rows, method=method_of(args.a), **limits)
     low, high = mean_interval(ranked_right(margins))
     accuracy = preference_accuracy(margins)
     return {"implicit_accuracy": accuracy, "implicit_accuracy_low": low, "implicit_accuracy_high": high}
@@ -341,7 +347,7 @@ def main(words: Sequence[str]) -> None:
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
     gym, name = gym_of(args.data, args.system), judge_of(args)
-    source = source_of(named_rewards(args.reward, gym)) if args.reward else None
+    source = source_of(named_rewards(args.reward, gym), on_error="skip") if args.reward else None
     if not name and source is None:
         raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")
     if name:
@@ -378,6 +384,7 @@ def main(words: Sequence[str]) -> None:
 
 def tell(output: Path | None, row: dict[str, Any], replies: list[dict]) -> None:
     """Prints the figures, and writes them with the replies."""
+    row = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in row.items()}  # JSON has no nan
     Console().print_json(json.dumps({name: x for name, x in row.items() if not isinstance(x, list)}))
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.lm.models.chat import Chat
+from pairgrpo_jax.methods import Method
 from pairgrpo_jax.training import processes
 
 
@@ -17,6 +18,15 @@ def exported(name: str) -> str:
     if (folder / "versions.json").exists() and not (folder / "model" / "config.json").exists():
         raise ValueError(f"{name}: this run has exported no model; finish it, without --no-export")
     return str(folder / "model") if (folder / "model" / "config.json").exists() else name
+
+
+def method_of(name: str) -> Method | None:
+    """The method of the run that `name` is; None for other models."""
+    stored = Path(name) / "config.json"
+    if not (stored.parent / "versions.json").exists():
+        return None
+    kept = json.loads(stored.read_text()).get("config", {}).get("method")
+    return from_values(Method, kept) if kept else None
 
 
 def chat_of(name: str, chat: Chat) -> Chat:

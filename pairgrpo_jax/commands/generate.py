@@ -10,15 +10,17 @@ pairgrpo generate --model some/folder --prompts prompts.jsonl --out replies.json
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import jax
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.exported import chat_of, exported
-from pairgrpo_jax.core.bounds import Settings, require_idle
+from pairgrpo_jax.core.bounds import Settings, Within, require_idle
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
@@ -67,7 +69,7 @@ class Args(Settings):
     top_p: float | None = 0.95
     min_p: float | None = None
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
     verbose: bool = False
     format: Chat = dataclasses.field(default_factory=Chat)
 
@@ -79,7 +81,13 @@ class Args(Settings):
         for name in idle:
             require_idle(self, name, why)
         if not self.chat:
-            require_idle(self, "system", "without a chat template")
+            for settings, name in (
+                (self, "system"),
+                *((self.format, field.name) for field in dataclasses.fields(Chat)),
+            ):
+                require_idle(settings, name, "without a chat template")
+        if not all(self.stop):
+            raise ValueError("stop: an empty text would end every reply; leave it out")
 
     def opening(self) -> list[dict[str, str]]:
         """Returns what stands before the first turn."""
@@ -135,12 +143,15 @@ def read_prompts(path: Path) -> list[str]:
     """Reads a .txt or .jsonl file of prompts.
 
     Raises:
-      ValueError: naming the file and the line that has no prompt.
+      ValueError: naming the file and the line that has no prompt, or for a file of another kind.
     """
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".jsonl", ""):
+        raise ValueError(f"prompts: {path} must be .txt (a prompt a line) or .jsonl (a field 'prompt' a line)")
     data = path.read_bytes()
     check_mark(path, data)
     try:
-        lines = data.decode("utf-8").splitlines()
+        lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8: {e}") from e
     prompts = []
@@ -148,7 +159,7 @@ def read_prompts(path: Path) -> list[str]:
         if not line.strip():
             continue
         try:
-            prompts.append(json.loads(line)["prompt"] if path.suffix == ".jsonl" else line)
+            prompts.append(json.loads(line)["prompt"] if kind == ".jsonl" else line.rstrip("\r"))
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path}:{number}: expected an object with a field 'prompt'") from e
         if not isinstance(prompts[-1], str):
@@ -194,10 +205,12 @@ def main(words: Sequence[str]) -> None:
     model, _ = with_chat(model, chat_of(args.model, args.format))
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
-    if prompts is not None:
-        complete(model, args, prompts)
-        return
     try:
-        talk(model, args)
+        talk(model, args) if prompts is None else complete(model, args, prompts)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, and Python would complain once more on leaving
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (EOFError, KeyboardInterrupt):
+        if prompts is not None:
+            raise
         print()

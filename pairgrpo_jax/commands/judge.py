@@ -7,6 +7,7 @@ the verdicts beside them, so that the same command again asks only what is new.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,11 +92,12 @@ def execute(run: Measuring, console: Console) -> int:
     verdicts, told = ask(source, rows)
     found = figures(rows, verdicts)
     row = {"settings": settings(run), "pairs": len(rows), "failed": int(np.isnan(verdicts).any(0).sum())}
-    (run.output / "figures.json").write_text(json.dumps(row | {"figures": found} | told, indent=2) + "\n")
+    text = json.dumps(without_nan(row | {"figures": found} | told), indent=2, allow_nan=False)
+    (run.output / "figures.json").write_text(text + "\n")
+    (run.output / "table.md").write_text(markdown(found))
     if row["failed"] == len(rows):
         print(f"pairgrpo judge: error: {run.judge} gave no verdict on any of {len(rows)} pairs", file=sys.stderr)
         return 1
-    (run.output / "table.md").write_text(markdown(found))
     report(run, row, found, told, console)
     return 0
 
@@ -150,6 +152,15 @@ def share(values: np.ndarray) -> dict[str, Any]:
     if not len(values):
         return {"share": None, "interval": None, "count": 0}
     return {"share": float(values.mean()), "interval": mean_interval(values), "count": len(values)}
+
+
+def without_nan(value: Any) -> Any:
+    """Values for JSON, which has no NaN: null, as the interval of a single pair."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cells(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:

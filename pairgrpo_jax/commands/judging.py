@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,19 @@ def user_function(where: str, setting: str = "reward") -> Callable:
     module, _, name = where.partition(":")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{setting}: cannot import {where!r}: {error}") from error
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # anything that a user's module raises
+        raise ValueError(f"{setting}: cannot import {where!r}: {_told(error)}") from error
+    if not callable(found):
+        raise ValueError(f"{setting}: {where!r} is no function, but {type(found).__name__} {found!r:.80}")
+    return found
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, with the file and line where a module raised it."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    inside = last.filename != __file__ and "importlib" not in last.filename
+    place = f" ({last.filename}:{last.lineno})" if inside else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.runs import FREE, make_console, open_log, require_mesh, require_trackers
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings, field_types, require_idle
+from pairgrpo_jax.core.bounds import Above, AtLeast, Seed, Settings, field_types, require_idle
 from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm import Model, Policy, load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import Placement
@@ -65,6 +65,7 @@ from pairgrpo_jax.training import (
     settings,
 )
 from pairgrpo_jax.training.placement import beside, put_rows
+from pairgrpo_jax.training.run import renew_settings
 from pairgrpo_jax.training.services import Tracking
 
 
@@ -92,7 +93,7 @@ class Run(Settings):
     """Longer replies are cut."""
     folds: int = 5
     """Of the cross-validation, by first user turn; 0 skips it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the folds, the halves, and the order of training batches."""
     l2: tuple[float, ...] = training.L2_GRID
     """Penalties on the frozen trunk's head to choose from, by cross-validation inside the training part; lora and full
@@ -165,6 +166,7 @@ def execute(run: Run, console: Console) -> int:
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
+        renew_settings(run.output, settings(run))
         rows = measure(run, model, placement, pairs, console)
         text = table(rows)
         processes.on_lead(lambda: write(run.output, rows, text))

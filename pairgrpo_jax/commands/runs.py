@@ -26,7 +26,7 @@ from pairgrpo_jax.training import (
     train,
 )
 from pairgrpo_jax.training.checkpoint import is_bucket
-from pairgrpo_jax.training.run import flatten, versions
+from pairgrpo_jax.training.run import flatten, renew_settings, versions
 
 DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
@@ -137,9 +137,9 @@ def train_in_folder(
         if run.resume and checkpoints.steps():
             require_own(run, checkpoints)
             start, state = checkpoints.restore(state)
-            if start >= schedule.iterations:
-                processes.on_lead(lambda: require_metrics(run))
+            require_length(run, start, schedule.iterations)
             console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
+            renew_settings(run.output, settings(run))
         log, complete = open_log(run, console, start), False
         try:
             ended = train(
@@ -181,8 +181,20 @@ def checkpoints_of(run: Any) -> str:
     return run.checkpoints if is_bucket(run.checkpoints) else str(Path(run.checkpoints).absolute())
 
 
-def require_metrics(run: Any) -> None:
-    """Refuses to end a run whose metrics are elsewhere; ValueError."""
+def require_length(run: Any, made: int, asked: int) -> None:
+    """Refuses to end a run that is longer than asked, or whose metrics are elsewhere; one made longer is open again."""
+    if made > asked:
+        name = _length(run)
+        raise ValueError(f"{name}: {run.output} has made {made} iterations, and {asked} are asked for; ask for more")
+    processes.on_lead(lambda: _require_metrics(run) if made == asked else (run.output / DONE).unlink(missing_ok=True))
+
+
+def _length(run: Any) -> str:
+    """The setting that says how long a run is."""
+    return "iterations" if hasattr(run, "iterations") else "steps"
+
+
+def _require_metrics(run: Any) -> None:
     if not read_metrics(run.output):
         where = f"output: {checkpoints_of(run)} holds the end of the run, and {run.output} no metrics of it"
         raise ValueError(f"{where}; give the --output that it had, or make it longer")
@@ -216,12 +228,13 @@ def finished_metrics(runs: Iterable[Any]) -> list[list[dict]]:
 
 
 def is_finished(run: Any) -> bool:
-    """Whether the run in `run.output` is complete; ValueError that names the fields, beside `run.free`, that differ."""
+    """Whether the run in `run.output` is complete, and as long as asked; ValueError that names the fields, beside
+    `run.free`, that differ."""
     if not (run.output / DONE).exists():
         return False
     before = json.loads((run.output / "config.json").read_text())
     _require_same(run, before, f"output: {run.output} was", "move it away or choose another --output")
-    return True
+    return before.get(_length(run)) == getattr(run, _length(run), None)
 
 
 def _require_same(run: Any, before: dict[str, Any], what: str, remedy: str) -> None:

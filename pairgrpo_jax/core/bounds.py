@@ -41,6 +41,9 @@ class Bound(NamedTuple):
 AtLeast = Within = Bound
 
 
+Seed = Annotated[int, Within(0, 2**32 - 1)]  # of jax.random.key, which takes the rest away, and numpy
+
+
 def Above(low: float) -> Bound:
     """More than `low`."""
     return Bound(low, ends="(]")
@@ -100,13 +103,15 @@ def _check(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}")
     if kind not in (int, float) or isinstance(value, jax.Array):
         return
-    if not isinstance(value, (int, float, np.number)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise ValueError(f"{name} must be a number, got {value!r}")
-    if kind is int and not float(value).is_integer():
+    if kind is int and not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} must be a whole number, got {value}")
     for bound in notes:
         if isinstance(bound, Bound) and not bound.holds(float(value)):
             raise ValueError(f"{name} must be {bound}, got {value}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def require_idle(settings: Settings, name: str, why: str) -> None:
@@ -123,6 +128,8 @@ def to_values(settings: Any) -> Any:
         return named | {f.name: to_values(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
     if isinstance(settings, (tuple, list)):
         return [to_values(x) for x in settings]
+    if isinstance(settings, np.generic):
+        return settings.item()
     return settings if isinstance(settings, (bool, int, float, str, type(None))) else str(settings)
 
 

@@ -83,7 +83,8 @@ def pairs_from_rewards(
         "all": every two candidates, weight 1/(K-1). "bradley_terry": as "all", with random labels,
         P(i preferred to j) = sigmoid(R_i - R_j). "margin_weighted": as "all", with weight |R_i - R_j| / (K std), the
         population std of the group. Since sum_j (R_i - R_j) = K (R_i - mean), its pair rewards are GRPO's advantages
-        for every K (`group_advantages(rewards, eps=0)`), which no binary scheme gives beyond K = 2.
+        for every K (`group_advantages(rewards, eps=0)`), which no binary scheme gives beyond K = 2. A reward that is
+        not finite leaves the group: its pairs get weight 0, and the others those of a group without it.
       margin: reward gaps at or below it make no pair (weight 0); 0 drops exact ties only.
       key: PRNG key, needed by "bradley_terry" alone.
 
@@ -112,10 +113,19 @@ def pairs_from_rewards(
 def _full_weight(rewards: jax.Array, gap: jax.Array, scheme: str) -> jax.Array:
     size = rewards.shape[-1]
     if scheme == "margin_weighted":
-        std = jnp.std(rewards, axis=-1, keepdims=True)
-        return gap / (size * jnp.where(std > 0, std, 1))
+        std, count = _spread(rewards)
+        weight = gap / (count * jnp.where(std > 0, std, 1))
+        return jnp.where(jnp.isfinite(weight), weight, 0)
     full = 1.0 / (size - 1) if scheme in ("all", "bradley_terry") else 1.0
     return jnp.full_like(gap, full)
+
+
+def _spread(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The population std of the finite rewards of each group, and how many there are, `[B,1]` each."""
+    std, finite = partial(jnp.std, rewards, axis=-1, keepdims=True), jnp.isfinite(rewards)
+    count = jnp.sum(finite, axis=-1, keepdims=True)
+    # Rounded as ever where all are finite: XLA divides otherwise by a count that it does not know.
+    return jnp.where(count == rewards.shape[-1], std(), std(where=finite)), count
 
 
 def _matched(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,6 +12,7 @@ from pairgrpo_jax.core.terms import (
     as_float,
     frozen,
     loss,
+    masked,
     mean_term,
     require_nonnegative,
     require_positive,
@@ -44,7 +45,11 @@ def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask
         ref_rejected_logp=ref_rejected_logp,
         mask=mask,
     )
-    return as_float(chosen_logp) - frozen(ref_chosen_logp), as_float(rejected_logp) - frozen(ref_rejected_logp)
+    chosen, rejected = (
+        as_float(chosen_logp) - frozen(ref_chosen_logp),
+        as_float(rejected_logp) - frozen(ref_rejected_logp),
+    )
+    return masked(chosen, mask), masked(rejected, mask)
 
 
 def _terms(name, losses, chosen, rejected, mask):
@@ -151,7 +156,7 @@ def orpo_loss(
     require_nonnegative(weight=weight)
     require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
     require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, mask=mask)
-    chosen, rejected = as_float(chosen_logp), as_float(rejected_logp)
+    chosen, rejected = masked(as_float(chosen_logp), mask), masked(as_float(rejected_logp), mask)
     ratio = odds(chosen) - odds(rejected)
     return {
         "nll": mean_term(-chosen, mask, 1.0),
@@ -218,8 +223,8 @@ def kto_loss(
         raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
     require_positive(beta=beta)
     require_nonnegative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
-    ratio = as_float(logp) - frozen(ref_logp)
-    point = jnp.broadcast_to(frozen(reference_point), ratio.shape)
+    ratio = masked(as_float(logp) - frozen(ref_logp), mask)
+    point = masked(jnp.broadcast_to(frozen(reference_point), ratio.shape), mask)
     weight = jnp.where(desirable, desirable_weight, undesirable_weight)
     losses = weight * jax.nn.sigmoid(beta * jnp.where(desirable, point - ratio, ratio - point))
     counted = jnp.ones_like(ratio) if mask is None else mask

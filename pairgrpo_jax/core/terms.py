@@ -174,8 +174,11 @@ require_share = functools.partial(require_values, "in [0, 1]", lambda x: (x >= 0
 require_finite = functools.partial(require_values, "finite", np.isfinite)
 
 
-def mean_term(x: jax.Array, mask: jax.Array | None = None, weight: jax.typing.ArrayLike = 0.0) -> Term:
-    """The masked mean of an array of any shape, as a `Term`."""
+def mean_term(
+    x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None = None, weight: jax.typing.ArrayLike = 0.0
+) -> Term:
+    """The masked mean of an array of any shape, as a `Term`; booleans, integers and halves are summed in float32."""
+    x = as_float(x)
     if mask is None:
         return Term(jnp.sum(x), jnp.asarray(x.size, x.dtype), weight)
     counted = jnp.broadcast_to(mask, x.shape).astype(x.dtype)

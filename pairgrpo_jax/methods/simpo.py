@@ -10,7 +10,14 @@ import jax
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Above, AtLeast
 from pairgrpo_jax.core.preference import ranked_right
-from pairgrpo_jax.core.terms import as_float, require_nonnegative, require_positive, require_rank, require_same_shape
+from pairgrpo_jax.core.terms import (
+    as_float,
+    masked,
+    require_nonnegative,
+    require_positive,
+    require_rank,
+    require_same_shape,
+)
 from pairgrpo_jax.methods.preference import Offline
 
 
@@ -42,7 +49,7 @@ def simpo_loss(
     require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, mask=mask)
     require_positive(beta=beta)
     require_nonnegative(gamma=gamma)
-    chosen, rejected = beta * as_float(chosen_logp), beta * as_float(rejected_logp)
+    chosen, rejected = (beta * masked(as_float(x), mask) for x in (chosen_logp, rejected_logp))
     return {
         "simpo": core.mean_term(-jax.nn.log_sigmoid(chosen - rejected - gamma), mask, 1.0),
         "accuracy": core.mean_term(ranked_right(chosen - rejected), mask),

@@ -60,6 +60,7 @@ class Checkpoints:
             raise ValueError(f"keep must be >= 1, got {keep}")
         self.config, self.keep, self.background = config or {}, keep, background
         self._unfinished: int | None = None
+        self._told = False
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=background)
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self.manager = ocp.CheckpointManager(_place(folder), options=options, item_handlers=handlers)
@@ -71,17 +72,20 @@ class Checkpoints:
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
-        A score that is not finite is none. A whole checkpoint of that step is left as it is, a damaged one replaced.
+        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once, a
+        damaged one replaced. A step below the latest is taken, as after going back from a damaged one: what was saved
+        last is kept longest, and `restore` takes the highest step that is whole.
 
         Raises:
-          ValueError: for a state that was donated to an update.
+          ValueError: for a state that was donated to an update, or a step below 0.
         """
         require_alive(state)
+        if step < 0:
+            raise ValueError(f"step must be >= 0, got {step}")
+        if self.holds(step):
+            return self._tell(step)
         if step in self.steps():
-            try:
-                return _check_sums(self._folder(step))
-            except _DAMAGE:
-                self.manager.delete(step)
+            self.manager.delete(step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
         scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
         self.manager.save(step, args=items, custom_metadata=scored, force=True)
@@ -154,6 +158,16 @@ class Checkpoints:
         scored = [(score, step) for step, score in self._scores.items() if score is not None and step in self.steps()]
         return max(scored)[1] if scored else None
 
+    def holds(self, step: int) -> bool:
+        """Whether there is a checkpoint of that step, and undamaged."""
+        if step not in self.steps():
+            return False
+        try:
+            _check_sums(self._folder(step))
+        except _DAMAGE:
+            return False
+        return True
+
     def close(self) -> None:
         """Finishes, and releases the folder."""
         self.finish()
@@ -167,6 +181,13 @@ class Checkpoints:
         """Closes; after an error sums are left to the next opening."""
         self._unfinished = None if error else self._unfinished
         self.close()
+
+    def _tell(self, step: int) -> None:
+        if not self._told:
+            remedy = "save under another step, or in another folder"
+            where = self.manager.directory
+            logger.warning("checkpoint %d is in %s already, and was left as it is; %s", step, where, remedy)
+        self._told = True
 
     def _folder(self, step: int) -> epath.Path:
         return self.manager.directory / str(step)

@@ -154,7 +154,8 @@ def train(
                 checkpoints.save(done, state, score)
             if stopped := processes.highest(stop.signal or 0):
                 break
-        checkpoints.save(done, state)  # where a signal came between
+        if not checkpoints.holds(done):  # where a signal came between
+            checkpoints.save(done, state)
     return state, done, stopped or None
 
 
@@ -163,7 +164,7 @@ def _save_if_alive(checkpoints: Checkpoints, done: int, state: TrainState) -> No
 
     All processes write a checkpoint, so none is made where the failure is one process's alone.
     """
-    if done and is_alive(state) and processes.all_here("failure"):
+    if done and is_alive(state) and processes.all_here("failure") and not checkpoints.holds(done):
         checkpoints.save(done, state)
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.training import processes
-from pairgrpo_jax.training.trackers import Board, Tracker, figures
+from pairgrpo_jax.training.trackers import Board, Relay, Tracker, figures
 
 logger = logging.getLogger(__name__)
 # What a kill while a folder is claimed may leave.
@@ -43,7 +45,8 @@ def open_folder(
 ) -> contextlib.AbstractContextManager:
     """Claims `folder` for a run, or checks that the run in it can go on with `config`.
 
-    A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ.
+    A new run gets `config.json` and `versions.json`; a resumed one keeps them, with a warning if versions differ; see
+    `renew_settings`.
 
     Args:
       folder: the output folder.
@@ -95,8 +98,13 @@ def _claim(folder: Path, config: dict[str, Any], resume: bool, free: tuple[str, 
         _compare_versions(folder / "versions.json")
     else:
         _write(folder / "versions.json", versions())
-    _write(path, config)  # on resume, fields that are free may have changed
+        _write(path, config)
     return lock
+
+
+def renew_settings(folder: Path | str, config: dict[str, Any]) -> None:
+    """Writes what a resumed run goes on with, whose `free` settings may have changed."""
+    processes.on_lead(lambda: _write(Path(folder) / "config.json", config))
 
 
 def _compare_versions(path: Path) -> None:
@@ -200,30 +208,46 @@ class MetricLog:
       seconds: what the kept rows took, the clock to go on from.
     """
 
-    def __init__(self, folder: Path | str, after: int = 0, trackers: Sequence[Tracker] = ()):
-        """Opens the log of the run in `folder`, which is made; rows of an iteration beyond `after` are dropped,
-        by default all.
+    def __init__(self, folder: Path | str, after: int | None = None, trackers: Sequence[Tracker] = ()):
+        """Opens the log of the run in `folder`, which is made.
 
-        The trackers hear the rows that are kept again, as TensorBoard does; a `Relay` knows which it has sent.
+        Args:
+          folder: the run's.
+          after: go on after this iteration, whose rows are kept and shown to the trackers again, as to TensorBoard; a
+            `Relay` knows which it has sent. None: begin anew, as does a `Relay`.
+          trackers: who else hears of the rows.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(folder) if row["iteration"] <= after]
+        kept = [] if after is None else [row for row in read_metrics(folder) if row["iteration"] <= after]
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.write_text("".join(map(_line, kept)))
         partial.rename(self.path)  # a kill here must not lose the rows
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
         self._file = self.path.open("a")
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._trackers: tuple[Tracker, ...] = (Board(folder / "tensorboard"), *trackers)
+        for relay in trackers if after is None else ():
+            if isinstance(relay, Relay):
+                relay.forget()
         self._last: dict[str, Any] = {}  # evaluation, or row where there was none
         for row in kept:
             self._show(row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds one row; it must hold `iteration`, and `steps` for the TensorBoard axis. Lists are per seed."""
-        self._file.write(json.dumps(row) + "\n")
+        """Adds one row; it must hold `iteration`, and `steps` for the TensorBoard axis. Lists are per seed.
+
+        A number that is not finite is written as null, which `read_metrics` reads as nan.
+
+        Raises:
+          ValueError: for a row without them, or with what is no number or list of numbers; nothing is written.
+        """
+        row = {name: _plain(name, value) for name, value in row.items()}
+        for name in ("iteration", "steps"):
+            if not isinstance(row.get(name), (int, float)) or not math.isfinite(row[name]):
+                raise ValueError(f"metrics: a row must have a number {name}, got {row.get(name, 'none')}")
+        self._file.write(_line(row))
         self._file.flush()
         self._show(row)
 
@@ -242,12 +266,40 @@ class MetricLog:
                 rest.callback(tracker.finish, summary)
 
 
+def _plain(name: str, value: Any) -> Any:
+    """A number or a list of them as Python's own; ValueError that names a metric that is neither."""
+    try:
+        x = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        x = np.asarray(None)
+    if not (jax.dtypes.issubdtype(x.dtype, np.number) or x.dtype == bool) or np.iscomplexobj(x):
+        raise ValueError(f"metrics: {name} must be a number or a list of numbers, got {value!r}")
+    return (x if x.dtype.kind in "biu" else x.astype(float)).tolist()
+
+
+def _line(row: dict[str, Any]) -> str:
+    """As strict JSON, which has no NaN."""
+
+    def known(value):
+        if isinstance(value, list):
+            return [known(x) for x in value]
+        return value if math.isfinite(value) else None
+
+    return json.dumps({name: known(value) for name, value in row.items()}, allow_nan=False) + "\n"
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_read(x) for x in value]
+    return math.nan if value is None else value
+
+
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
+    """The rows of a run's `metrics.jsonl`, null as nan; a last line torn by a kill is left out."""
     path, rows = Path(folder) / "metrics.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            rows.append({name: _read(value) for name, value in json.loads(line).items()})
         except json.JSONDecodeError:
             break
     return rows

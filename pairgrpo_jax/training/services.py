@@ -163,15 +163,15 @@ def check_trackers(names: Sequence[str]) -> None:
         _SERVICES[name].check()  # type: ignore[attr-defined]
 
 
-def open_trackers(names: Sequence[str], folder: Path, config: dict[str, Any]) -> list[Relay]:
-    """The run in `folder` at each service: a new one, or the one that it had there.
+def open_trackers(names: Sequence[str], folder: Path, config: dict[str, Any], *, resume: bool = True) -> list[Relay]:
+    """The run in `folder` at each service: the one that it had there, or a new one, without `resume` always.
 
     Raises:
       ValueError: where a service does not take the run.
     """
     opened = []
     for name in dict.fromkeys(names):
-        known = known_id(folder, name)
+        known = known_id(folder, name) if resume else None
         try:
             service = _SERVICES[name](folder.resolve().name, folder, config, known)
         except Exception as error:

@@ -74,7 +74,8 @@ class Relay:
     """A tracker at a service: rows go out in order from a thread of their own, and a failure is told once.
 
     What fails is tried again with the next row. The run's id and the last iteration that went out are kept in
-    `tracker-NAME.json` of the run's folder, so that a resumed run goes on where it was, and sends what was not sent.
+    `tracker-NAME.json` of the run's folder, so that a resumed run goes on where it was, and sends what was not sent;
+    a new run, at the service or in the folder (`MetricLog(after=None)`), sends all.
     Each row goes out at least once: a kill between a send and its mark repeats one row.
     """
 
@@ -82,12 +83,18 @@ class Relay:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.service, self._path = service, remembered(folder, service.name)
-        self._sent = _remember(self._path).get("sent", 0)
+        known = _remember(self._path)
+        self._sent = known["sent"] if known.get("id") == str(service.id) else 0  # a new run there has heard nothing
         self._keep()
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._unsent, self._told = [], False
         self._thread = threading.Thread(target=self._work, name=f"tracker {service.name}", daemon=True)
         self._thread.start()
+
+    def forget(self) -> None:
+        """Sends all rows, those too that the service has had from a run before."""
+        self._sent = 0
+        self._keep()
 
     def log(self, row: dict[str, Any]) -> None:
         """Hands the row over, unless the service has it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from pairgrpo_jax.core.terms import (
     Metrics,
     Objective,
     Term,
+    as_float,
     has_signal,
     loss_and_means,
     require_names,
@@ -75,7 +76,8 @@ def make_update_step(
       ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL or an unknown
         `parallel`; on the first call, for a
         leading axis that does not divide, a `limit` on a term that the objective does not have, an objective without a
-        weight or a name that the update reports itself; on any call, for a state that was donated.
+        weight or a name that the update reports itself, what is no scalar or no `Term`; on any call, for a state that
+        was donated.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
@@ -143,16 +145,48 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
     def objective(params, batch):
         result = loss_fn(params, batch)
         if isinstance(result, dict):
+            _require_terms(result)
             require_objective(result)
-            return result
-        if not isinstance(result, tuple):
-            raise ValueError("loss_fn must return an Objective or a pair (loss, metrics)")
+            return {name: term._replace(total=_real(term.total)) for name, term in result.items()}
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+            raise ValueError(
+                "loss_fn must return an Objective or a pair (loss, metrics), a scalar and a dict of scalars"
+            )
         loss, metrics = result
         require_names(metrics)
+        _require_scalars({"loss": loss, **metrics})
+        if not _is_real(loss):
+            raise ValueError(f"loss_fn: loss must be a float, got {jnp.result_type(loss)}")
         one = jnp.ones((), jnp.float32)
-        return {"loss": Term(loss, one, one)} | {name: Term(x, one) for name, x in metrics.items()}
+        return {"loss": Term(loss, one, one)} | {name: Term(_real(x), one) for name, x in metrics.items()}
 
     return objective
+
+
+def _require_terms(objective: Mapping[str, Any]) -> None:
+    for name, term in objective.items():
+        if not isinstance(term, Term):
+            what = f"loss_fn: {name} must be a Term, such as core.mean_term(x), got {type(term).__name__}"
+            raise ValueError(f"{what}; or return a pair (loss, metrics)")
+        _require_scalars({f"{field} of {name}": x for field, x in term._asdict().items() if x is not None})
+
+
+def _require_scalars(values: Mapping[str, Any]) -> None:
+    """Raises ValueError that names the first that is no scalar, and its shape."""
+    for name, x in values.items():
+        if not isinstance(x, (jax.Array, np.ndarray, np.generic, bool, int, float)):
+            raise ValueError(f"loss_fn: {name} must be a scalar, got {type(x).__name__}")
+        if jnp.ndim(x):
+            raise ValueError(f"loss_fn: {name} must be a scalar, got shape {jnp.shape(x)}; take its mean")
+
+
+def _is_real(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
+
+
+def _real(x: Any) -> Any:
+    """`x`, booleans and integers as float32: gradients are taken of real numbers alone."""
+    return x if _is_real(x) else as_float(x)
 
 
 def _micro_batches(objective, batch, accumulate) -> Callable[[Any, Any], Objective]:

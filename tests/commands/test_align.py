@@ -164,7 +164,9 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
     assert done.returncode == 1 and "batch 0: broken failed (1 tries): KeyError: 'nothing'" in done.stderr
     done = run_here(align.main, "hard", *words, "--reward-on-error", "skip", "--output", "skipped")
     assert done.returncode == 0, done.stderr
-    assert all(row["failed_groups"] == 2 for row in read_metrics(workplace / "skipped"))
+    rows = read_metrics(workplace / "skipped")
+    assert all(row["failed_groups"] == 2 for row in rows)
+    assert np.isnan(rows[-1]["score"]) and rows[-1]["win_rate"] >= 0 and "no score: the reward failed" in done.stdout
     assert "12 of 12 groups had no usable verdict and were left out" in done.stdout
 
 

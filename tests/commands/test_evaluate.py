@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from byte_model import write_model
 
-from pairgrpo_jax.commands import evaluate
+from pairgrpo_jax.commands import cheetah, evaluate
+from pairgrpo_jax.commands.align_settings import preset
 from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, labelled, pair_accuracy
-from pairgrpo_jax.commands.exported import chat_of
+from pairgrpo_jax.commands.exported import chat_of, method_of
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.lm import Policy, Sampling
 from pairgrpo_jax.lm.alignment import EncodedPrompt
 from pairgrpo_jax.lm.alignment.evaluation import Judged, Replies
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, save_head
+from pairgrpo_jax.training import open_folder, settings
 from tests.lm.conftest import tiny_model
 
 PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
@@ -88,6 +90,35 @@ def test_conversations_become_text_as_in_the_run_unless_asked_otherwise(tmp_path
     assert chat_of(str(run), other) == other
     (run / "versions.json").unlink()  # a model's folder, with a config.json of its own
     assert chat_of(str(run), Chat()) == chat_of("smollm2", Chat()) == Chat() and not capsys.readouterr().err
+
+
+def test_the_implicit_reward_of_a_run_is_its_method_s(tmp_path):
+    assert method_of("smollm2") is None
+    run = preset("simpo").replace(output=tmp_path / "run", beta=3.0)
+    with open_folder(run.output, settings(run), resume=False):
+        assert method_of(str(run.output)) == run.config.method and run.config.method.beta == 3.0
+
+
+@pytest.mark.parametrize("reward", ["judge:mine:better", "harmless-a", "heads/a.safetensors"])
+def test_what_gives_no_rewards_of_texts_is_refused(reward):
+    with pytest.raises(ValueError, match="reward: expected verify:NAME or module:function"):
+        Evaluation("a", reward=reward)
+
+
+def test_figures_are_json_that_others_read_too(tmp_path, capsys):
+    evaluate.tell(tmp_path / "out.json", {"win_rate": 0.5, "win_rate_low": float("nan")}, [])
+    strict = {"parse_constant": lambda name: pytest.fail(name)}
+    assert json.loads(capsys.readouterr().out, **strict) == {"win_rate": 0.5, "win_rate_low": None}
+    assert json.loads((tmp_path / "out.json").read_text(), **strict)["figures"]["win_rate_low"] is None
+    with pytest.raises(ValueError, match=r"output: .* is a folder"):
+        Evaluation("a", output=tmp_path)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_random_keys_would_cut_is_refused(seed):
+    for settings_of in (lambda **x: Evaluation("a", **x), preset("grpo").replace, cheetah.preset("hard").replace):
+        with pytest.raises(ValueError, match="seed must be in"):
+            settings_of(seed=seed)
 
 
 @pytest.mark.parametrize("changed", [{"split": "test"}, {"prompt_column": "question"}, {"fold": -1}])

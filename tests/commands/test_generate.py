@@ -1,6 +1,9 @@
 """What `pairgrpo generate` shows, asks and refuses; what the model says is made up here, in bytes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,8 +79,37 @@ def test_a_file_of_prompts_is_completed_under_the_system_message(model, asked, t
         (["--prompt", "Hi", "--num-samples", "2"], "num_samples=2 has no effect without prompts"),
         (["--batch-size", "2"], "batch_size=2 has no effect without prompts"),
         (["--no-chat", "--system", "Short."], "system='Short.' has no effect without a chat template"),
+        (["--no-chat", "--control-tokens", "text"], "control_tokens='text' has no effect without a chat template"),
+        (["--no-chat", "--template-option", "a=1"], "template_option=('a=1',) has no effect without a chat template"),
+        (["--no-chat", "--system-turn", "fold"], "system_turn='fold' has no effect without a chat template"),
+        (["--seed", "99999999999999999999"], "seed must be in [0, 4294967295]"),
+        (["--seed=-1"], "seed must be in [0, 4294967295]"),
+        (["--stop", ""], "stop: an empty text would end every reply"),
+        (["--prompts", "p.json"], "prompts: p.json must be .txt (a prompt a line) or .jsonl"),
     ],
 )
 def test_options_without_effect_are_refused(run_here, words, message):
     done = run_here(generate.main, "--model", "nowhere", *words)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.JSONL"])
+def test_lines_of_prompts_may_hold_separators_of_unicode(tmp_path, name):
+    texts = ["a\u2028b\x85c", "d"]
+    rows = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / name).write_bytes("\r\n".join([*rows, ""]).encode())
+    assert generate.read_prompts(tmp_path / name) == texts
+    (tmp_path / "p.TXT").write_bytes("\r\n".join([*texts, ""]).encode())
+    assert generate.read_prompts(tmp_path / "p.TXT") == texts
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
+    write_model(tmp_path / "model")
+    (tmp_path / "p.txt").write_text("One\n" * 4)
+    words = ["--model", "model", "--prompts", "p.txt", "--max-new-tokens", "2", "--batch-size", "1"]
+    program = [sys.executable, "-c", "from pairgrpo_jax.commands.main import main; main()", "generate", *words]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(program, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 0 and "error" not in done.stderr and "Broken pipe" not in done.stderr

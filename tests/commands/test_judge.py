@@ -33,7 +33,17 @@ def place(tmp_path_factory):
         "def longer(prompt, a, b):\n    return None if len(a) == len(b) else int(len(b) > len(a))\n"
         "def first(prompt, a, b):\n    return 0\n"
         "def broken(prompt, a, b):\n    raise OSError('no line')\n"
+        "seen = []\n"
+        "def once(prompt, a, b):\n"
+        "    seen.append(prompt)\n"
+        "    return int(b.startswith('yes')) if prompt == seen[0] else None\n"
+        "number = 3\n"
     )
+    judged = "def longer(prompt, a, b):\n    return None if len(a) == len(b) else int(len(b) {} len(a))\n"
+    (folder / "longerer.py").write_text(judged.format(">"))
+    (folder / "shorterer.py").write_text(judged.format("<"))
+    (folder / "torn.py").write_text("x = 1\ndef judge(:\n")
+    (folder / "unnamed.py").write_text("x = 1\ny = z\n")
     return folder
 
 
@@ -95,12 +105,31 @@ def test_pairs_without_a_verdict_are_counted(at, run_here):
         at, run_here, "--judge", "judge:mine:broken", "--retries", "0", "--pairs", "4", output="none"
     )
     assert done.returncode == 1 and "no verdict on any of 4 pairs" in done.stderr and found["failed"] == 4
+    assert "| - | 0 |" in (at / "none" / "table.md").read_text(), "of this run, as the figures are"
+
+
+def test_figures_are_strict_json(at, run_here):
+    done, found = measured(at, run_here, "--judge", "judge:mine:once", "--pairs", "4", output="strict")
+    assert done.returncode == 0 and found["figures"]["agreement_decided"]["count"] == 1
+    assert found["figures"]["agreement_decided"]["interval"] == [None, None]
+    assert "NaN" not in (at / "strict" / "figures.json").read_text()
+
+
+def test_a_judge_of_another_name_is_asked_anew(at, run_here):
+    for name in ("longer", "shorter"):
+        done, _ = measured(at, run_here, "--judge", f"judge:{name}er:longer", "--pairs", "10", output="shared")
+        assert done.returncode == 0 and "20 questions (0 more known" in " ".join(done.stdout.split())
 
 
 BAD = [
     (["--judge", "mine:longer"], "must be judge:openai:MODEL or judge:module:function"),
     ([], "must be judge:openai:MODEL"),
     (["--judge", "judge:mine:missing"], "error: judge: cannot import 'mine:missing'"),
+    (["--judge", "judge:torn:judge"], "judge: cannot import 'torn:judge': SyntaxError: invalid syntax ("),
+    (["--judge", "judge:torn:judge"], "torn.py:2)"),
+    (["--judge", "judge:unnamed:judge"], "judge: cannot import 'unnamed:judge': NameError: name 'z' is not defined ("),
+    (["--judge", "judge:unnamed:judge"], "unnamed.py:2)"),
+    (["--judge", "judge:mine:number"], "error: judge: 'mine:number' is no function, but int 3"),
     (["--judge", "judge:mine:longer", "--rubric", "one.txt"], "--rubric is no option here"),
     (["--judge", "judge:openai:m", "--rubric", "one.txt"], "one.txt has no {b}"),
     (["--judge", "judge:openai:m", "--rubric", "nowhere.txt"], "nowhere.txt cannot be read"),
@@ -126,6 +155,8 @@ ALIGN += ["--judge", "", "--candidates", "4", "--iterations", "3", "--no-export"
     ("words", "message"),
     [
         (["--rubric", "one.txt"], "one.txt has no {b}"),
+        (["--reward", "mine:number"], "reward: 'mine:number' is no function, but int 3"),
+        (["--reward", "torn:judge"], "SyntaxError: invalid syntax ("),
         (["--rubric", "unknown.txt"], "did you mean 'answer'"),
         (["--comparisons", "sorted"], "did you mean sort?"),
         (["--comparisons", "7"], "comparisons=7 must be in [1, 6]"),

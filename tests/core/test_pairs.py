@@ -49,6 +49,33 @@ def test_nan_rewards_make_no_pair():
         assert not pairs.weight.any()
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("group", [[1.0, 2.0, 4.0], [3.0, 3.0, 1.0, 2.0], [5.0, 5.0], [0.0, 1e30]])
+def test_a_reward_that_is_not_finite_leaves_its_group_margin_weighted_as_without_it(group, bad):
+    rewards = jnp.asarray([[*group, bad], [*group, 0.5]])
+    found = pg.pair_rewards(pg.pairs_from_rewards(rewards, scheme="margin_weighted"), len(group) + 1)
+    alone = pg.pairs_from_rewards(jnp.asarray([group]), scheme="margin_weighted")
+    np.testing.assert_allclose(found[0, :-1], pg.pair_rewards(alone, len(group))[0], atol=1e-14)
+    np.testing.assert_allclose(found[1], pg.group_advantages(rewards[1:], eps=0)[0], atol=1e-14)
+    assert found[0, -1] == 0
+
+
+@pytest.mark.parametrize("group", [[jnp.nan, 1.0], [jnp.inf, 1.0], [jnp.inf, -jnp.inf], [3e38, -3e38, 0], [1e-44, 0.0]])
+@pytest.mark.parametrize("scheme", [*SCHEMES[:1], *SCHEMES[2:], "margin_weighted"])
+def test_no_weight_of_a_pair_is_ever_other_than_finite(scheme, group):
+    rewards = jnp.asarray([group], jnp.float32)
+    assert jnp.isfinite(pg.pairs_from_rewards(rewards, scheme=scheme, key=jax.random.key(0)).weight).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_weights_by_the_margin_of_finite_rewards_are_the_formula_bit_for_bit(size):
+    rewards = jax.random.normal(jax.random.key(size), (500, size), jnp.float32)
+    pairs = pg.pairs_from_rewards(rewards, scheme="margin_weighted")
+    first, second = (jnp.take_along_axis(rewards, index, -1) for index in pairs[:2])
+    expected = jnp.abs(first - second) / (size * jnp.std(rewards, axis=-1, keepdims=True))
+    np.testing.assert_array_equal(pairs.weight, expected)
+
+
 def test_bradley_terry_is_reproducible_and_depends_on_the_key():
     rewards = jnp.asarray([[0.0, 0.3, 0.2, 0.9]])
     draws = [pg.pairs_from_rewards(rewards, scheme="bradley_terry", key=jax.random.key(k)) for k in (0, 0, 1, 2, 3)]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import pairgrpo_jax as pg
+from pairgrpo_jax.methods.simpo import simpo_loss
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -91,3 +92,30 @@ def test_gradients_reach_the_policy_alone(loss):
     check_grads(lambda c, r: loss(c, r, *x[2:])[0], x[:2], order=1, modes=["rev"], atol=1e-7, rtol=1e-6, eps=1e-6)
     references = jax.grad(lambda *ref: loss(*x[:2], *ref)[0], argnums=(0, 1))(*x[2:])
     assert not any(gradient.any() for gradient in references)
+
+
+MASKED = {
+    "dpo": lambda x, r, mask: pg.dpo_loss(x[0], x[1], r[0], r[1], mask=mask, label_smoothing=0.1),
+    "dpo without a reference": lambda x, r, mask: pg.dpo_loss(x[0], x[1], *r, mask=mask, reference_free=True),
+    "ipo": lambda x, r, mask: pg.ipo_loss(x[0], x[1], r[0], r[1], mask=mask),
+    "orpo": lambda x, r, mask: pg.orpo_loss(x[0], x[1], mask=mask),
+    "simpo": lambda x, r, mask: simpo_loss(x[0], x[1], mask=mask),
+    "kto": lambda x, r, mask: pg.kto_loss(x[0], r[0], jnp.asarray(DESIRABLE)[: x.shape[1]], r[1], mask=mask),
+}
+DESIRABLE = [True, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 1e300])
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_masked_out_may_be_anything_and_gets_no_gradient(name, bad):
+    """The same value, metrics and gradient as without it, wherever it stands."""
+    loss = jax.value_and_grad(MASKED[name], has_aux=True)
+    x, mask = jnp.asarray(draw(0)), jnp.arange(6) < 4
+    (expected, metrics), slope = loss(x[:2, :4], x[2:, :4], jnp.ones(4))
+    for place in range(4):
+        poisoned = x.at[place, 4:].set(bad)
+        (value, found), gradient = loss(poisoned[:2], poisoned[2:], mask)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, metrics)
+        np.testing.assert_allclose(gradient[:, :4], slope, rtol=1e-12)
+        assert not gradient[:, 4:].any()

@@ -103,3 +103,26 @@ def test_mean_term():
     assert pg.mean_term(x, mask).mean == 2.0
     assert pg.mean_term(x[:1]).mean == 1.5
     assert pg.mean_term(x, 0 * mask).mean == 0.0
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.uint8, jnp.bfloat16, jnp.float16])
+def test_the_mean_of_booleans_integers_and_halves_is_that_of_float32(dtype):
+    x = jnp.arange(1001) % 7 > 2 if dtype is bool else (400 * (jnp.arange(1001) % 2)).astype(dtype)
+    for mask in (None, jnp.full(1001, 0.5, jnp.float32), jnp.arange(1001) % 3, jnp.arange(1001) < 999):
+        found, expected = pg.mean_term(x, mask), pg.mean_term(x.astype(jnp.float32), mask)
+        assert found.total.dtype == found.count.dtype == jnp.float32
+        assert found == expected
+        share = np.ones(1001) if mask is None else np.asarray(mask, float)
+        np.testing.assert_allclose(found.mean, np.average(np.asarray(x, float), weights=share), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_mean_of_floats_is_their_sum_over_their_count_bit_for_bit(dtype):
+    x = jax.random.normal(jax.random.key(0), (7, 143), dtype)
+    mask = jax.random.uniform(jax.random.key(1), (7, 143), dtype)
+    for found, total, count in (
+        (pg.mean_term(x), jnp.sum(x), x.size),
+        (pg.mean_term(x, mask), jnp.sum(x * mask), jnp.sum(mask)),
+        (pg.mean_term(x, mask > 0.5), jnp.sum(jnp.where(mask > 0.5, x, 0)), jnp.sum(mask > 0.5)),
+    ):
+        assert found.total.dtype == found.count.dtype == dtype and (found.total, found.count) == (total, count)

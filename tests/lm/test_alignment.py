@@ -65,7 +65,8 @@ OFFLINE = tuple(method.name for method in METHODS if method.offline)
 
 def small(name, offline=False, **changes):
     """BASE with a method, and what the method needs."""
-    method = method_class(name)(**SETTINGS.get(name, {}))
+    kept = {field: value for field, value in SETTINGS.get(name, {}).items() if not (offline and field == "scheme")}
+    method = method_class(name)(**kept)
     samples = None if offline or not method.online else BASE.samples
     critic = Critic() if method.critic else None
     return BASE.replace(method=method, samples=samples, critic=critic).replace(**changes)
@@ -754,6 +755,12 @@ BAD = [
     ("hard", {"lora_dropout": 1.5}, "lora_dropout must be in [0, 1), got 1.5"),
     ("hard", {"quantize": "int4"}, "quantize='int4' is unknown"),
     ("hard", {"quantize": "nf4", "lora_rank": 0}, "quantize='nf4' has no effect with lora_rank=0"),
+    ("dpo", {"lora_alpha": 8.0, "lora_rank": 0}, "lora_alpha=8.0 has no effect with lora_rank=0"),
+    ("dpo", {"lora_dropout": 0.1, "lora_rank": 0}, "lora_dropout=0.1 has no effect with lora_rank=0"),
+    ("grpo", {"ref_kl": "k1"}, "ref_kl='k1' has no effect without ref_beta"),
+    ("ppo", {"ref_kl": "k1", "ref_beta": 0.1}, "ref_kl='k1' has no effect"),
+    ("soft", {"samples": None, "scheme": "matched"}, "scheme='matched' has no effect on a data set's pairs"),
+    ("hard", {"samples": None, "scheme": "all", "margin": 0.5}, "margin=0.5 has no effect on a data set's pairs"),
     ("hard", {"lora_dropout": 0.1}, "lora_dropout: hard learns from the ratio to pi_old"),
     ("hard", {"top_p": 1.5}, "top_p must be in (0, 1], got 1.5"),
     ("hard", {"top_k": 0}, "top_k must be >= 1, got 0"),

@@ -1,7 +1,14 @@
 """Asking a judge: how many questions at once, again, and never twice; what is kept of it."""
 
 import asyncio
+import dataclasses
+import functools
+import importlib
+import inspect
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +17,7 @@ import pytest
 
 from pairgrpo_jax.lm.rewards.asking import Answer, Asker, JudgeError, Manner, Memory, Question, digest, run
 from pairgrpo_jax.lm.rewards.sources import SourceError, judge
+from pairgrpo_jax.lm.rewards.sources.identity import identity_of
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
 COMPLETIONS = [["a", "bb", "ccc", "dddd"], ["x", "xx", "xxx", ""], ["", "pp", "p", "ppp"]]
@@ -84,9 +92,10 @@ def test_a_question_is_all_that_the_judge_is_shown(change):
 
 def test_a_batch_that_fails_keeps_the_verdicts_it_has(tmp_path):
     memory, busy = Memory(tmp_path / "verdicts.sqlite"), Busy(0)
+    busy.limit = 7
 
     def dies(prompt, a, b):
-        if len(busy.asked) >= 7:
+        if len(busy.asked) >= busy.limit:
             raise OSError("no line")
         return busy.sync(prompt, a, b)
 
@@ -94,12 +103,112 @@ def test_a_batch_that_fails_keeps_the_verdicts_it_has(tmp_path):
         judge(dies, compare="all", concurrency=1, memory=memory)(PROMPTS, COMPLETIONS)
     assert len(busy.asked) == 7
 
-    def up(prompt, a, b):
-        return busy.sync(prompt, a, b)
-
-    up.__name__ = "dies"
-    found = judge(up, compare="all", memory=memory)(PROMPTS, COMPLETIONS)
+    busy.limit = 18
+    found = judge(dies, compare="all", memory=memory)(PROMPTS, COMPLETIONS)
     assert found.metrics["judge_cached"] == 7 and len(busy.asked) == 18 == len(set(busy.asked))
+
+
+LONGER = "def longer(prompt, a, b, *, more=0):\n    return None if len(a) == len(b) else int(len(b) > len(a))\n"
+AGAIN = [("a", LONGER), ("a", f"# a comment\n\n{LONGER}")]
+ANEW = [
+    ("b", LONGER),
+    ("a", LONGER.replace(">", "<")),
+    ("a", LONGER.replace("None", "0")),
+    ("a", LONGER.replace("more=0", "more=1")),
+    ("a", LONGER.replace("len(a) ==", "(lambda: len(a))() ==")),
+    ("a", LONGER.replace("longer", "other")),
+]
+
+
+def key_of(function):
+    return digest(identity_of(function))
+
+
+def loaded(module, text):
+    space = {"__name__": module}
+    exec(text, space)
+    return next(x for x in space.values() if inspect.isfunction(x))
+
+
+def test_a_judge_is_known_by_its_module_name_and_code():
+    first = key_of(loaded("a", LONGER))
+    assert {key_of(loaded(*one)) for one in AGAIN} == {first}
+    assert len({first, *(key_of(loaded(*one)) for one in ANEW)}) == 1 + len(ANEW)
+
+
+def test_a_judge_is_known_again_in_another_process(tmp_path, monkeypatch):
+    text = f"import functools\n{LONGER}\nclass Grade:\n"
+    text += "    def __call__(self, p, a, b):\n        return 'x' in {'x', 'y'}\n"
+    text += (
+        "part, one = functools.partial(longer, more={'x', 'y', 'z'}), Grade()\nfew = lambda p, a, b: a in {'x', 'y'}\n"
+    )
+    (tmp_path / "known.py").write_text(text)
+    shown = """
+import known
+from pairgrpo_jax.lm.rewards.asking import digest
+from pairgrpo_jax.lm.rewards.sources.identity import identity_of
+print([digest(identity_of(f)) for f in (known.longer, known.part, known.one, known.few)])
+"""
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", shown], env=env, check=True, capture_output=True, text=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = importlib.import_module("known")
+    assert done.stdout.strip() == str([key_of(f) for f in (known.longer, known.part, known.one, known.few)])
+
+
+@dataclasses.dataclass
+class Least:
+    """A judge with a setting."""
+
+    more: int = 0
+
+    def __call__(self, prompt, a, b):
+        """Whether b is so much longer."""
+        return int(len(b) > len(a) + self.more)
+
+    def method(self, prompt, a, b):
+        """The same."""
+        return self(prompt, a, b)
+
+
+def enclosing(more):
+    return lambda prompt, a, b: int(len(b) > len(a) + more)
+
+
+def remembered(more):
+    return functools.lru_cache(enclosing(more))
+
+
+MADE = {
+    "partial": lambda more: functools.partial(loaded("a", LONGER), more=more),
+    "dataclass": Least,
+    "method": lambda more: Least(more).method,
+    "closure": enclosing,
+    "wrapped": remembered,
+    "partial of an object": lambda more: functools.partial(Least(more)),
+    "identity": lambda more: type("Mine", (), {"identity": more, "__call__": len})(),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_judge_is_known_by_what_it_was_made_with(kind):
+    made = MADE[kind]
+    assert key_of(made(1)) == key_of(made(1)) != key_of(made(2))
+
+
+def test_a_judge_of_another_code_is_asked_anew(tmp_path):
+    memory = Memory(tmp_path / "verdicts.sqlite")
+    one, other = loaded("a", LONGER), loaded("a", LONGER.replace(">", "<"))
+    found = [judge(f, compare="all", memory=memory)(PROMPTS, COMPLETIONS) for f in (one, other, one)]
+    assert [x.metrics["judge_questions"] for x in found] == [18, 18, 0]
+    assert (np.asarray(found[0].pairs.preferred) != np.asarray(found[1].pairs.preferred)).any()
+
+
+def test_a_number_of_questions_may_be_an_int():
+    found = judge(lambda prompt, a, b: 0, compare=3)(PROMPTS, COMPLETIONS)
+    assert found.metrics["judge_questions"] == 9
+    with pytest.raises(ValueError, match=r"compare=7 must be in \[1, 6\]"):
+        judge(lambda prompt, a, b: 0, compare=7)(PROMPTS, COMPLETIONS)
 
 
 def test_a_judge_that_is_down_is_not_asked_for_every_question():

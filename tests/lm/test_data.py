@@ -241,6 +241,35 @@ def test_scores_of_public_sets(tmp_path):
         load_preferences(write(tmp_path / "x.jsonl", [rows[-1] | {"winner": "nobody"}]))
 
 
+REPLIES = {"prompt": "p", "response_1": "a", "response_2": "b"}
+SILENT = {
+    "preference_strength": REPLIES,
+    "overall_preference": {"context": [USER], "response1": "a", "response2": "b"},
+    "better_response_id": {"prompt": "p", "response_0": "a", "response_1": "b"},
+    "labels": {"history": "p", "human_ref_A": "b", "human_ref_B": "a"},
+    "score": {"text": ["\n\nHuman: p\n\nAssistant: a", "\n\nHuman: p\n\nAssistant: b"]},
+}
+
+
+@pytest.mark.parametrize("column", SILENT)
+def test_a_label_that_says_nothing_drops_its_row(tmp_path, column):
+    good = [1, 1.0, True] if column != "score" else [[0, 1]]
+    bad = [float("nan"), None] if column != "score" else [[float("nan"), 2], [1, None], [0, float("nan")]]
+    bad += [2, -1, 0.5, "1", [1], {}] if column in ("better_response_id", "labels") else []
+    rows = [SILENT[column] | {column: value} for value in (*good, *bad)]
+    loaded = load_preferences(write(tmp_path / "x.jsonl", rows))
+    assert loaded.dropped == {f"with nothing said in column {column!r}": len(bad)}
+    assert [x[1:3] for x in loaded.rows] == [("b", "a")] * len(good)
+
+
+def test_a_null_system_message_is_none(tmp_path):
+    orca = {"question": "Hi there", "chosen": "Good day", "rejected": "Go away"}
+    source = write(tmp_path / "x.jsonl", [orca | {"system": x} for x in ("Be kind", None, "")])
+    for load in (load_preferences, load_prompts):
+        assert [x.prompt for x in load(source).rows][:2] == [(SYSTEM, USER), (USER,)]
+    assert len(load_preferences(source).rows) == 3
+
+
 NO_TEXT = {
     "with a turn of role 'tool'": [USER, said("x", "tool")],
     "with a turn of role 'function'": [USER, said("x", "function")],

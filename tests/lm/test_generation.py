@@ -172,6 +172,8 @@ def test_bad_requests_are_refused(tiny):
             run(tiny, **option)
     with pytest.raises(ValueError, match="stop_strings"):
         run(tiny, stop_strings=["x"])
+    with pytest.raises(ValueError, match="stop_strings: an empty text"):
+        run(dataclasses.replace(tiny, tokenizer=Letters()), stop_strings=["x", ""])
     with pytest.raises(ValueError, match="max_new_tokens"):
         run(tiny, max_new_tokens=0)
     with pytest.raises(ValueError, match="key"):

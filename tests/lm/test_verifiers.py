@@ -165,6 +165,73 @@ def test_math(options):
     assert paid("math", MATH_WRONG, **options) == [0.0] * len(MATH_WRONG)
 
 
+BARE = [
+    ("(1,2)", "(1,2)"),
+    ("x^2+1", "x^2+1"),
+    ("1+x^2.", "x^2+1"),
+    ("2\\sqrt{3}", "2\\sqrt{3}"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"),
+    ("x = 5", "5"),
+    ("(24+48) = 72", "72"),
+    ("2*sqrt(3)", "2\\sqrt{3}"),
+]
+SENTENCES = [
+    ("Adding (24+48), I get 72", "72"),
+    ("Let x be the number. Then 2x = 144, so x = 72", "72"),
+    ("I think it's 72 (a lot)", "72"),
+    ("c) 72", "72"),
+    ("72 (b)", "72"),
+    ("72 cm^2", "72"),
+    ("The answer is x^2+1. I expanded it.", "x^2+1"),
+    ("The answer is 72 because 24+48=72", "72"),
+    ("The answer is 72. I added 2 of them.", "72"),
+    ("The answer is 6, as 2+4=6 and not 5", "6"),
+    ("The answer is:\n\\[\nx^2+1\n\\]", "x^2+1"),
+    ("<answer>72 because 24+48=72</answer>", "72"),
+    ("<answer>72. I added 2 of them</answer>", "72"),
+    ("<answer>The total is 24+48=72 dollars</answer>", "72"),
+    ("<answer>Step 1: 5\n\\boxed{72}</answer>", "72"),
+]
+ASIDE = [("2\\sqrt{3}", "2"), ("2\\sqrt{3}", "3"), ("(2,1)", "(1,2)"), ("x^2+2", "x^2+1"), ("72x", "72")]
+ASIDE += [("<answer>48 + 24</answer>", "72"), ("The answer is 72. I added 2 of them.", "2")]
+
+
+def test_an_expression_needs_no_dollars_where_it_is_all_there_is():
+    pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    assert paid("math", BARE) == [1.0] * len(BARE)
+    assert paid("math", SENTENCES) == [1.0] * len(SENTENCES)
+    assert paid("math", ASIDE) == [0.0] * len(ASIDE)
+
+
+MARKS = {
+    "tag": "<think>24+48, or 7</think><answer>{}</answer> or {}",
+    "tag on lines of its own": "<answer>\n{}\n</answer>\nNot {}.",
+    "box": "So 24+48 it is: \\boxed{{{}}}, not {}.",
+    "box in dollars": "So $24+48$ it is: $\\boxed{{{}}}$, not {}.",
+    "box in a tag": "<answer>\\boxed{{{}}}</answer> or {}",
+    "words": "Not {1}. The answer is {0}.",
+    "bold words": "Not {1}. **Answer:** {0}",
+    "words in a tag": "<answer>The answer is {}.</answer> or {}",
+    "####": "Not {1}.\n#### {0}",
+}
+ANSWERS = {
+    "math": [("72", "5"), ("x^2+1", "x^2+2"), ("(1,2)", "(2,1)"), ("\\frac{1}{2}", "2"), ("-4", "4"), ("x = 5", "6")],
+    "number": [("72", "5"), ("1,234", "4"), ("-4", "4"), ("1/2", "2")],
+    "choice": [("B", "C"), ("(D)", "A")],
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_a_reply_marks_goes_first_with_every_verifier(name, mark):
+    if name == "math":
+        pytest.importorskip("math_verify", reason="needs math-verify (extra: rewards)")
+    said = [MARKS[mark].format(*pair) for pair in ANSWERS[name]]
+    right, wrong = zip(*ANSWERS[name])
+    assert paid(name, list(zip(said, right))) == [1.0] * len(said)
+    assert paid(name, list(zip(said, wrong))) == [0.0] * len(said)
+
+
 def test_number_and_choice():
     assert paid("number", [("so 1,000", "#### 1000"), ("7", "8"), ("none", 3), ("-2", -2)]) == [1, 0, 0, 1]
     assert paid("choice", [("(B)", "B"), ("C", 1), ("The answer is B.", 1)]) == [1, 0, 1]

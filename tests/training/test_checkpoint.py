@@ -241,3 +241,31 @@ def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path):
     for step, score in ((1, 5.0), (2, float("nan")), (3, 1.0), (4, float("inf"))):
         checkpoints.save(step, {"x": jnp.full(3, step)}, score)
     assert checkpoints.steps() == [1, 4]
+
+
+def test_what_is_saved_over_a_step_is_told_once_and_left_out(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(40, make_state(1), score=0.1)
+    assert not caplog.messages
+    for _ in range(2):
+        checkpoints.save(40, make_state(2), score=0.9)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("checkpoint 40 is in ") and "save under another step" in caplog.messages[0]
+    assert_identical(checkpoints.restore(make_state(0))[1], make_state(1))
+
+
+def test_a_step_below_zero_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"step must be >= 0, got -1"):
+        checkpoints.save(-1, make_state(0))
+    assert checkpoints.steps() == []
+
+
+def test_a_run_goes_on_below_a_damaged_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, score in ((5, 1.0), (10, 0.0)):  # 5 stays as the best
+        checkpoints.save(step, make_state(step), score)
+    flip(files(tmp_path, 10)[0])
+    assert checkpoints.restore(make_state(0))[0] == 5
+    checkpoints.save(7, make_state(7))  # as where a signal stops it
+    assert checkpoints.steps() == [5, 7] and Checkpoints(tmp_path).restore(make_state(0))[0] == 7

@@ -182,3 +182,9 @@ def test_zero_has_no_sign(tmp_path, capsys):
     console = Console(soft_wrap=True)
     run(tmp_path, judge=lambda *_: {"score": -0.0}, console=console)
     assert "score 0  " in capsys.readouterr().out
+
+
+def test_a_whole_run_and_one_that_is_at_its_end_save_nothing_twice(tmp_path, caplog):
+    run(tmp_path)
+    run(tmp_path, start=12, state=make_state().replace(params={"w": jnp.float32(12)}))
+    assert not caplog.messages

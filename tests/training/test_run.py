@@ -1,8 +1,11 @@
 """The run folder and its metrics."""
 
 import json
+import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pairgrpo_jax.training import MetricLog, RunFolderError, open_folder, read_metrics
@@ -90,3 +93,72 @@ def test_another_kind_of_random_keys_is_refused_by_its_name(tmp_path):
     kept = {name: value for name, value in json.loads(versions.read_text()).items() if not name.startswith("jax_")}
     versions.write_text(json.dumps(kept))
     open_folder(tmp_path / "run", CONFIG, resume=True).close()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"r": 1.0}, "must have a number iteration, got none"),
+        ({"iteration": 3, "r": 1.0}, "must have a number steps, got none"),
+        ({"iteration": [3], "steps": 1}, r"must have a number iteration, got \[3\]"),
+        ({"iteration": math.nan, "steps": 1}, "must have a number iteration, got nan"),
+        ({"iteration": 3, "steps": 3, "r": [1.0, None]}, r"r must be a number or a list of numbers, got \[1.0, None\]"),
+        ({"iteration": 3, "steps": 3, "r": None}, "r must be a number"),
+        (
+            {"iteration": 3, "steps": 3, "note": "half way"},
+            "note must be a number or a list of numbers, got 'half way'",
+        ),
+        ({"iteration": 3, "steps": 3, "deep": {"r": 1.0}}, "deep must be a number"),
+        ({"iteration": 3, "steps": 3, "ragged": [[1.0], [1.0, 2.0]]}, "ragged must be a number"),
+        ({"iteration": 3, "steps": 3, "wave": 1j}, "wave must be a number"),
+    ],
+)
+def test_a_row_that_is_none_is_named_and_not_written(tmp_path, row, message):
+    log = MetricLog(tmp_path)
+    log.write({"iteration": 1, "steps": 1, "r": 1.0})
+    with pytest.raises(ValueError, match=f"metrics: .*{message}"):
+        log.write(row)
+    log.write({"iteration": 2, "steps": 2, "r": 2.0})
+    log.close()
+    assert [row["r"] for row in read_metrics(tmp_path)] == [1, 2]
+    MetricLog(tmp_path, after=1).close()
+    MetricLog(tmp_path).close()
+
+
+def test_numbers_of_numpy_and_jax_are_logged_as_they_are(tmp_path):
+    numbers = {
+        "a": np.float32(0.1),
+        "b": jnp.float32(0.1),
+        "c": jnp.bfloat16(1.5),
+        "d": np.int64(7),
+        "e": jnp.arange(2),
+    }
+    lists = {"f": [np.float32(1), jnp.float32(2)], "g": np.ones((2, 1)), "h": True, "i": [], "j": 3, "k": 0.1}
+    log = MetricLog(tmp_path)
+    log.write({"iteration": np.int32(1), "steps": jnp.int32(10)} | numbers | lists)
+    log.close()
+    tenth = float(np.float32(0.1))
+    expected = {"a": tenth, "b": tenth, "c": 1.5, "d": 7, "e": [0, 1]}
+    expected |= {"f": [1, 2], "g": [[1], [1]], "h": True, "i": [], "j": 3, "k": 0.1}
+    assert read_metrics(tmp_path) == [{"iteration": 1, "steps": 10} | expected]
+
+
+def test_what_is_not_finite_is_null_in_strict_json_and_read_as_nan(tmp_path):
+    def refuse(constant):
+        raise ValueError(constant)
+
+    log = MetricLog(tmp_path)
+    log.write({"iteration": 1, "steps": 1, "r": math.nan, "each": [1.0, math.inf], "x": jnp.float32(jnp.nan)})
+    log.close()
+    for after in (1, 1):  # what is kept is written anew
+        line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+        assert line == {"iteration": 1, "steps": 1, "r": None, "each": [1.0, None], "x": None}
+        row = read_metrics(tmp_path)[0]
+        assert math.isnan(row["r"]) and math.isnan(row["each"][1]) and math.isnan(row["x"]) and row["each"][0] == 1
+        MetricLog(tmp_path, after=after).close()
+
+
+def test_files_of_before_with_nan_in_them_are_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "steps": 1, "r": NaN, "each": [-Infinity, NaN]}\n')
+    row = read_metrics(tmp_path)[0]
+    assert math.isnan(row["r"]) and row["each"][0] == -math.inf and math.isnan(row["each"][1])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pairgrpo_jax.commands import cheetah
 from pairgrpo_jax.commands.runs import open_log, require_trackers
-from pairgrpo_jax.training import MetricLog, Relay, read_metrics, trackers
+from pairgrpo_jax.training import MetricLog, Relay, read_metrics, services, trackers
 from pairgrpo_jax.training.services import check_trackers
 
 QUIET = Console(quiet=True)
@@ -66,6 +66,46 @@ def test_what_was_not_sent_is_said_and_goes_out_on_resume(tmp_path, caplog):
     service = Flaky()
     MetricLog(tmp_path, after=3, trackers=[Relay(service, tmp_path)]).close()
     assert service.steps == [2, 3]
+
+
+def test_a_run_begun_anew_in_a_folder_is_sent_whole(tmp_path):
+    for _ in range(2):
+        service = Flaky()
+        log = MetricLog(tmp_path, trackers=[Relay(service, tmp_path)])
+        for i in range(1, 4):
+            log.write(row(i))
+        log.close()
+        assert service.steps == [1, 2, 3] and len(service.ends) == 1
+    assert json.loads((tmp_path / "tracker-flaky.json").read_text()) == {"id": "7", "sent": 3}
+
+
+def test_a_run_resumed_before_its_first_checkpoint_repeats_no_row(tmp_path):
+    for expected in ([1, 2, 3], [4]):
+        service = Flaky()
+        log = MetricLog(tmp_path, after=0, trackers=[Relay(service, tmp_path)])
+        for i in range(1, 4 if expected[0] == 1 else 5):
+            log.write(row(i))
+        log.close(complete=False)
+        assert service.steps == expected
+
+
+def test_a_new_run_at_the_service_hears_all_rows(tmp_path):
+    for name in ("first", "second"):
+        service = Flaky()
+        service.id = name
+        log = MetricLog(tmp_path, after=2, trackers=[Relay(service, tmp_path)])
+        log.write(row(3))
+        log.close(complete=False)
+        assert service.steps == [3]
+
+
+@pytest.mark.parametrize(("resume", "expected"), [(True, "old"), (False, None)])
+def test_a_service_goes_on_with_its_run_only_on_resume(tmp_path, monkeypatch, resume, expected):
+    (tmp_path / "tracker-wandb.json").write_text('{"id": "old", "sent": 3}')
+    asked = []
+    monkeypatch.setitem(services._SERVICES, "wandb", lambda *args: asked.append(args[-1]) or Flaky())
+    services.open_trackers(["wandb"], tmp_path, {}, resume=resume)
+    assert asked == [expected]
 
 
 def test_a_service_that_hangs_does_not_hold_the_run(tmp_path, caplog, monkeypatch):

@@ -344,6 +344,15 @@ def weighted(x, name="main", **more):
         (lambda x: weighted(x, kl=Term(x, x, 1.0, 0.1), kl_active=mean_term(x)), "kl_active is what the update"),
         (lambda x: {"kl": mean_term(x), "fit": Term(x, x, np.float32(0))}, r"no term has a weight \(kl, fit\)"),
         (lambda x: {}, "no term has a weight"),
+        (lambda x: (jnp.ones(8) * x, {}), r"loss must be a scalar, got shape \(8,\)"),
+        (lambda x: ((x > 0).astype(int), {}), "loss must be a float, got int32"),
+        (lambda x: (x, {"one": x, "each": x * jnp.ones((2, 3))}), r"each must be a scalar, got shape \(2, 3\)"),
+        (lambda x: (x, {"deep": {"one": x}}), "deep must be a scalar, got dict"),
+        (lambda x: (x, x), "loss_fn must return"),
+        (lambda x: (x, {}, {}), "loss_fn must return"),
+        (lambda x: {"mse": x}, r"mse must be a Term, such as core\.mean_term\(x\), got .*; or return a pair"),
+        (lambda x: weighted(x, deep={"one": mean_term(x)}), "deep must be a Term, .* got dict"),
+        (lambda x: weighted(x, kl=Term(jnp.ones(3), x)), r"total of kl must be a scalar, got shape \(3,\)"),
     ],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -351,6 +360,27 @@ def test_a_loss_that_would_be_misread_is_refused(result, message, accumulate):
     update = make_update_step(lambda params, batch: result(jnp.sum(params["w"])), OPTIMIZER, accumulate=accumulate)
     with pytest.raises(ValueError, match=message):
         update(make_state(), {"x": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("as_terms", [True, False])
+def test_boolean_integer_and_plain_metrics_are_numbers(as_terms, accumulate):
+    def loss_fn(params, batch):
+        loss = jnp.mean(params["w"] * batch["x"][:, None])
+        right = batch["x"] > 1
+        if as_terms:
+            one = jnp.ones(())
+            counted = Term(jnp.sum(right), jnp.asarray(right.size))
+            return weighted(loss, right=mean_term(right), counted=counted, all=Term(jnp.all(right), one))
+        return loss, {"right": right[0], "counted": jnp.sum(right), "all": jnp.all(right), "plain": 2}
+
+    update = make_update_step(loss_fn, OPTIMIZER, accumulate=accumulate)
+    state, metrics = update(make_state(), {"x": jnp.arange(4.0)})
+    expected = (
+        {"right": 0.5, "counted": 0.5, "all": 0} if as_terms else {"right": 0, "counted": 2 / accumulate, "all": 0}
+    )
+    assert {name: float(metrics[name]) for name in expected} == expected and state.skipped == 0
+    assert as_terms or metrics["plain"] == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -137,8 +137,8 @@ class Adapters(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.lora_rank:
-            require_idle(self, "quantize", "with lora_rank=0, which freezes nothing")
+        for name in () if self.lora_rank else ("quantize", "lora_alpha", "lora_dropout"):
+            require_idle(self, name, "with lora_rank=0, which freezes nothing and has no adapters")
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -201,6 +201,10 @@ class AlignConfig(Settings):
             )
         if self.method.critic and self.samples is not None:
             require_idle(self.samples, "resample", f"that {name} could need: its critic learns from every group")
+        if self.method.critic or not self.reference.ref_beta:
+            require_idle(self.reference, "ref_kl", "without ref_beta, or with a critic, which takes the log-ratio")
+        for part in () if self.online else [x for x in ("scheme", "margin") if self.method.has(x)]:
+            require_idle(self.method, part, "on a data set's pairs, which are given")
         if self.method.mismatched and prompts < 2:
             raise ValueError(f"prompts={prompts}: {name} learns from replies to other prompts too; use at least 2")
         self.method.check_group(self.group_size)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pairgrpo_jax.lm.data.messages import Drop
+
 _PROMPTS = ("prompt", "messages", "conversations")
 _LIKE_PROMPT = ("question", "instruction", "input", "query", "context")
 _SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
@@ -24,7 +26,8 @@ class Sides(NamedTuple):
 
 
 class _Labelled(NamedTuple):
-    """Two columns of replies, and one that says which is better: `sign(value)` > 0 for the second, 0 for a tie."""
+    """Two columns of replies, and one that says which is better: `sign(value)` > 0 for the second, 0 for a tie, NaN
+    where it says nothing."""
 
     first: str
     second: str
@@ -32,12 +35,17 @@ class _Labelled(NamedTuple):
     sign: Callable[[Any], float]
 
 
+def _second(label: Any) -> float:
+    """The sign of 0 or 1, where 1 is the second reply."""
+    return 2.0 * label - 1 if label in (0, 1) else math.nan
+
+
 _WINNERS = {"model_a": -1.0, "model_b": 1.0, "tie": 0.0, "tie (bothbad)": 0.0}
 _LABELLED = (
     _Labelled("response_1", "response_2", "preference_strength", float),  # HelpSteer2
     _Labelled("response1", "response2", "overall_preference", float),  # HelpSteer3
-    _Labelled("response_0", "response_1", "better_response_id", lambda x: 2.0 * int(x) - 1),  # PKU-SafeRLHF
-    _Labelled("human_ref_A", "human_ref_B", "labels", lambda x: 1 - 2.0 * int(x)),  # SHP
+    _Labelled("response_0", "response_1", "better_response_id", _second),  # PKU-SafeRLHF
+    _Labelled("human_ref_A", "human_ref_B", "labels", lambda x: -_second(x)),  # SHP
     _Labelled("conversation_a", "conversation_b", "winner", lambda x: _WINNERS[x]),  # Chatbot Arena
 )
 # The column of the prompt where a set has no `prompt`, told by a column that only such sets have.
@@ -47,7 +55,7 @@ _OTHER_PROMPTS = {"human_ref_A": "history", "overall_preference": "context"}
 def prompt_name(row: Mapping[str, Any]) -> str | None:
     """The column that holds the prompt, or None; one that is null only where no other does."""
     known = [*_PROMPTS, *(name for sign, name in _OTHER_PROMPTS.items() if sign in row)]
-    if system_name(row):  # Orca: a system message, and a question or input
+    if any(name in row for name in _SYSTEMS):  # Orca: a system message, null in some rows, and a question or input
         known += ["question", "input"]
     return min((name for name in known if name in row), key=lambda name: row[name] is None, default=None)
 
@@ -77,6 +85,7 @@ def sides(row: Mapping[str, Any], where: str) -> Sides:
     """The two replies of a row.
 
     Raises:
+      Drop: where a label says nothing: null, not a finite number, or none of its two values.
       ValueError: that names `where`, for columns of no layout known here, or scores that are no numbers.
     """
     if "chosen" in row and "rejected" in row:
@@ -95,7 +104,9 @@ def sides(row: Mapping[str, Any], where: str) -> Sides:
 def _scored_texts(texts: Any, scores: Any, where: str) -> Sides:
     if not all(isinstance(x, Sequence) and not isinstance(x, str) and len(x) == 2 for x in (texts, scores)):
         raise ValueError(f"{where}: 'text' and 'score' must hold two entries each")
-    values = _numbers(scores, where)
+    values = (math.nan, math.nan) if None in scores else _numbers(scores, where)
+    if not all(map(math.isfinite, values)):
+        raise _silent("score")
     best = int(values[1] > values[0])
     return Sides(texts[best], texts[1 - best], (values[best], values[1 - best]))
 
@@ -103,11 +114,17 @@ def _scored_texts(texts: Any, scores: Any, where: str) -> Sides:
 def _labelled(layout: _Labelled, row: Mapping[str, Any], where: str) -> Sides:
     label = row[layout.label]
     try:
-        sign = layout.sign(label)
+        sign = math.nan if label is None else layout.sign(label)
     except (TypeError, ValueError, KeyError) as e:
         raise ValueError(f"{where}: column {layout.label!r} = {label!r} does not say which reply is better") from e
+    if not math.isfinite(sign):
+        raise _silent(layout.label)
     first, second = row[layout.first], row[layout.second]
     return Sides(second, first, (sign, 0.0)) if sign > 0 else Sides(first, second, (-sign, 0.0))
+
+
+def _silent(column: str) -> Drop:
+    return Drop(f"with nothing said in column {column!r}")
 
 
 def _scores(row: Mapping[str, Any], where: str) -> Scores:

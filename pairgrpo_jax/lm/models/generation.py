@@ -116,6 +116,8 @@ def generate(
     sampling_lib.check(chosen)
     _check_prompts(model.config, prompts, max_new_tokens, num_samples)
     check_slots(slots, rows)
+    if not all(stop_strings):
+        raise ValueError("stop_strings: an empty text would end every completion; leave it out")
     if stop_strings and model.tokenizer is None:
         raise ValueError("stop_strings: the model has no tokenizer to find them with")
     stops = model.config.eos_ids if stop_ids is None else tuple(stop_ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _SAID = re.compile(r"(?:####|\banswer\s*(?:is|:|=)\s*:?)", re.IGNORECASE)
@@ -22,12 +22,18 @@ def stated(reply: str) -> str | None:
     r"""What the reply marks as its answer: the last `<answer>`, else the last `\boxed{}`, else what follows "####",
     "answer is" or "answer:"; None where it marks none.
     """
+    mark, answer = marked(reply)
+    return answer if mark else None
+
+
+def marked(reply: str) -> tuple[Literal["tag", "box", "words", ""], str]:
+    """How a reply marks its answer, see `stated`, and what it marks; "" and all of it where it marks none."""
     if tags := _TAG.findall(reply):
-        return tags[-1].strip()
+        return "tag", tags[-1].strip()
     if (box := _boxed(reply)) is not None:
-        return box.strip()
+        return "box", box.strip()
     said = list(_SAID.finditer(reply))
-    return reply[said[-1].end() :].strip() if said else None
+    return ("words", reply[said[-1].end() :].strip()) if said else ("", reply)
 
 
 def _boxed(text: str) -> str | None:

@@ -15,12 +15,27 @@ from typing import Any
 
 from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.lm.data.gym import Gym
-from pairgrpo_jax.lm.rewards.answers import last_number, letter, plain, reference, stated, true_letter, true_number
+from pairgrpo_jax.lm.rewards.answers import (
+    last_number,
+    letter,
+    marked,
+    plain,
+    reference,
+    stated,
+    true_letter,
+    true_number,
+)
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _IS_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+")
 _LETTERS = re.compile(r"\$?(?:\\(?:text|mathrm)\{)?([A-Z]{2,})\}?\$?")
 _EXPRESSION = re.compile(r"[\\^{}()=]|\d[a-z]\b|\b[a-z]\b")
+_NAMED = re.compile(
+    r"\\(?:begin|end|text|mathrm|operatorname)\{[^{}]*\}|\\[A-Za-z]+|(?:sqrt|sin|cos|tan|log|exp|pi)(?![a-z])"
+)
+_WORDS = re.compile(
+    r"[A-Za-z]{3}|[A-Za-z][aeiou]|[aeiouAEIOU][A-Za-z]|\d\s+(?:[a-z]{2}|m\^[23]|\([a-z])|[.!?]\s|\n"
+)  # or units
 NAMES = ("math", "number", "choice", "format", "own")
 
 
@@ -145,8 +160,7 @@ def _true_expression(answer: Any) -> Any:
     text = _multiplied(plain(reference(answer)))
     if letters := _LETTERS.fullmatch(stated(text) or text):
         return letters[1]
-    bare = "$" not in text and "\\boxed" not in text and _EXPRESSION.search(text)
-    return (bare and _parse(f"${text}$")) or _parse(text) or None
+    return (_bare(text) and _parse(f"${text}$")) or _parse(text) or None
 
 
 def _same_expression(reply: str, truth: Any) -> bool:
@@ -156,10 +170,38 @@ def _same_expression(reply: str, truth: Any) -> bool:
 
     if isinstance(truth, str):
         return truth == _word(reply)
-    found = _parse(_multiplied(_signed(reply)))
+    found = _found(_multiplied(_signed(reply)))
     if not any(map(_unfinished, truth)):
         found = [one for one in found if not _unfinished(one)]
     return bool(verify(truth, found, timeout_seconds=_seconds()))  # type: ignore[arg-type]
+
+
+def _bare(text: str) -> bool:
+    """Whether it looks like an expression without its dollars."""
+    return "$" not in text and "\\boxed" not in text and _EXPRESSION.search(text) is not None
+
+
+def _found(reply: str) -> list:
+    """What math-verify reads in what a reply marks as its answer, or in all of it; as LaTeX where that is bare."""
+    mark, text = marked(reply)
+    if mark == "tag" and marked(text)[0]:
+        return _found(text)
+    first = re.split(r"\n|\.(?:\s|$)", text)[0] if mark in ("tag", "words") else text
+    if (alone := _alone(first)) and (found := _parse(f"${alone}$")):
+        return found
+    if mark == "tag":
+        return _parse(first) or _parse(text)
+    return _parse({"box": f"\\boxed{{{text}}}", "words": f"answer: {text}", "": text}[mark])
+
+
+def _alone(text: str) -> str:
+    """A bare expression with no word beside it, what is right of its last "=" where it says what numbers come to; empty
+    where there is none."""
+    text = text.strip().removesuffix(".")
+    if not _bare(text) or not re.search(r"\w", text) or _WORDS.search(_NAMED.sub(" ", text)):
+        return ""
+    left, _, right = text.rpartition("=")
+    return text if re.search("[A-Za-z]", _NAMED.sub(" ", left)) else right.strip()
 
 
 def _word(reply: str) -> str | None:

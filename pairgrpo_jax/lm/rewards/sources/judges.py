@@ -15,6 +15,7 @@ from pairgrpo_jax.core.comparisons import Comparisons, both_orders, check_compar
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs
 from pairgrpo_jax.lm.data import Columns, Prompt, asked_by
 from pairgrpo_jax.lm.rewards.asking import Asker, JudgeError, Manner, Memory, Question, digest, run
+from pairgrpo_jax.lm.rewards.sources.identity import identity_of
 from pairgrpo_jax.lm.rewards.sources.interface import (
     ErrorPolicy,
     Judgement,
@@ -22,14 +23,13 @@ from pairgrpo_jax.lm.rewards.sources.interface import (
     give_up,
     given,
     group_shape,
-    name_of,
 )
 
 
 def judge(
     function: Callable,
     *,
-    compare: str = "disjoint",
+    compare: str | int = "disjoint",
     both_orders: bool = False,
     timeout: float | None = None,
     retries: int = 0,
@@ -65,6 +65,7 @@ def judge(
     """
     if not callable(function):
         raise ValueError(f"function: expected a callable judge, got {function!r}")
+    compare = str(compare)
     if not compare.isdecimal():
         check_comparisons(compare, 2, "compare")
     policy, manner = ErrorPolicy(timeout, retries, on_error), Manner(concurrency, timeout, retries, backoff)
@@ -135,9 +136,12 @@ class _Judge:
                 return None
             answers = [0.5 if texts[i] == texts[j] else next(found) for i, j in pairs]
 
+    @functools.cached_property
+    def _who(self) -> Any:
+        return identity_of(self.function)
+
     def _question(self, prompt: Prompt, a: str, b: str, columns: dict) -> Question:
-        who = getattr(self.function, "identity", None) or name_of(self.function)
-        key = digest(who, [dict(message) for message in prompt], a, b, columns)
+        key = digest(self._who, [dict(message) for message in prompt], a, b, columns)
         return Question(functools.partial(self.function, prompt, a, b, **columns), key)
 
 
