@@ -395,7 +395,7 @@ def test_no_name_belongs_to_two_parts(name):
 def test_scores_are_those_of_the_distribution_before_the_cut():
     config = BASE.replace(temperature=0.5, top_k=3, top_p=0.9)
     assert config.scored == Sampling(0.5) and config.samples.rescores and not BASE.samples.rescores
-    assert BASE.replace(temperature=0.5).replace(samples=None).scored == Sampling()
+    assert BASE.replace(temperature=0.5).replace(samples=None, scheme="all").scored == Sampling()
     for cut in ({"top_k": 3}, {"top_p": 0.9}, {"rescore": True}):
         assert BASE.replace(**cut).samples.rescores and BASE.replace(**cut).samples.cuts == ("rescore" not in cut)
 
