@@ -120,7 +120,7 @@ def title(run: Run) -> str:
 def summary(row: dict) -> list[str]:
     """The last evaluation in words."""
     lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
-    lines += [] if np.isfinite(row["score"]) else ["no score: the reward failed for every held-out prompt"]
+    lines += [] if np.isfinite(row.get("score", 0)) else ["no score: the reward failed for every held-out prompt"]
     if "win_rate" in row:
         interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         lines.append(

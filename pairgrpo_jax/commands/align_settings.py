@@ -208,8 +208,6 @@ def other_half(reward: str) -> str:
       ValueError: for a file whose name says no half, or that lies alone.
     """
     path = Path(reward)
-    if path.suffix and not path.is_file():
-        raise ValueError(f"reward: there is no file {reward}")
     rest, half = path.stem[:-1], path.stem[-1:]
     if half not in ("a", "b") or rest[-1:].isalnum():
         raise ValueError(f"judge: {reward} is no half a or b of its data by its name; name a judge, or '' for none")

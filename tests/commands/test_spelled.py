@@ -12,7 +12,7 @@ ALIGN = ("pairgrpo align", align_settings.preset, align_settings.DECIDING)
 CHEETAH = ("pairgrpo cheetah", cheetah.preset, cheetah.DECIDING)
 LINES = [
     "grpo --seed 101 --operands bfloat16",
-    "soft --data tiny --reward harmless-b --seed=-3 --learning-rate 0.00123456789",
+    "soft --data tiny --reward harmless-b --seed=3 --learning-rate 0.00123456789",
     "soft --data tiny --judge harmless-b",
     "ppo --data 'a b.jsonl' --reward rewards:f=0.5 --judge '' --lora-targets q v --no-export",
     "hard --reward judge:openai:x --judge-concurrency 3 --comparisons sort --no-both-orders",
