@@ -124,7 +124,6 @@ def _told(error: Exception) -> str:
     """An error in one line, with the file and line where a module raised it."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    inside = last.filename != __file__ and "importlib" not in last.filename
-    place = f" ({last.filename}:{last.lineno})" if inside else ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in f.filename]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

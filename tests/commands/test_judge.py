@@ -44,6 +44,7 @@ def place(tmp_path_factory):
     (folder / "shorterer.py").write_text(judged.format("<"))
     (folder / "torn.py").write_text("x = 1\ndef judge(:\n")
     (folder / "unnamed.py").write_text("x = 1\ny = z\n")
+    (folder / "wanting.py").write_text("import no_such_package\n")
     return folder
 
 
@@ -129,6 +130,7 @@ BAD = [
     (["--judge", "judge:torn:judge"], "torn.py:2)"),
     (["--judge", "judge:unnamed:judge"], "judge: cannot import 'unnamed:judge': NameError: name 'z' is not defined ("),
     (["--judge", "judge:unnamed:judge"], "unnamed.py:2)"),
+    (["--judge", "judge:wanting:judge"], "wanting.py:1)"),
     (["--judge", "judge:mine:number"], "error: judge: 'mine:number' is no function, but int 3"),
     (["--judge", "judge:mine:longer", "--rubric", "one.txt"], "--rubric is no option here"),
     (["--judge", "judge:openai:m", "--rubric", "one.txt"], "one.txt has no {b}"),
