@@ -8,7 +8,6 @@ one commit. `tune` makes an equal sweep for each method, on seeds that no compar
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +59,6 @@ class Comparison(Grid):
 
     def __post_init__(self):
         super().__post_init__()
-        if not math.isfinite(self.steps):
-            raise ValueError(f"steps must be finite, got {self.steps}")
         if self.at is not None and not self.at <= self.steps:
             raise ValueError(f"at={self.at:.0f} must be at most steps={self.steps:.0f}")
 

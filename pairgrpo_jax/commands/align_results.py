@@ -62,12 +62,13 @@ def make_evaluation(
                 policy, trainer.reference(state), pairs, method=run.config.method, rows=judges.rows, **limits
             )
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
+        measured = [f"held_out/{name}" for name in after.rewards]
+        measured += ["win_rate"] if judges.head is not None else []
+        measured += ["implicit_accuracy"] if pairs else []
+        row["score"] = row.get(measured[0], np.nan) if measured else 0.0
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         processes.on_lead(lambda: (run.output / "replies.md").write_text(page(run, iteration, row, replies)))
-        known = [*(f"held_out/{name}" for name in after.rewards), *(["win_rate"] if judges.head is not None else [])]
-        known += ["implicit_accuracy"] if pairs else []
-        score = row.get(known[0], np.nan) if known else 0.0
-        return row | {"score": score, "time/evaluation": time.perf_counter() - began}
+        return row | {"time/evaluation": time.perf_counter() - began}
 
     return evaluate
 
@@ -120,7 +121,7 @@ def title(run: Run) -> str:
 def summary(row: dict) -> list[str]:
     """The last evaluation in words."""
     lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
-    lines += [] if np.isfinite(row.get("score", 0)) else ["no score: the reward failed for every held-out prompt"]
+    lines += [] if np.isfinite(row["score"]) else ["no score: the reward failed for every held-out prompt"]
     if "win_rate" in row:
         interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         lines.append(

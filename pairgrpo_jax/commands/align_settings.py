@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pairgrpo_jax.commands.judging import OPENAI, Asking, Comparing
 from pairgrpo_jax.commands.rewards import require_files
@@ -127,6 +127,8 @@ class Run(Settings):
     judging: Judging | None = field(default_factory=Judging)
     config: AlignConfig = field(default_factory=tuned)
 
+    length: ClassVar[str] = "iterations"  # the setting that says how long a run is
+
     def __post_init__(self):
         super().__post_init__()
         if self.evaluations > self.iterations:
@@ -163,7 +165,7 @@ class Run(Settings):
     @property
     def free(self) -> tuple[str, ...]:
         """Settings that may differ on resume; without annealing, a run can be given more batches."""
-        return FREE if self.config.optimizer.anneal else (*FREE, "iterations")
+        return FREE if self.config.optimizer.anneal else (*FREE, self.length)
 
 
 def preset(label: str, words: Sequence[str] = ()) -> Run:

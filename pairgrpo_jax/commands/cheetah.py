@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,10 +89,7 @@ class Run(Settings):
     """Use all devices: environments spread over them, parameters replicated (brax)."""
     config: ControlConfig = field(default_factory=tuned)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not math.isfinite(self.steps):
-            raise ValueError(f"steps must be finite, got {self.steps}")
+    length: ClassVar[str] = "steps"  # the setting that says how long a run is
 
     @property
     def label(self) -> str:
@@ -107,7 +104,7 @@ class Run(Settings):
     @property
     def free(self) -> tuple[str, ...]:
         """Settings that may differ on resume; without annealing, a run can be given more steps."""
-        return FREE if self.config.optimizer.anneal else (*FREE, "steps")
+        return FREE if self.config.optimizer.anneal else (*FREE, self.length)
 
 
 def preset(method: str, words: Sequence[str] = ()) -> Run:

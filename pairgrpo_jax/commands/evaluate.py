@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,6 +53,7 @@ from pairgrpo_jax.lm.rewards.reward_training import pair_features
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import SourceError, columns_of, compares, judged
 from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.run import without_nan
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ def main(words: Sequence[str]) -> None:
 
 def tell(output: Path | None, row: dict[str, Any], replies: list[dict]) -> None:
     """Prints the figures, and writes them with the replies."""
-    row = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in row.items()}  # JSON has no nan
+    row = without_nan(row)
     Console().print_json(json.dumps({name: x for name, x in row.items() if not isinstance(x, list)}))
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.lm.models.chat import Chat
@@ -22,19 +23,21 @@ def exported(name: str) -> str:
 
 def method_of(name: str) -> Method | None:
     """The method of the run that `name` is; None for other models."""
-    stored = Path(name) / "config.json"
-    if not (stored.parent / "versions.json").exists():
-        return None
-    kept = json.loads(stored.read_text()).get("config", {}).get("method")
+    kept = _settings_of(name).get("config", {}).get("method")
     return from_values(Method, kept) if kept else None
 
 
 def chat_of(name: str, chat: Chat) -> Chat:
     """How conversations become text: as asked for, or else as in the run that `name` is."""
-    stored = Path(name) / "config.json"
-    if chat != Chat() or not (stored.parent / "versions.json").exists():
+    if chat != Chat():
         return chat
-    kept = from_values(Chat, json.loads(stored.read_text()).get("chat", {}))
+    kept = from_values(Chat, _settings_of(name).get("chat", {}))
     if kept != chat and processes.leads():
         print(f"pairgrpo: conversations become text as in {name}: {kept}", file=sys.stderr)
     return kept
+
+
+def _settings_of(name: str) -> dict[str, Any]:
+    """Of the run that `name` is; empty for other models, whose folder has a config.json of its own."""
+    folder = Path(name)
+    return json.loads((folder / "config.json").read_text()) if (folder / "versions.json").exists() else {}

@@ -14,13 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import jax
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.exported import chat_of, exported
-from pairgrpo_jax.core.bounds import Settings, Within, require_idle
+from pairgrpo_jax.core.bounds import Seed, Settings, require_idle
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
@@ -69,7 +68,7 @@ class Args(Settings):
     top_p: float | None = 0.95
     min_p: float | None = None
     stop: tuple[str, ...] = ()
-    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
+    seed: Seed = 0
     verbose: bool = False
     format: Chat = dataclasses.field(default_factory=Chat)
 
@@ -81,11 +80,9 @@ class Args(Settings):
         for name in idle:
             require_idle(self, name, why)
         if not self.chat:
-            for settings, name in (
-                (self, "system"),
-                *((self.format, field.name) for field in dataclasses.fields(Chat)),
-            ):
-                require_idle(settings, name, "without a chat template")
+            require_idle(self, "system", "without a chat template")
+            for field in dataclasses.fields(Chat):
+                require_idle(self.format, field.name, "without a chat template")
         if not all(self.stop):
             raise ValueError("stop: an empty text would end every reply; leave it out")
 
@@ -126,7 +123,14 @@ def reply(model: Model, args: Args, ids: list[int], key: jax.Array) -> str:
 
 
 def talk(model: Model, args: Args) -> None:
-    """Chats until the end of input, or answers `args.prompt`."""
+    """Chats until the end of input or Ctrl-C, or answers `args.prompt`."""
+    try:
+        _turns(model, args)
+    except (EOFError, KeyboardInterrupt):
+        print()
+
+
+def _turns(model: Model, args: Args) -> None:
     messages, key = args.opening(), jax.random.key(args.seed)
     asked = iter(lambda: input("\n> ").strip(), None) if args.prompt is None else [args.prompt]
     for text in asked:
@@ -206,11 +210,10 @@ def main(words: Sequence[str]) -> None:
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
     try:
-        talk(model, args) if prompts is None else complete(model, args, prompts)
+        if prompts is not None:
+            complete(model, args, prompts)
+        else:
+            talk(model, args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough, and Python would complain once more on leaving
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (EOFError, KeyboardInterrupt):
-        if prompts is not None:
-            raise
-        print()

@@ -7,7 +7,6 @@ the verdicts beside them, so that the same command again asks only what is new.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pairgrpo_jax.core.statistics import mean_interval
 from pairgrpo_jax.lm.data import Preference, describe, load_preferences, spread
 from pairgrpo_jax.lm.rewards.sources import Source, columns_of
 from pairgrpo_jax.training import settings
+from pairgrpo_jax.training.run import without_nan
 
 CLAIMS = {
     "agreement": "agrees with the label, both orders asked (ties half)",
@@ -152,15 +152,6 @@ def share(values: np.ndarray) -> dict[str, Any]:
     if not len(values):
         return {"share": None, "interval": None, "count": 0}
     return {"share": float(values.mean()), "interval": mean_interval(values), "count": len(values)}
-
-
-def without_nan(value: Any) -> Any:
-    """Values for JSON, which has no NaN: null, as the interval of a single pair."""
-    if isinstance(value, dict):
-        return {name: without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cells(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -121,7 +121,7 @@ def train_in_folder(
     """`training.train` in `run.output`, from `state` or, with `run.resume`, from its last checkpoint.
 
     Args:
-      run: the settings, with `output`, `resume`, `keep` and `async_saves`.
+      run: the settings, with `output`, `resume`, `keep`, `async_saves` and `length`.
       program: see `training.train`, as the next two.
       state: where a new run starts.
       schedule: when things happen.
@@ -137,9 +137,9 @@ def train_in_folder(
         if run.resume and checkpoints.steps():
             require_own(run, checkpoints)
             start, state = checkpoints.restore(state)
-            require_length(run, start, schedule.iterations)
             console.print(f"resuming {run.output} after {start} of {schedule.iterations} iterations")
-            renew_settings(run.output, settings(run))
+        require_length(run, start, schedule.iterations)
+        renew_settings(run.output, settings(run))
         log, complete = open_log(run, console, start), False
         try:
             ended = train(
@@ -184,14 +184,9 @@ def checkpoints_of(run: Any) -> str:
 def require_length(run: Any, made: int, asked: int) -> None:
     """Refuses to end a run that is longer than asked, or whose metrics are elsewhere; one made longer is open again."""
     if made > asked:
-        name = _length(run)
-        raise ValueError(f"{name}: {run.output} has made {made} iterations, and {asked} are asked for; ask for more")
+        told = f"{run.output} has made {made} iterations, and {asked} are asked for"
+        raise ValueError(f"{run.length}: {told}; ask for more")
     processes.on_lead(lambda: _require_metrics(run) if made == asked else (run.output / DONE).unlink(missing_ok=True))
-
-
-def _length(run: Any) -> str:
-    """The setting that says how long a run is."""
-    return "iterations" if hasattr(run, "iterations") else "steps"
 
 
 def _require_metrics(run: Any) -> None:
@@ -234,7 +229,7 @@ def is_finished(run: Any) -> bool:
         return False
     before = json.loads((run.output / "config.json").read_text())
     _require_same(run, before, f"output: {run.output} was", "move it away or choose another --output")
-    return before.get(_length(run)) == getattr(run, _length(run), None)
+    return before[run.length] == getattr(run, run.length)
 
 
 def _require_same(run: Any, before: dict[str, Any], what: str, remedy: str) -> None:

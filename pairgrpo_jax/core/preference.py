@@ -45,10 +45,8 @@ def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask
         ref_rejected_logp=ref_rejected_logp,
         mask=mask,
     )
-    chosen, rejected = (
-        as_float(chosen_logp) - frozen(ref_chosen_logp),
-        as_float(rejected_logp) - frozen(ref_rejected_logp),
-    )
+    chosen = as_float(chosen_logp) - frozen(ref_chosen_logp)
+    rejected = as_float(rejected_logp) - frozen(ref_rejected_logp)
     return masked(chosen, mask), masked(rejected, mask)
 
 

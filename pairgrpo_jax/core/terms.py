@@ -73,7 +73,12 @@ def evaluate(objective: Objective) -> tuple[jax.Array, Metrics]:
 
 
 def require_objective(objective: Objective) -> None:
-    """Raises ValueError that names the terms if none has a weight, or one is called like a metric of the update."""
+    """Raises ValueError that names the terms if none has a weight, or one is called like a metric of the update, or is
+    no `Term`."""
+    for name, term in objective.items():
+        if not isinstance(term, Term):
+            what = f"objective: {name} must be a Term, such as core.mean_term(x), got {type(term).__name__}"
+            raise ValueError(f"{what}; or return a pair (loss, metrics)")
     require_names(objective, {f"{name}_active" for name, term in objective.items() if term.threshold is not None})
     if all(term.is_metric for term in objective.values()):
         raise ValueError(f"objective: no term has a weight ({', '.join(objective)}); give one, Term(..., weight=1.0)")

@@ -278,14 +278,16 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _line(row: dict[str, Any]) -> str:
-    """As strict JSON, which has no NaN."""
+    return json.dumps(without_nan(row), allow_nan=False) + "\n"
 
-    def known(value):
-        if isinstance(value, list):
-            return [known(x) for x in value]
-        return value if math.isfinite(value) else None
 
-    return json.dumps({name: known(value) for name, value in row.items()}, allow_nan=False) + "\n"
+def without_nan(value: Any) -> Any:
+    """Nested values for strict JSON, which has neither nan nor infinity: null in their place."""
+    if isinstance(value, dict):
+        return {name: without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(value: Any) -> Any:

@@ -145,8 +145,9 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
     def objective(params, batch):
         result = loss_fn(params, batch)
         if isinstance(result, dict):
-            _require_terms(result)
             require_objective(result)
+            for name, term in result.items():
+                _require_scalars({f"{field} of {name}": x for field, x in term._asdict().items() if x is not None})
             return {name: term._replace(total=_real(term.total)) for name, term in result.items()}
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
             raise ValueError(
@@ -161,14 +162,6 @@ def _as_objective(loss_fn: LossFn) -> Callable[[Any, Any], Objective]:
         return {"loss": Term(loss, one, one)} | {name: Term(_real(x), one) for name, x in metrics.items()}
 
     return objective
-
-
-def _require_terms(objective: Mapping[str, Any]) -> None:
-    for name, term in objective.items():
-        if not isinstance(term, Term):
-            what = f"loss_fn: {name} must be a Term, such as core.mean_term(x), got {type(term).__name__}"
-            raise ValueError(f"{what}; or return a pair (loss, metrics)")
-        _require_scalars({f"{field} of {name}": x for field, x in term._asdict().items() if x is not None})
 
 
 def _require_scalars(values: Mapping[str, Any]) -> None:

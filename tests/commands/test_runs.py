@@ -2,11 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
+from rich.console import Console
 
 from pairgrpo_jax.commands.align_settings import preset
-from pairgrpo_jax.commands.runs import DONE, is_finished, require_length
-from pairgrpo_jax.training import open_folder, settings
+from pairgrpo_jax.commands.runs import DONE, is_finished, require_length, train_in_folder
+from pairgrpo_jax.training import Schedule, TrainState, open_folder, settings
 
 
 @pytest.fixture
@@ -31,3 +35,25 @@ def test_a_run_cannot_be_made_shorter_and_keeps_its_settings(made):
         with pytest.raises(ValueError, match=r"iterations: .* has made 4 iterations, and 2 are asked for"):
             require_length(shorter, 4, 2)
     assert json.loads((made.output / "config.json").read_text())["iterations"] == 4 and is_finished(made)
+
+
+def test_a_run_without_a_checkpoint_yet_goes_on_with_the_settings_that_it_is_given(made):
+    """Finished once, its checkpoints gone: it is made anew, and is not finished while it is."""
+    longer, open_still = made.replace(iterations=9, resume=True), []
+
+    def evaluate(state, iteration):
+        open_still.append(not (made.output / DONE).exists())
+        return {"score": 0.0}
+
+    with open_folder(made.output, settings(longer), resume=True, free=longer.free):
+        _, done, _ = train_in_folder(
+            longer,
+            lambda state, count: (state, {"reward": jnp.zeros(count)}),
+            TrainState.create({"w": jnp.zeros(())}, optax.sgd(0.1), jax.random.key(0)),
+            Schedule(9, 1, 9, 9, 1),
+            evaluate=evaluate,
+            shown={},
+            console=Console(quiet=True),
+        )
+    stored = json.loads((made.output / "config.json").read_text())
+    assert done == 9 and open_still == [True] and stored["iterations"] == 9

@@ -78,6 +78,11 @@ class Batch(NamedTuple):
         mask = (steps < self.lengths[..., None]).astype(jnp.float32)
         return mask if self.counted is None else mask * self.counted[..., None]
 
+    @property
+    def alive_mask(self) -> jax.Array:
+        """`mask`, 0 in groups that are not alive."""
+        return self.mask * self.alive[:, None, None]
+
     def filled(self, rows: int) -> Batch:
         """With empty places after its groups, up to B = `rows`: no reply, not alive, and a prompt of one token."""
         batch = filled(self, rows)

@@ -35,9 +35,8 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
     terms = of_whole_batch(batch, config.method.objective(likelihoods, batch.signal, adaptive))
     terms.pop("groups_without_pair", None)  # of the whole batch it is known before
     if config.critic is not None:
-        counted = batch.mask * batch.alive[:, None, None]
-        weight = config.critic.value_weight
-        terms |= core.value_terms(values, batch.old_values, batch.returns, mask=counted, value_weight=weight)
+        how = {"mask": batch.alive_mask, "value_weight": config.critic.value_weight}
+        terms |= core.value_terms(values, batch.old_values, batch.returns, **how)
     elif config.reference.ref_beta > 0:
         penalty = _KL[config.reference.ref_kl](scores.logp, batch.ref_logp)
         alive = batch.alive[:, None] * jnp.ones(batch.lengths.shape)
@@ -78,7 +77,7 @@ def diagnostics(batch: Batch, scores: Scores) -> core.Objective:
     Of groups that are alive. The KL is a k3 estimate under samples of pi_old; offline, over the data set's replies, it
     is only a distance.
     """
-    mask = batch.mask * batch.alive[:, None, None]
+    mask = batch.alive_mask
     terms = {"entropy": core.mean_term(scores.entropy, mask)}
     logp = jax.lax.stop_gradient(scores.logp)
     if batch.ref_logp is not None:

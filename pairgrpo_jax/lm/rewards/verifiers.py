@@ -120,8 +120,7 @@ def _forms(reply: str, answer: str) -> list[str]:
         if value is None:
             return []
         return [str(value.numerator) if value.denominator == 1 else repr(float(value))]
-    marked = stated(reply)
-    text = (reply if marked is None else marked).strip()
+    text = marked(reply)[1].strip()
     bare = (text, text.strip("*` \n"), text.strip("*_`\"' \n"))
     return [form for form in dict.fromkeys((*bare, *(x.removesuffix(".").rstrip("*` ") for x in bare))) if form]
 
@@ -206,8 +205,7 @@ def _alone(text: str) -> str:
 
 def _word(reply: str) -> str | None:
     """The last word of capital letters, of what a reply marks as its answer or of all of it."""
-    marked = stated(reply)
-    words = re.findall(r"(?<![A-Za-z])[A-Z]{2,}(?![A-Za-z])", reply if marked is None else marked)
+    words = re.findall(r"(?<![A-Za-z])[A-Z]{2,}(?![A-Za-z])", marked(reply)[1])
     return words[-1] if words else None
 
 
