@@ -184,3 +184,8 @@ def test_the_program_does_not_grow_with_depth():
         return len(jax.jit(f).lower(abstract_params(config), shape).as_text())
 
     assert size(40) < 1.2 * size(2)
+
+
+def test_a_model_shows_what_it_is_made_of_and_not_its_numbers():
+    shown = repr(Model(BASE, init_params(BASE, jax.random.key(0))))
+    assert "num_layers=2" in shown and "Array" not in shown

@@ -38,9 +38,9 @@ class Model:
     """
 
     config: ModelConfig
-    params: Any
-    tokenizer: Any = None
-    hf_config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    params: Any = dataclasses.field(repr=False)
+    tokenizer: Any = dataclasses.field(default=None, repr=False)
+    hf_config: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, repr=False)
     dtype: Any = jnp.float32
     remat: bool = False
     generation: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
