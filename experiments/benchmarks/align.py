@@ -186,7 +186,7 @@ def answer_as_ours(folder: Path, dtype: str, remat: bool) -> None:
         jax.block_until_ready((state.params, metrics))
         return time.perf_counter() - start
 
-    serve(loss, step)
+    serve(loss=loss, step=step)
 
 
 def report(**values) -> None:

@@ -99,7 +99,7 @@ def main() -> None:
         held["optimizer"].step()
         return time.perf_counter() - start
 
-    serve(loss, step)
+    serve(loss=loss, step=step)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def main() -> None:
         jax.block_until_ready((update(model, optimizer, given), nnx.state(model)))
         return time.perf_counter() - start
 
-    serve(lambda name: tuple(map(float, loss_and_norm(model, given, name))), step)
+    serve(loss=lambda name: tuple(map(float, loss_and_norm(model, given, name))), step=step)
 
 
 if __name__ == "__main__":

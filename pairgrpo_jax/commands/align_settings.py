@@ -14,6 +14,7 @@ from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Seed, Settings, require_idle
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned, tuned_for_sums
+from pairgrpo_jax.lm.data.gym import PREFIX
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED
 from pairgrpo_jax.methods import METHODS
@@ -22,7 +23,8 @@ from pairgrpo_jax.training.services import Tracking
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
 DECIDING = ("data", "reward", "judge")
 """Options on which the preset depends."""
-SUMS = "reasoning-gym:chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
+OWN = "verify:own"
+SUMS = f"{PREFIX}chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
 SUMS_SYSTEM = "You calculate. The answer may be negative, such as -1, -2, -3, -4, -5 or -6."
 
 
@@ -169,16 +171,20 @@ class Run(Settings):
 
 
 def preset(label: str, words: Sequence[str] = ()) -> Run:
-    """The run of a method, `NAME` or `NAME-offline`, as it is tuned: sums, unless words name data or a reward."""
+    """The run of a method, `NAME` or `NAME-offline`, as it is tuned: sums, unless words name other data or a reward.
+
+    Problems that are made are checked by what made them.
+    """
     name, _, offline = label.partition("-")
     config = tuned(name, bool(offline))
     if not config.online:
         return Run(config=config, judging=None)
-    if peek(words, "data", "") or peek(words, "reward", ""):
-        judging = judging_of(peek(words, "reward", Judging.reward))
-        return Run(config=config, judging=judging, judge=peek(words, "judge", Run.judge))
-    judging = Judging("verify:own")
-    run = Run(data=SUMS, system=SUMS_SYSTEM, judging=judging, config=tuned_for_sums(name))
+    data, reward = peek(words, "data", ""), peek(words, "reward", "")
+    if not reward and (not data or data.startswith(PREFIX)):
+        reward = OWN
+    if reward != OWN or not (data or SUMS).startswith(SUMS.partition("?")[0]):
+        return Run(config=config, judging=judging_of(reward or Judging.reward), judge=peek(words, "judge", Run.judge))
+    run = Run(data=SUMS, system=SUMS_SYSTEM, judging=Judging(OWN), config=tuned_for_sums(name))
     return run.replace(iterations=48, evaluations=6, evaluation_samples=4, evaluation_temperature=1.0)
 
 

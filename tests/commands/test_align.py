@@ -495,6 +495,16 @@ def test_the_default_run_is_sums_and_data_or_a_reward_bring_preferences_back():
     assert preset("hard-offline").data == preset("dpo").data == "tiny"
 
 
+def test_made_problems_are_checked_by_what_made_them():
+    longer = "reasoning-gym:chain_sum?min_digits=2&max_digits=2"
+    for words in (["--data", longer], [f"--data={longer}", "--reward", "verify:own"], ["--reward=verify:own"]):
+        assert preset("hard", words) == preset("hard")  # the data is parsed over it
+    other = preset("hard", ["--data", "reasoning-gym:letter_counting"])
+    assert other.reward == "verify:own" and other.config == tuned("hard")
+    headed = preset("hard", ["--data", longer, "--reward", "harmless-b"])
+    assert headed.reward == "harmless-b" and headed.config == tuned("hard")
+
+
 def test_help_lists_only_what_has_an_effect(run_here):
     hard, dpo = (run_here(align.main, method, "--help").stdout for method in ("hard", "dpo"))
     assert "--delta-0" in hard and "--temperature" in hard and "--clip" not in hard and "--trace" not in hard
