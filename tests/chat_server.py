@@ -14,7 +14,7 @@ class ChatServer:
     """Prefers the longer reply; `plan` says what it does instead: a list, one for each request, the last for the rest.
 
     "good"; a status code, or `(429, seconds)` with Retry-After; "garbage" (no verdict), "not json", "empty" (no
-    choices), "slow" (a second), "hang up", or `lambda body: verdict`.
+    choices), "slow" (a second), "drip" (two, a byte at a time), "hang up", or `lambda body: verdict`.
     """
 
     def __init__(self, *plan, echo=False):
@@ -79,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send({"error": {"message": said}}, code, {} if wait is None else {"Retry-After": str(wait)})
         if what == "slow":
             time.sleep(1)
+        if what == "drip":
+            return self.drip()
         if what == "not json":
             return self.send(b"<html>", 200)
         if what == "empty":
@@ -91,6 +93,17 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         about = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
         self.send(about | {"choices": [choice], "usage": usage}, 200)
+
+    def drip(self):
+        """A body that comes for two seconds, a space at a time, and ends unread by whoever has left."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", "20")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
 
     def send(self, content, code, headers=None):
         content = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -65,7 +65,7 @@ from pairgrpo_jax.training import (
     settings,
 )
 from pairgrpo_jax.training.placement import beside, put_rows
-from pairgrpo_jax.training.run import renew_settings
+from pairgrpo_jax.training.run import renew_settings, without_nan
 from pairgrpo_jax.training.services import Tracking
 
 
@@ -178,7 +178,7 @@ def execute(run: Run, console: Console) -> int:
 
 def write(output: Path, rows: list[dict[str, Any]], text: str) -> None:
     """The figures, and as a table."""
-    (output / "figures.json").write_text(json.dumps(rows, indent=2))
+    (output / "figures.json").write_text(json.dumps(without_nan(rows), indent=2, allow_nan=False))
     (output / "table.md").write_text(text + "\n")
 
 

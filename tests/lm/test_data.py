@@ -329,6 +329,18 @@ def test_folder_takes_the_files_of_a_split(tmp_path):
         load_preferences(str(tmp_path), split="validation")
 
 
+def test_one_file_has_no_splits_but_what_its_name_says(tmp_path):
+    write(tmp_path / "test.jsonl", [{"prompt": "a", "chosen": "a", "rejected": "b"}])
+    for source in (tmp_path, tmp_path / "test.jsonl"):
+        loaded = [load_preferences(str(source), split=split).rows for split in ("train", "test", "all")]
+        assert loaded[0] == loaded[1] == loaded[2]
+    for source in (tmp_path / "test.jsonl", "tiny"):
+        with pytest.raises(ValueError, match=r"split='validation': \S+ is one file without splits"):
+            load_preferences(str(source), split="validation")
+    with pytest.raises(ValueError, match="no file for split 'validation'"):
+        load_preferences(str(tmp_path), split="validation")
+
+
 def test_transcript_turns():
     text = "\n\nHuman: one\n\nAssistant: two\n\nstill two\n\nHuman: three\n\nAssistant:"
     roles = ["user", "assistant", "user", "assistant"]

@@ -177,6 +177,12 @@ def test_a_judge_is_known_to_be_down_before_anything_is_computed(served, trouble
     OpenAIJudge("m").check()  # it is there
 
 
+def test_a_server_that_never_comes_to_the_end_of_its_answer_is_left(served):
+    served("drip")
+    with pytest.raises(ValueError, match=r"judge m: http://127\S+ no answer within 0\.3 s"):
+        OpenAIJudge("m", timeout=0.3).check()
+
+
 def test_a_rubric_names_columns(served, tmp_path):
     state = served()
     path = tmp_path / "rubric.txt"

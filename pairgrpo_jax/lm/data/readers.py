@@ -24,10 +24,12 @@ def read_rows(source: str, split: str) -> Iterator[Row]:
     """
     path = Path(source)
     if source in SHIPPED:
+        _require_split_of(source, split)
         return _shipped(source)
     if path.is_dir():
         return (row for file in _files(path, split) for row in _read_file(file))
     if path.exists():
+        _require_split_of(path.name, split)
         return _read_file(path)
     name = source.split(":")[0]
     if (
@@ -50,9 +52,16 @@ def _shipped(name: str) -> Iterator[Row]:
             yield f"tiny:{number}", row
 
 
+def _require_split_of(file: str, split: str) -> None:
+    """Refuses a split that one file does not have: it is all, "train" by default, and what its name says."""
+    if split not in ("all", "train") and split not in file:
+        raise ValueError(f"split={split!r}: {file} is one file without splits; leave it out")
+
+
 def _files(folder: Path, split: str) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(_SUFFIXES))
-    chosen = files if split == "all" or len(files) == 1 else [p for p in files if split in p.name]
+    single = len(files) == 1 and split == "train"
+    chosen = files if split == "all" or single else [p for p in files if split in p.name]
     if not chosen:
         names = ", ".join(p.name for p in files) or "no data file"
         raise ValueError(f"{folder}: no file for split {split!r} (has: {names}); name a file, or use split 'all'")

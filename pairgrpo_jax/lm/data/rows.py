@@ -65,7 +65,8 @@ def load_preferences(
       source: "tiny" (ships with the package; "tiny-helpful" and "tiny-harmless" are its halves), a file or folder of
         .jsonl, .json (each also .gz) or .parquet, or a hub id, with a subset if need be
         ("Anthropic/hh-rlhf:harmless-base").
-      split: of a hub data set; in a folder, the files with this word in their name, or all with "all".
+      split: of a hub data set; in a folder, the files with this word in their name, or all with "all". One file has
+        none but what its name says.
       prompt_column: the column that holds the prompt, if its name is not `prompt`.
       system: a system message, put before prompts that have none.
 

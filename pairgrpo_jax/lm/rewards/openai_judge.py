@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import openai
 
 from pairgrpo_jax.lm.data import Prompt
-from pairgrpo_jax.lm.rewards.asking import Answer, JudgeError
+from pairgrpo_jax.lm.rewards.asking import Answer, JudgeError, in_thread
 from pairgrpo_jax.lm.rewards.rubric import Rubric
 
 _HOW = {
@@ -62,12 +62,13 @@ class OpenAIJudge:
             and models that cannot, asks for one word. Both read either.
           temperature: of its sampling; None leaves it to the server.
           max_tokens: longest answer; None leaves it to the server.
-          timeout: seconds for one question; None is the client's 10 minutes.
+          timeout: seconds until the next byte of an answer, and for the whole of what `check` asks; None is the
+            client's 10 minutes, and no end. For whole questions see `Manner`.
 
         Raises:
           ValueError: without a key, or for an address that is none.
         """
-        self.model, self.rubric, self.answers = model, rubric or Rubric(), answers
+        self.model, self.rubric, self.answers, self.timeout = model, rubric or Rubric(), answers, timeout
         self.options: dict[str, float | int | None] = {"temperature": temperature, "max_completion_tokens": max_tokens}
         self.__name__ = f"openai:{model}"
         self.__signature__ = self.rubric.signature
@@ -119,8 +120,11 @@ class OpenAIJudge:
           ValueError: if there is no answer; one that is no verdict will do.
         """
         columns = dict.fromkeys(self.rubric.columns, "2")
+        prompt = ({"role": "user", "content": "What is 1 + 1?"},)
         try:
-            self(({"role": "user", "content": "What is 1 + 1?"},), "2", "3", **columns)
+            in_thread(lambda: self(prompt, "2", "3", **columns), self.timeout)
+        except TimeoutError as error:
+            raise ValueError(f"judge {self.model}: {self.address}: {error}") from None
         except JudgeError as error:
             if not isinstance(error, NoVerdictError):
                 raise ValueError(f"judge {self.model}: {error}") from None
