@@ -1,4 +1,4 @@
-"""Compares methods on the default job of `pairgrpo align`, sums of one digit: `python -m experiments.sums --help`.
+"""Compares methods on sums, of one digit as the default job of `pairgrpo align`: `python -m experiments.sums --help`.
 
 Each (method, seed) is one run of `pairgrpo align` and leaves one small file in `results`; interrupted ones go on.
 `tune` tries the same learning rates for each method, on seeds that no comparison counts. What counts is the share of
@@ -39,6 +39,10 @@ class Sums(Aligned):
     """Batches of each run."""
     evaluations: Annotated[int, AtLeast(1)] = _PRESET.evaluations
     """Evaluations of each run; what a method scores at a KL is read off between them."""
+    digits: Annotated[int, AtLeast(1)] = 1
+    """Digits of each of the two terms."""
+    evaluation_prompts: Annotated[int, AtLeast(1)] = _PRESET.evaluation_prompts
+    """Held-out problems of each evaluation."""
 
     rates: ClassVar[tuple[float, ...]] = (2e-4, 4e-4, 8e-4)
     what: ClassVar[str] = "held-out pass@1"
@@ -51,13 +55,14 @@ class Sums(Aligned):
     more_columns: ClassVar[tuple[str, ...]] = (f"runs at {GOAL:.0%}, after batches",)
 
     def preset(self, method: str) -> align_settings.Run:
-        """The default job."""
-        return align_settings.preset(method)
+        """The default job, of so many digits."""
+        data = _PRESET.data.replace("digits=1", f"digits={self.digits}")
+        return align_settings.preset(method).replace(data=data, evaluation_prompts=self.evaluation_prompts)
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """`("40",)`."""
-        return (str(int(self.iterations)),)
+        """`("48",)`, or `("2-digits", "112")`."""
+        return (*([f"{self.digits}-digits"] if self.digits > 1 else []), str(int(self.iterations)))
 
     def more(self, runs: list[list[dict]]) -> tuple[str, ...]:
         """How many runs came to `GOAL`, and when."""
@@ -69,7 +74,8 @@ def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Sums(), sys.argv[1:], "python -m experiments.sums", __doc__)
     draw = functools.partial(success, label="held-out sums answered rightly, %", start=args.start)
-    return carry_out(args, draw, f"sums of one digit, {args.iterations} batches", args.table_of)
+    digits = "one digit" if args.digits == 1 else f"{args.digits} digits"
+    return carry_out(args, draw, f"sums of {digits}, {args.iterations} batches", args.table_of)
 
 
 def _reached(metrics: list[dict]) -> int | None:
