@@ -134,17 +134,25 @@ def as_float(x: jax.typing.ArrayLike) -> jax.Array:
 
 def require_rank(name: str, x: jax.Array, ranks: set[int], shape: str) -> None:
     """Raises ValueError that names the argument and the shape it should have."""
+    _require_array(name, x)
     chex.assert_rank(x, ranks, custom_message=f"{name} must be {shape}", exception_type=ValueError)
 
 
 def require_same_shape(**arrays: jax.Array | None) -> None:
     """Raises ValueError unless all arrays that are given (not None) have one shape; the message names them."""
     given = {name: x for name, x in arrays.items() if x is not None}
+    for name, x in given.items():
+        _require_array(name, x)
     chex.assert_equal_shape(
         list(given.values()),
         custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in given.items())} must have the same shape",
         exception_type=ValueError,
     )
+
+
+def _require_array(name: str, x: object) -> None:
+    if not hasattr(x, "shape"):
+        raise ValueError(f"{name} must be an array, got {type(x).__name__}")
 
 
 def did_you_mean(name: str, names: Iterable[str], otherwise: str, form: str = "{}") -> str:

@@ -309,7 +309,7 @@ def _factors(terms: Objective, totals):
 
 def _apply(optimizer, state: TrainState, grads, signal, loss, metrics) -> tuple[TrainState, Metrics]:
     """Optimizer step, or none at all where nothing counts or the loss, a gradient or a parameter is not finite."""
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optax.tree.norm(jax.tree.map(as_float, grads))  # in half precision sums stand still, or overflow
 
     def step(grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

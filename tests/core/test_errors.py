@@ -52,6 +52,11 @@ def kto(logp=ROW, ref_logp=ROW, desirable=ROW > 0, reference_point=0.0, **option
 
 
 BAD = [
+    # no array
+    ("mask", soft, dict(logp=LONG, mask=1.0)),
+    ("mask", hard, dict(logp=LONG, mask=True)),
+    ("logp", grpo, dict(logp=[[0.0] * 4] * 2)),
+    ("advantages", grpo, dict(advantages=0.5)),
     # wrong shape
     ("rewards", pairs, dict(rewards=ROW)),
     ("rewards", pg.group_advantages, dict(rewards=LONG)),

@@ -241,6 +241,16 @@ def test_scores_of_public_sets(tmp_path):
         load_preferences(write(tmp_path / "x.jsonl", [rows[-1] | {"winner": "nobody"}]))
 
 
+def test_columns_that_are_named_like_those_of_preferences_and_hold_something_else(tmp_path):
+    path = write(tmp_path / "x.jsonl", [{"prompt": "p", "text": "hello", "score": 0.5}] * 2)
+    assert not data.has_preferences(path) and load_prompts(path).rows[0].prompt == (said("p", "user"),)
+    path = write(tmp_path / "y.jsonl", [{"prompt": "p", "chosen": "a"}])
+    assert load_prompts(path).rows[0].prompt == (said("p", "user"),)
+    for rating in ("10", "ab", [1, 2, 3]):
+        rows = [LAYOUTS["plain"] | {"rating": rating}]
+        assert load_preferences(write(tmp_path / "z.jsonl", rows)).rows[0][:3] == WANT[:3]
+
+
 REPLIES = {"prompt": "p", "response_1": "a", "response_2": "b"}
 SILENT = {
     "preference_strength": REPLIES,
@@ -605,6 +615,10 @@ def test_encoding_with_the_chat_template(smollm2):
     assert short is not None
     text = smollm2.tokenizer.decode(short)
     assert "You are terse." in text and "Name a colour" in text and "Hi there" not in text and "Hello." not in text
+    twice = data.encode_prompt(smollm2, (said("Be kind.", "system"), *turns), len(ids))
+    assert twice is not None
+    text = smollm2.tokenizer.decode(twice)
+    assert "Be kind." in text and "You are terse." in text and "Hi there" not in text
     assert data.encode_prompt(smollm2, turns, 8) is None
     reply = data.encode_reply(smollm2, "Red.", 10)
     assert smollm2.tokenizer.decode(reply) == "Red.<|im_end|>"
@@ -625,6 +639,10 @@ def test_encoding_without_template_and_with_several_ends(smollm2):
     )
     assert plain.tokenizer.decode(data.encode_prompt(plain, (USER,), 99)) == "\n\nHuman: Hi there\n\nAssistant:"
     assert plain.tokenizer.decode(data.encode_reply(plain, "Red.", 99)) == " Red.<|im_end|>"
+    kind, terse = said("Be kind.", "system"), said("Be terse.", "system")
+    text = plain.tokenizer.decode(data.encode_prompt(plain, (kind, terse, USER, said("x"), kind, USER), 99))
+    turn = "\n\nHuman: Hi there\n\nAssistant:"
+    assert text == "Be kind.\n\nBe terse." + turn + " x\n\nBe kind." + turn
     config = dataclasses.replace(smollm2.config, eos_ids=(0, 2))
     assert data.end_of_turn(dataclasses.replace(smollm2, config=config)) == 2
 

@@ -542,3 +542,18 @@ def test_an_objective_that_trains_nothing_is_named():
     state = TrainState.create(jnp.ones(2), optax.sgd(0.1), jax.random.key(0))
     with pytest.raises(ValueError, match=r"no term has a weight \(fit\)"):
         update(state, jnp.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_norm_of_gradients_in_half_precision_is_summed_in_float32(dtype):
+    """bfloat16 sums stand still at 256 beside ones, and float16 ones overflow, which would be taken for a bad step."""
+    slopes = {f"layer {i}": jnp.full(4, 200.0 if i == 0 else 0.5) for i in range(400)}
+
+    def linear(params, batch):
+        return sum((params[name].astype(jnp.float32) * slope).sum() for name, slope in slopes.items()), {}
+
+    params = {name: jnp.zeros(4, dtype) for name in slopes}
+    update = make_update_step(linear, optax.sgd(1e-3))
+    _, metrics = update(TrainState.create(params, optax.sgd(1e-3), jax.random.key(0)), jnp.zeros(2))
+    assert metrics["skipped"] == 0
+    np.testing.assert_allclose(metrics["grad_norm"], (4 * 200.0**2 + 399) ** 0.5, rtol=1e-5)

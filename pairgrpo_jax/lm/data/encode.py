@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pairgrpo_jax.lm.data.messages import Message, Prompt
+from pairgrpo_jax.lm.data.messages import Message, Prompt, split_system
 from pairgrpo_jax.lm.data.rows import Preference
 from pairgrpo_jax.lm.files.endings import first_control, template_tail
 from pairgrpo_jax.lm.files.tokenizer import (
@@ -65,8 +65,7 @@ class TooLong(ValueError):
 
 def prompt_ids(model: Model, prompt: Prompt, limit: int) -> list[int]:
     """`encode_prompt`, with the reason where there are no ids: raises `TooLong`, or `TemplateRefusal`."""
-    system = tuple(m for m in prompt[:1] if m["role"] == "system")
-    turns = prompt[len(system) :]
+    system, turns = split_system(prompt)
     starts = [i for i, m in enumerate(turns) if m["role"] == "user"]
     for start in [0, *(i for i in starts if i > 0)]:
         ids = _encode(model, (*system, *turns[start:]))
@@ -118,10 +117,10 @@ def _encode(model: Model, messages: Prompt) -> list[int]:
     hidden = model.chat.control_tokens == "text"
     if hidden:
         messages = tuple(m | {"content": hide_control_tokens(tokenizer, m["content"])} for m in messages)
-    turns = [
-        f"\n\n{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages
-    ]
-    return with_bos(tokenizer, text_ids(tokenizer, "".join(turns) + "\n\nAssistant:", hidden=hidden))
+    spoken = [f"{_SPEAKERS[m['role']]}: {m['content']}" if m["role"] in _SPEAKERS else m["content"] for m in messages]
+    start = "" if messages[0]["role"] == "system" else "\n\n"
+    text = start + "\n\n".join([*spoken, "Assistant:"])
+    return with_bos(tokenizer, text_ids(tokenizer, text, hidden=hidden))
 
 
 def encode_reply(model: Model, text: str, limit: int) -> list[int]:

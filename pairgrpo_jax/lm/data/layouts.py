@@ -77,8 +77,8 @@ def medium_name(row: Mapping[str, Any]) -> str | None:
 
 def is_preference(row: Mapping[str, Any]) -> bool:
     """Whether the columns are those of two replies."""
-    known = [{"chosen", "rejected"}, {"text", "score"}, *({x.first, x.second, x.label} for x in _LABELLED)]
-    return any(row.keys() >= columns for columns in known)
+    known = [{"chosen", "rejected"}, *({x.first, x.second, x.label} for x in _LABELLED)]
+    return any(row.keys() >= columns for columns in known) or (_listed(row.get("text")) and "score" in row)
 
 
 def sides(row: Mapping[str, Any], where: str) -> Sides:
@@ -102,7 +102,7 @@ def sides(row: Mapping[str, Any], where: str) -> Sides:
 
 
 def _scored_texts(texts: Any, scores: Any, where: str) -> Sides:
-    if not all(isinstance(x, Sequence) and not isinstance(x, str) and len(x) == 2 for x in (texts, scores)):
+    if not all(_listed(x) and len(x) == 2 for x in (texts, scores)):
         raise ValueError(f"{where}: 'text' and 'score' must hold two entries each")
     values = (math.nan, math.nan) if None in scores else _numbers(scores, where)
     if not all(map(math.isfinite, values)):
@@ -139,10 +139,14 @@ def _scores(row: Mapping[str, Any], where: str) -> Scores:
                 scores = _numbers(values, where)
                 return scores if all(map(math.isfinite, scores)) else None
     ratings = named.get("rating")  # Argilla: of two generations, the chosen one among them
-    if isinstance(ratings, Sequence) and len(ratings) == 2 and None not in ratings:
+    if _listed(ratings) and len(ratings) == 2 and None not in ratings:
         first, second = _numbers(ratings, where)
         return max(first, second), min(first, second)
     return None
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _numbers(scores: Sequence, where: str) -> tuple[float, float]:

@@ -113,7 +113,7 @@ def whole_chat(given: Prompt, side: Prompt) -> Prompt:
       Drop: if the prompt is not part of a side that begins the chat, or both have a system message and not the same.
     """
     given = without_cue(given)
-    (ours, given), (theirs, side) = _split_system(given), _split_system(side)
+    (ours, given), (theirs, side) = split_system(given), split_system(side)
     if ours and theirs and ours != theirs:
         raise Drop("two system messages")
     opens = side[:1] and side[0]["role"] == "user"
@@ -125,6 +125,7 @@ def whole_chat(given: Prompt, side: Prompt) -> Prompt:
     return (*(theirs or ours), *given, *side)
 
 
-def _split_system(messages: Prompt) -> tuple[Prompt, Prompt]:
+def split_system(messages: Prompt) -> tuple[Prompt, Prompt]:
+    """The system messages that lead, and the rest."""
     count = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
     return messages[:count], messages[count:]

@@ -176,7 +176,7 @@ def _without_prompts(rows: list[Preference], source: str) -> list[Preference]:
 
 def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
     column = layouts.prompt_name(row)
-    if "chosen" in row or (column is None and layouts.is_preference(row)):
+    if row.keys() >= {"chosen", "rejected"} or (column is None and layouts.is_preference(row)):
         return _preference(row, where).prompt
     if column is None:
         like = layouts.misnamed_prompt(row)
