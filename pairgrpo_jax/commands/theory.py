@@ -128,7 +128,7 @@ def comparisons(lost: list[Lost]) -> list[str]:
     """The lines of the table of what fewer comparisons lose."""
     if not lost:
         return []
-    lines = ["", "## What fewer comparisons lose (`--comparisons`), under a judge that errs", ""]
+    lines = ["", "## What fewer comparisons lose under a judge that errs", ""]
     lines += [
         "*Expected*: cosine of the expected gradient to that of all pairs; the sampling of groups alone would put it",
         "below 1 by what follows. *One group*: mean cosine of its pair rewards with those of a judge that never errs.",
