@@ -112,7 +112,8 @@ class ControlConfig(Settings):
         super().__post_init__()
         units, parts, name = self.collection.units, self.optimizer.minibatches, self.method.name
         if units % parts:
-            raise ValueError(f"minibatches={parts} must divide the {units} groups of a batch")
+            fits = max(n for n in range(1, parts) if units % n == 0)
+            raise ValueError(f"minibatches={parts} must divide the {units} groups of a batch; try {fits}")
         self.method.check_group(self.collection.candidates)
         if not self.method.online:
             raise ValueError(f"method {name} learns from a data set's pairs, and a simulator has none")
@@ -127,5 +128,7 @@ class ControlConfig(Settings):
         """Raises ValueError unless the horizon divides an episode."""
         horizon = self.collection.horizon
         if episode_length % horizon:
-            fits = max(h for h in range(1, horizon) if episode_length % h == 0)
-            raise ValueError(f"horizon={horizon} must divide the episode length {episode_length}; try {fits}")
+            made = (self.collection.replace(horizon=h) for h in range(horizon - 1, 0, -1) if episode_length % h == 0)
+            fits = next((x.horizon for x in made if x.units % self.optimizer.minibatches == 0), None)
+            hint = f"; try {fits}" if fits else ", and no shorter one does with these minibatches"
+            raise ValueError(f"horizon={horizon} must divide the episode length {episode_length}{hint}")

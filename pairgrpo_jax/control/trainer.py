@@ -17,6 +17,7 @@ from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import Batch, collect, make_batch, mend, next_states, start_states
 from pairgrpo_jax.methods import Adaptive, Likelihoods, Verdict
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
+from pairgrpo_jax.training.optimizer import clipped_adam
 
 
 class Trainer(NamedTuple):
@@ -142,7 +143,7 @@ def make_optimizer(config: ControlOptimizer, iterations: int) -> optax.GradientT
     """Adam with a clipped global norm; the rate decays linearly over the run by option."""
     updates = iterations * config.updates_per_batch
     rate = optax.linear_schedule(config.learning_rate, 0.0, updates) if config.anneal else config.learning_rate
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(rate, eps=1e-5))
+    return clipped_adam(config.max_grad_norm, rate, eps=1e-5)
 
 
 def make_loss(config: ControlConfig, networks: Networks, adaptive: Adaptive, old_log_std):

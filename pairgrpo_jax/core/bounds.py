@@ -39,6 +39,7 @@ class Bound(NamedTuple):
 
 
 AtLeast = Within = Bound
+OR_NONE = "inf for none"  # beside a bound: infinity is a value too
 
 
 Seed = Annotated[int, Within(0, 2**32 - 1)]  # of jax.random.key, which takes the rest away, and numpy
@@ -110,7 +111,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
     for bound in notes:
         if isinstance(bound, Bound) and not bound.holds(float(value)):
             raise ValueError(f"{name} must be {bound}, got {value}")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not math.isfinite(value) and not (value == math.inf and OR_NONE in notes):
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -44,8 +44,9 @@ class HardPair(PairMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.dual and not self.beta > 0:
-            raise ValueError(f'beta must be > 0 with trust_region="lagrangian", got {self.beta}')
+        if (self.dual or self.project_target) and not self.beta > 0:
+            why = 'trust_region="lagrangian"' if self.dual else "project_target=True"
+            raise ValueError(f"beta must be > 0 with {why}, got {self.beta}")
 
     @property
     def dual(self):

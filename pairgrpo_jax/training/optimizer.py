@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from pairgrpo_jax.core.bounds import Above, AtLeast, Settings
+from pairgrpo_jax.core.bounds import OR_NONE, Above, AtLeast, Settings
+from pairgrpo_jax.core.terms import as_float
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,25 @@ class Optimizer(Settings):
     """Adam's step size at the start."""
     anneal: bool = False
     """Decay the learning rate linearly to 0 over the run."""
-    max_grad_norm: Annotated[float, Above(0)] = 1.0
+    max_grad_norm: Annotated[float, Above(0), OR_NONE] = 1.0
     """Global gradient-norm clip; inf: none."""
 
     @property
     def updates_per_batch(self) -> int:
         """Optimizer steps on each batch."""
         return self.epochs * self.minibatches
+
+
+def clipped_adam(max_norm: float, rate: optax.ScalarOrSchedule, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam after `optax.clip_by_global_norm`, whose norm is summed in float32 whatever the gradients' precision."""
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        norm = optax.tree.norm(jax.tree.map(as_float, updates))
+        return jax.tree.map(
+            lambda x: jnp.where(norm < max_norm, x, (as_float(x) / norm * max_norm).astype(x.dtype)), updates
+        )
+
+    return optax.chain(optax.stateless(clip), optax.adam(rate, eps=eps))
 
 
 def annealed_to(planned: jax.Array, opt_state: Any) -> Any:

@@ -131,6 +131,8 @@ def test_a_learned_multiplier_needs_a_radius():
     assert HardPair(beta=0.0).beta == 0
     with pytest.raises(ValueError, match="beta must be > 0 with trust_region"):
         HardPair(beta=0.0, trust_region="lagrangian")
+    with pytest.raises(ValueError, match="beta must be > 0 with project_target=True"):
+        HardPair(beta=0.0, project_target=True)
 
 
 @EACH

@@ -125,7 +125,7 @@ class Adapters(Settings):
 
     lora_rank: Annotated[int, AtLeast(0)] = 16
     """Rank of the adapters that are trained; 0 trains all parameters."""
-    lora_alpha: float = 32.0
+    lora_alpha: Annotated[float, Above(0)] = 32.0
     """Their scale, divided by the rank."""
     lora_dropout: Annotated[float, Within(0, 1, "[)")] = 0.0
     """Dropout of their input while training."""

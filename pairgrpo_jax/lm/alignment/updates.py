@@ -18,6 +18,7 @@ from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.scoring import completion_hidden, score_hidden
 from pairgrpo_jax.methods import Adaptive
 from pairgrpo_jax.training import TrainState, make_update_step
+from pairgrpo_jax.training.optimizer import clipped_adam
 
 
 def make_optimizer(config: AlignConfig, iterations: int, *, supervised: bool = False) -> optax.GradientTransformation:
@@ -35,7 +36,7 @@ def make_optimizer(config: AlignConfig, iterations: int, *, supervised: bool = F
         left = 1 - count / updates if how.anneal else 1.0
         return how.learning_rate * jnp.minimum((count + 1) / max(how.warmup, 1), 1.0) * jnp.maximum(left, 0.0)
 
-    return optax.chain(optax.clip_by_global_norm(how.max_grad_norm), optax.adam(rate))
+    return clipped_adam(how.max_grad_norm, rate)
 
 
 def make_loss(
