@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from pairgrpo_jax.lm.data.messages import Drop
 
@@ -145,7 +145,7 @@ def _scores(row: Mapping[str, Any], where: str) -> Scores:
     return None
 
 
-def _listed(value: Any) -> bool:
+def _listed(value: Any) -> TypeGuard[Sequence]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
