@@ -5,10 +5,10 @@
 # Truth (jax 0.10.2): XLA's CPU compiler slices bfloat16 in float32, so that the conversion moves in front of the loop: temporary
 #   memory is twice the size of the weights (three times as much as the weights alone in all), and every step of every layer reads
 #   float32 and rounds it. The same stack as uint16, whose slice is bitcast to bfloat16, takes none of that and gives the same numbers.
-#   float16 is treated alike. A layer that is taken with a constant index, as in an unrolled loop, is not widened.
+#   float16, which looks like the same case, is sliced as it is.
 # Who: decode loops and score passes of scanned language models (flax nn.scan, MaxText-like layers, Tunix) with bfloat16 weights on a CPU:
 #   where memory is counted from the weights, a model that should fit does not.
-# Seen (MiB of temporary memory beside 32 MiB of weights, 16 layers of 1024 x 1024): bfloat16 66, float16 66, uint16 2.
+# Seen (MiB of temporary memory beside 32 MiB of weights, 16 layers of 1024 x 1024): bfloat16 66, as uint16 2; float16 4.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python3 -m venv "$tmp/v"
@@ -37,13 +37,11 @@ for dtype in (jnp.bfloat16, jnp.float16):
     stack = w.astype(dtype)
     bits = jax.lax.bitcast_convert_type(stack, jnp.uint16)
     as_bits = lambda x, s: scanned(x, s, lambda w: jax.lax.bitcast_convert_type(w, dtype))
-    unrolled = lambda x, s: [x := layer(x, s[i])[0] for i in range(LAYERS)][-1]
     name = jnp.dtype(dtype).name
     out, memory, text = compiled(scanned, stack)
     same, less, plain = compiled(as_bits, bits)
-    _, apart, flat = compiled(unrolled, stack)
-    print(f"{name}: {stack.nbytes / MIB:.0f} MiB of weights; temporary MiB: scanned {memory:.0f}, as uint16 {less:.0f}, unrolled {apart:.0f};",
-          f"{whole} in the program: {whole in text}, {whole in plain}, {whole in flat}; same numbers: {np.array_equal(out, same)}")
-    seen[name] = (memory > 1.9 * stack.nbytes / MIB, less < 0.3 * stack.nbytes / MIB, whole in text, whole in plain, whole in flat, np.array_equal(out, same))
-assert all(found == (True, True, True, False, False, True) for found in seen.values()), seen
+    print(f"{name}: {stack.nbytes / MIB:.0f} MiB of weights; temporary MiB: scanned {memory:.0f}, as uint16 {less:.0f};",
+          f"{whole} in the program: {whole in text}, {whole in plain}; same numbers: {np.array_equal(out, same)}")
+    seen[name] = (memory / (stack.nbytes / MIB) > 1.9, less / (stack.nbytes / MIB) < 0.3, whole in text, whole in plain, np.array_equal(out, same))
+assert seen == {"bfloat16": (True, True, True, False, True), "float16": (False, True, False, False, True)}, seen
 EOP
