@@ -23,7 +23,6 @@ from pairgrpo_jax.core.terms import (
     as_float,
     frozen,
     loss,
-    masked,
     mean_term,
     require_choice,
     require_finite,
@@ -252,11 +251,9 @@ def hard_pair_grpo_loss(
         raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
     require_nonnegative(alpha=alpha, beta=beta, multiplier=multiplier)
     log_ratio, old_logp, steps = prepare(logp, old_logp, mask)
-    pairs, invalid = usable_pairs(pairs, *steps.shape[:2])
-    active = groups_with_pairs(pairs)
-    read = masked(log_ratio, steps * active[:, None, None])
-    log_p0, log_p = _candidates(read, old_logp, steps, candidates, length_normalize)
+    log_p0, log_p = _candidates(log_ratio, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
+    pairs, invalid = usable_pairs(pairs, *p0.shape)
     if target is None:
         flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
         target = _target(p0, flow, floor)
@@ -268,6 +265,7 @@ def hard_pair_grpo_loss(
         flow = target - p0
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))
+    active = groups_with_pairs(pairs)
     if kl is None:
         trust = mean_term(_kl(log_p, log_p0), active)
     else:
