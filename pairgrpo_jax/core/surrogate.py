@@ -130,7 +130,6 @@ def aggregate_steps(
     require_positive(max_length=max_length)
     mask = mask.astype(x.dtype)
     alive = jnp.ones(x.shape[:2], x.dtype) if candidate_weight is None else candidate_weight.astype(x.dtype)
-    mask = mask * (alive > 0)[..., None]  # what is left out is not read
     sums, lengths = jnp.sum(masked(x, mask) * mask, axis=-1), jnp.sum(mask, axis=-1)
     if rule == "sequence_mean":
         total, count = jnp.sum(alive * sums / jnp.maximum(lengths, 1)), jnp.sum(alive)
@@ -230,7 +229,7 @@ def grpo_loss(
         candidate_weight = jnp.asarray(candidate_weight)
         if candidate_weight.shape != log_ratio.shape[:2]:
             raise ValueError(f"candidate_weight must be [B,K] = {log_ratio.shape[:2]}, got {candidate_weight.shape}")
-        mask = mask * (candidate_weight > 0)[..., None]
+        mask = mask * (candidate_weight > 0)[..., None]  # what is left out is not read
         log_ratio = masked(log_ratio, mask)
     advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
     require_finite(advantages=advantages)
