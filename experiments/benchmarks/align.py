@@ -109,6 +109,23 @@ class Side:
             self.process.communicate()
 
 
+@contextlib.contextmanager
+def started(mine: list[str], peer: list[str], folder: Path) -> Iterator[tuple[Side, Side]]:
+    """Both processes, fresh, ended afterwards; what they print beside answers is in `folder`."""
+    both = Side(mine, folder / "ours.log"), Side(peer, folder / "peer.log")
+    try:
+        yield both
+    finally:
+        for side in both:
+            side.close()
+
+
+def in_turns(both: tuple[Side, Side], question: str, repeats: int) -> list[list]:
+    """`[answer, peer's answer]` of each turn; one that does not count goes before each answer, and before all turns."""
+    ours, peer = both
+    return [[side.ask(question) for side in (ours, ours, peer, peer)][1::2] for _ in range(repeats + 1)][1:]
+
+
 def make_batch(vocab: int, old_logp=None) -> dict:
     """Fixed tokens of unequal lengths, advantages, and log-probabilities near the policy's own."""
     rng = np.random.default_rng(0)
@@ -213,12 +230,8 @@ def sides(args: Comparison, folder: Path, dtype: str) -> Iterator[tuple[Side, Si
     """Both processes, fresh, ended afterwards."""
     mine = [sys.executable, "-m", "experiments.benchmarks.align", "--ours", str(folder), "--dtype", dtype]
     peer = [str(args.peer_python), str(Path(__file__).with_name(f"align_{args.peer}.py")), str(folder), dtype]
-    both = Side(mine + ["--remat"] * args.remat, folder / "ours.log"), Side(peer, folder / "peer.log")
-    try:
+    with started(mine + ["--remat"] * args.remat, peer, folder) as both:
         yield both
-    finally:
-        for side in both:
-            side.close()
 
 
 def compare_losses(args: Comparison, folder: Path, dtype: str) -> float:
@@ -236,10 +249,9 @@ def compare_losses(args: Comparison, folder: Path, dtype: str) -> float:
 
 def compare_cost(args: Comparison, folder: Path) -> None:
     """Prints seconds and peak memory of an update."""
-    with sides(args, folder, "float32") as (ours, peer):
-        times = [[side.ask("step") for side in (ours, ours, peer, peer)][1::2] for _ in range(args.repeats + 1)][1:]
-        mine, theirs = (statistics.median(x) for x in zip(*times))
-        memory = ours.ask("memory"), peer.ask("memory")
+    with sides(args, folder, "float32") as both:
+        mine, theirs = (statistics.median(x) for x in zip(*in_turns(both, "step", args.repeats)))
+        memory = [side.ask("memory") for side in both]
     values = {"seconds": mine, "peer_seconds": theirs, "ratio": theirs / mine}
     report(peer=args.peer, **values, peak_mib=memory[0], peer_peak_mib=memory[1])
 

@@ -11,25 +11,27 @@ from pathlib import Path
 from answers import serve
 
 
+def make_config(folder: Path, **options):
+    """TRL's settings on a CPU, nothing logged or recomputed."""
+    from trl import GRPOConfig
+
+    plain = {"use_cpu": True, "bf16": False, "report_to": [], "gradient_checkpointing": False, "disable_dropout": True}
+    return GRPOConfig(output_dir=str(folder / "peer"), **plain, **options)
+
+
 def make_trainer(folder: Path, name: str, batch: dict):
     """A GRPOTrainer that never samples: its loss is called on the fixed batch."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
-    options = batch["settings"][name]["trl"]
-    args = GRPOConfig(
-        output_dir=str(folder / "peer"),
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
+    args = make_config(
+        folder,
         per_device_train_batch_size=len(batch["completions"]),
         num_generations=batch["group_size"],
         max_completion_length=len(batch["completions"][0]),
-        gradient_checkpointing=False,
-        disable_dropout=True,
-        **options,
+        **batch["settings"][name]["trl"],
     )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, batch["dtype"])),

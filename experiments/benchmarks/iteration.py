@@ -11,7 +11,6 @@ is JSON.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ from typing import Literal
 import jax
 import tyro
 
-from experiments.benchmarks.align import Side, report
+from experiments.benchmarks.align import in_turns, report, started
 from experiments.benchmarks.answers import serve
 from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.cli import run_main
@@ -103,29 +102,21 @@ def answer_as_ours(args: Comparison, folder: Path) -> None:
     serve(iteration=iteration)
 
 
-@contextlib.contextmanager
-def sides(args: Comparison, folder: Path):
-    """Both processes, ended afterwards."""
+def commands(args: Comparison, folder: Path) -> tuple[list[str], list[str]]:
+    """What starts our side and the peer, which is told its settings in `folder`."""
     told = {"prompts": PROMPTS, "samples": args.samples, "new_tokens": args.new_tokens, "rate": args.rate}
     (folder / "iteration.json").write_text(json.dumps(told | {"adapters": args.adapters}))
     mine = [sys.executable, "-m", "experiments.benchmarks.iteration", "--ours", str(folder)]
     for name in ("adapters", "samples", "new_tokens", "rate"):
         mine += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    peer = [str(args.peer_python), str(Path(__file__).with_name("iteration_trl.py")), str(folder)]
-    both = Side(mine, folder / "ours.log"), Side(peer, folder / "peer.log")
-    try:
-        yield both
-    finally:
-        for side in both:
-            side.close()
+    return mine, [str(args.peer_python), str(Path(__file__).with_name("iteration_trl.py")), str(folder)]
 
 
 def compare(args: Comparison, folder: Path) -> None:
     """Prints seconds, tokens and peak memory of both."""
-    with sides(args, folder) as (ours, peer):
-        order = (ours, ours, peer, peer)
-        turns = [[side.ask("iteration") for side in order][1::2] for _ in range(args.repeats + 1)][1:]
-        memory = ours.ask("memory"), peer.ask("memory")
+    with started(*commands(args, folder), folder) as both:
+        turns = in_turns(both, "iteration", args.repeats)
+        memory = [side.ask("memory") for side in both]
     (mine, length), (theirs, peer_length) = ([statistics.median(x) for x in zip(*side)] for side in zip(*turns))
     report(adapters=args.adapters, seconds=mine, peer_seconds=theirs, ratio=theirs / mine)
     report(length=length, peer_length=peer_length)
@@ -136,14 +127,14 @@ def main() -> None:
     """Writes the weights that both read, and compares."""
     args = tyro.cli(Comparison, description=__doc__)
     if args.ours is not None:
-        return answer_as_ours(args, args.ours)
+        answer_as_ours(args, args.ours)
+        return
     with tempfile.TemporaryDirectory() as name:
         report(processor=processor.label())
         model = load_model(args.model)
         save_pretrained(model, model.params, Path(name))
         del model
         compare(args, Path(name))
-    return None
 
 
 if __name__ == "__main__":

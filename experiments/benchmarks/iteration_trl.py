@@ -8,28 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+from align_trl import make_config
 from answers import serve
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 
 def make_trainer(folder: Path, asked: dict) -> GRPOTrainer:
     """A trainer with its optimizer, as at the start of its training loop."""
-    args = GRPOConfig(
-        output_dir=str(folder / "peer"),
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
+    args = make_config(
+        folder,
         per_device_train_batch_size=len(asked["prompts"]) * asked["samples"],
         num_generations=asked["samples"],
         max_completion_length=asked["new_tokens"],
         learning_rate=asked["rate"],
         loss_type="grpo",
         beta=0.0,
-        gradient_checkpointing=False,
-        disable_dropout=True,
     )
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=[f"{name}_proj" for name in "qkvo"])
     trainer = GRPOTrainer(

@@ -64,6 +64,7 @@ from pairgrpo_jax.training import (
     processes,
     settings,
 )
+from pairgrpo_jax.training.optimizer import clipped_adam
 from pairgrpo_jax.training.placement import beside, put_rows
 from pairgrpo_jax.training.run import renew_settings, without_nan
 from pairgrpo_jax.training.services import Tracking
@@ -277,7 +278,7 @@ class TrunkProgram(NamedTuple):
 
 def make_trunk_program(run: Run, model: Model) -> TrunkProgram:
     """Adam at a constant rate, gradients clipped at norm 1."""
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(run.learning_rate))
+    optimizer = clipped_adam(1.0, run.learning_rate)
 
     @jax.jit
     def update(state, frozen, batch):

@@ -34,11 +34,16 @@ class Optimizer(Settings):
         return self.epochs * self.minibatches
 
 
+def global_norm(grads: Any) -> jax.Array:
+    """The norm of all gradients, summed in float32 at least: sums in half precision stand still, or overflow."""
+    return optax.tree.norm(jax.tree.map(as_float, grads))
+
+
 def clipped_adam(max_norm: float, rate: optax.ScalarOrSchedule, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam after `optax.clip_by_global_norm`, whose norm is summed in float32 whatever the gradients' precision."""
+    """Adam after `optax.clip_by_global_norm`, with `global_norm` in place of its own norm."""
 
     def clip(updates: Any, params: Any = None) -> Any:
-        norm = optax.tree.norm(jax.tree.map(as_float, updates))
+        norm = global_norm(updates)
         return jax.tree.map(
             lambda x: jnp.where(norm < max_norm, x, (as_float(x) / norm * max_norm).astype(x.dtype)), updates
         )

@@ -24,6 +24,7 @@ from pairgrpo_jax.core.terms import (
     require_names,
     require_objective,
 )
+from pairgrpo_jax.training.optimizer import global_norm
 from pairgrpo_jax.training.placement import replicate, split
 from pairgrpo_jax.training.state import TrainState, require_alive
 
@@ -309,7 +310,7 @@ def _factors(terms: Objective, totals):
 
 def _apply(optimizer, state: TrainState, grads, signal, loss, metrics) -> tuple[TrainState, Metrics]:
     """Optimizer step, or none at all where nothing counts or the loss, a gradient or a parameter is not finite."""
-    grad_norm = optax.tree.norm(jax.tree.map(as_float, grads))  # in half precision sums stand still, or overflow
+    grad_norm = global_norm(grads)
 
     def step(grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
