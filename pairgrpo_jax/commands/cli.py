@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pairgrpo_jax.commands.compiled import HELP, OPTION
+from pairgrpo_jax.commands.readers import free_to_leave
 from pairgrpo_jax.commands.spelled import leaves
 from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.core.bounds import from_values
@@ -126,7 +127,8 @@ def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[st
 def run_main(main: Callable[[], int | None], prog: str = "pairgrpo") -> None:
     """Runs a program; bad input becomes one line on stderr and exit code 2."""
     try:
-        code = main()
+        with free_to_leave():
+            code = main()
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         how = f"pip install 'pairgrpo-jax[{extra}]'" if extra else f"pip install {error.name}"

@@ -10,7 +10,6 @@ pairgrpo generate --model some/folder --prompts prompts.jsonl --out replies.json
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -209,11 +208,7 @@ def main(words: Sequence[str]) -> None:
     model, _ = with_chat(model, chat_of(args.model, args.format))
     if model.tokenizer is None:
         raise ValueError(f"{args.model}: no tokenizer, so no text can be generated")
-    try:
-        if prompts is not None:
-            complete(model, args, prompts)
-        else:
-            talk(model, args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough, and Python would complain once more on leaving
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if prompts is not None:
+        complete(model, args, prompts)
+    else:
+        talk(model, args)

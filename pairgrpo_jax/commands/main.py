@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 
+from pairgrpo_jax.commands.readers import free_to_leave
+
 COMMANDS = {
     "cheetah": "train HalfCheetah: pairgrpo cheetah METHOD",
     "align": "align a language model: pairgrpo align METHOD",
@@ -29,18 +31,22 @@ USAGE += "\n`pairgrpo COMMAND --help` has the rest."
 def main() -> None:
     """Runs the sub-command that the first word names."""
     name, *words = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        return print(USAGE)
-    if name == "--version":
-        from pairgrpo_jax import __version__
-
-        return print(f"pairgrpo_jax {__version__}")
+    if name in ("-h", "--help", "--version"):
+        with free_to_leave():
+            print(_version() if name == "--version" else USAGE)
+        return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         print(f"pairgrpo: error: command {name!r} is unknown; {hint}", file=sys.stderr)
         sys.exit(2)
     run(name, words)
+
+
+def _version() -> str:
+    from pairgrpo_jax import __version__
+
+    return f"pairgrpo_jax {__version__}"
 
 
 def run(name: str, words: list[str] | None = None) -> None:

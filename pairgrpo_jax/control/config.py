@@ -28,7 +28,7 @@ class Collection(Settings):
     """Fork the K branches of a group from one state; else they are K independent environments (value mode only)."""
     gamma: Annotated[float, Within(0, 1, "(]")] = 0.98
     """Discount per control step of 0.05 s."""
-    trace: Annotated[float, Within(0, 1)] = 0.95
+    gae_lambda: Annotated[float, Within(0, 1)] = 0.95
     """Lambda of generalised advantage estimation (value mode)."""
 
     def __post_init__(self):
@@ -38,7 +38,7 @@ class Collection(Settings):
                 'fork=False goes with advantage="value" alone: without a critic a group must share its start'
             )
         if not self.critic:
-            require_idle(self, "trace", "without a critic")
+            require_idle(self, "gae_lambda", "without a critic")
 
     @property
     def critic(self) -> bool:
@@ -123,6 +123,9 @@ class ControlConfig(Settings):
             require_idle(self.optimizer, "value_weight", "without a critic")
         if self.method.has("aggregate"):
             require_idle(self.method, "aggregate", "here, where all candidates have as many steps")
+        if (source := self.collection.advantage) != "segment":
+            for name in filter(self.method.has, ("level", "length_normalize")):
+                require_idle(self.method, name, f'with advantage="{source}", whose candidates have one step each')
 
     def check(self, episode_length: int) -> None:
         """Raises ValueError unless the horizon divides an episode."""

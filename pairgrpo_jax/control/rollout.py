@@ -113,7 +113,7 @@ def score(config: Collection, reward: jax.Array, values: jax.Array | None) -> ja
     if values is not None:
         # Values are then weighted means of rewards, of order 1 to 10 at any gamma: easy on critic and norm clip.
         scaled = reward * max(1 - config.gamma, 1 / config.horizon)
-        return core.gae(scaled, values[:-1].T, values[-1], discounts, trace=config.trace).T
+        return core.gae(scaled, values[:-1].T, values[-1], discounts, gae_lambda=config.gae_lambda).T
     to_go = core.discounted_returns(reward, discounts)
     return to_go[:, 0] if config.advantage == "segment" else to_go.T
 

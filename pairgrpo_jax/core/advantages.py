@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape, require_share
 
 
-def require_group(name: str, x: jax.Array) -> None:
-    """Raises ValueError unless `x` is `[B,K]` with at least two candidates."""
+def of_groups(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+    """`x` in float32 at least; raises ValueError unless it is `[B,K]` with at least two candidates."""
+    x = as_float(x)
     require_rank(name, x, {2}, "[B,K]")
     if x.shape[-1] < 2:
         raise ValueError(f"{name} must have K >= 2 candidates in a group, got K = {x.shape[-1]}")
+    return x
 
 
 def group_advantages(
@@ -44,8 +46,7 @@ def group_advantages(
     Raises:
       ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, or an unknown baseline or scale.
     """
-    rewards = as_float(rewards)
-    require_group("rewards", rewards)
+    rewards = of_groups("rewards", rewards)
     require_choice("baseline", baseline, ("mean", "leave_one_out"))
     require_choice("scale", scale, ("group", "batch", "none"))
     if ddof not in (0, 1):
@@ -78,8 +79,7 @@ def midranks(values: jax.Array) -> jax.Array:
     Returns:
       `[B,K]` mid-ranks in `[1, K]`; NaN has none, and gets NaN.
     """
-    values = as_float(values)
-    require_group("values", values)
+    values = of_groups("values", values)
     mine, other = values[:, :, None], values[:, None, :]
     below = jnp.sum(mine > other, axis=-1)
     equal = jnp.sum(mine == other, axis=-1)  # counts itself
@@ -97,7 +97,7 @@ def rank_advantages(rewards: jax.Array) -> jax.Array:
     Returns:
       `[B,K]` advantages, 0 where all rewards of a group are equal.
     """
-    require_group("rewards", rewards)
+    rewards = of_groups("rewards", rewards)
     size = rewards.shape[-1]
     return (midranks(rewards) - (size + 1) / 2) * (2 / (size - 1))
 
@@ -137,7 +137,7 @@ def discounted_returns(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     """
     require_same_shape(rewards=rewards, discounts=discounts)
     zeros = jnp.zeros_like(rewards)
-    return gae(rewards, zeros, jnp.zeros_like(rewards[..., 0]), discounts, trace=1.0)
+    return gae(rewards, zeros, jnp.zeros_like(rewards[..., 0]), discounts, gae_lambda=1.0)
 
 
 def gae(
@@ -146,7 +146,7 @@ def gae(
     last_value: jax.Array,
     discounts: jax.Array,
     *,
-    trace: jax.typing.ArrayLike = 0.95,
+    gae_lambda: jax.typing.ArrayLike = 0.95,
 ) -> jax.Array:
     """Generalised advantage estimation (arXiv 1506.02438) along the last axis.
 
@@ -155,20 +155,20 @@ def gae(
       values: `[..., T]`, V(s_t).
       last_value: `[...]`, V(s_T), the bootstrap after the last step.
       discounts: `[..., T]`, gamma, or 0 where the episode terminates at step t.
-      trace: lambda, in [0, 1].
+      gae_lambda: lambda, in [0, 1].
 
     Returns:
       `[..., T]` advantages; add `values` for the value targets.
 
     Raises:
-      ValueError: if rewards, values and discounts differ in shape, last_value does not fit, or a discount or trace is
-        outside [0, 1].
+      ValueError: if rewards, values and discounts differ in shape, last_value does not fit, or a discount or gae_lambda
+        is outside [0, 1].
     """
     rewards, values, discounts = as_float(rewards), as_float(values), as_float(discounts)
     require_same_shape(rewards=rewards, values=values, discounts=discounts)
     if jnp.shape(last_value) != rewards.shape[:-1]:
         raise ValueError(f"last_value must be {rewards.shape[:-1]}, rewards without T, got {jnp.shape(last_value)}")
-    require_share(discounts=discounts, trace=trace)
+    require_share(discounts=discounts, gae_lambda=gae_lambda)
     next_values = jnp.concatenate([values[..., 1:], as_float(last_value)[..., None]], axis=-1)
     errors = rewards + discounts * next_values - values
 
@@ -177,6 +177,6 @@ def gae(
         carry = error + decay * carry
         return carry, carry
 
-    inputs = (jnp.moveaxis(errors, -1, 0), jnp.moveaxis(discounts * trace, -1, 0))
+    inputs = (jnp.moveaxis(errors, -1, 0), jnp.moveaxis(discounts * gae_lambda, -1, 0))
     _, advantages = jax.lax.scan(step, jnp.zeros_like(errors[..., 0]), inputs, reverse=True)
     return jnp.moveaxis(advantages, 0, -1)

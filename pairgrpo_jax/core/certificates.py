@@ -8,7 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.advantages import group_advantages, reward_rank_correlation
+from pairgrpo_jax.core.advantages import group_advantages, of_groups, reward_rank_correlation
+from pairgrpo_jax.core.hard import require_floor
 from pairgrpo_jax.core.pairs import Pairs, pair_rewards, scatter_pairs, usable_pairs
 from pairgrpo_jax.core.terms import Metrics, as_float, require_nonnegative
 
@@ -24,8 +25,9 @@ def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
       `[B]` in [-1, 1]; 1 where both are zero. For all pairs it is `reward_rank_correlation`.
 
     Raises:
-      ValueError: for pairs that do not fit the rewards.
+      ValueError: for rewards that are not `[B,K]` with K >= 2, or pairs that do not fit them.
     """
+    rewards = of_groups("rewards", rewards)
     pairs, _ = usable_pairs(pairs, *rewards.shape)
     a, b = group_advantages(rewards, eps=0.0), pair_rewards(pairs, rewards.shape[-1])
     norms = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
@@ -43,14 +45,22 @@ def bradley_terry_bound(rewards: jax.Array) -> jax.Array:
 
     Returns:
       `[B,K]` bounds of |e_i|.
+
+    Raises:
+      ValueError: for rewards that are not `[B,K]` with K >= 2.
     """
+    rewards = of_groups("rewards", rewards)
     gaps = jnp.abs(rewards[:, :, None] - rewards[:, None, :])
     return jnp.sum(gaps**3, axis=-1) / (24 * (rewards.shape[-1] - 1))
 
 
 def smallest_gap(rewards: jax.Array) -> jax.Array:
-    """Least difference `[B]` between two rewards of a group: noise below half of it cannot change a label."""
-    ordered = jnp.sort(rewards, axis=-1)
+    """Least difference `[B]` between two rewards `[B,K]` of a group: noise below half of it cannot change a label.
+
+    Raises:
+      ValueError: for rewards that are not `[B,K]` with K >= 2.
+    """
+    ordered = jnp.sort(of_groups("rewards", rewards), axis=-1)
     return jnp.min(jnp.diff(ordered, axis=-1), axis=-1)
 
 
@@ -59,9 +69,21 @@ def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floo
 
     Then, at theta_old, the gradient of Hard's forward fit is parallel to Soft's, and that of the reverse fit is up to
     O(delta^2).
+
+    Args:
+      p0: `[B,K]`, candidate probabilities under pi_old.
+      pairs: `Pairs`, `[B,P]`.
+      delta: scalar, probability mass per unit of pair weight.
+      floor: of the target.
+
+    Raises:
+      ValueError: for p0 that is not `[B,K]` with K >= 2 or negative, pairs that do not fit it, a negative delta, or a
+        floor outside (0, 1).
     """
+    p0 = of_groups("p0", p0)
     pairs, _ = usable_pairs(pairs, *p0.shape)
-    require_nonnegative(delta=delta)
+    require_nonnegative(p0=p0, delta=delta)
+    require_floor(floor)
     weight = as_float(pairs.weight)
     asked = scatter_pairs(pairs, jnp.zeros_like(weight), weight, p0.shape[-1]) * delta
     return jnp.all((asked == 0) | (p0 - asked >= floor), axis=-1)
@@ -96,7 +118,7 @@ def conditions(
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2, or pairs that do not fit them.
     """
-    rewards = as_float(rewards)
+    rewards = of_groups("rewards", rewards)
     size, correlations = rewards.shape[-1], reward_rank_correlation(rewards)
     low, high = (extreme(rewards, axis=-1, keepdims=True) for extreme in (jnp.min, jnp.max))
     tied = jnp.squeeze(low == high, axis=-1)

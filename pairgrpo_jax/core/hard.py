@@ -23,6 +23,7 @@ from pairgrpo_jax.core.terms import (
     as_float,
     frozen,
     loss,
+    masked,
     mean_term,
     require_choice,
     require_finite,
@@ -149,12 +150,17 @@ def hard_pair_target(
     return _target(p0, _flow(p0, pairs, delta, floor, max_kl), floor)
 
 
+def require_floor(floor: float) -> None:
+    """Raises ValueError unless it is a probability that a candidate can be left with."""
+    if not 0 < floor < 1:
+        raise ValueError(f"floor must be in (0, 1), got {floor}")
+
+
 def _flow(p0, pairs, delta, floor, max_kl):
     """The mass `[B,K]` each candidate gains (or loses)."""
     require_nonnegative(delta=delta)
     require_finite(delta=delta)
-    if not 0 < floor < 1:
-        raise ValueError(f"floor must be in (0, 1), got {floor}")
+    require_floor(floor)
     asked = as_float(pairs.weight) * delta
     outflow = scatter_pairs(pairs, jnp.zeros_like(asked), asked, p0.shape[-1])
     share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / jnp.where(outflow > 0, outflow, 1))
@@ -251,9 +257,11 @@ def hard_pair_grpo_loss(
         raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
     require_nonnegative(alpha=alpha, beta=beta, multiplier=multiplier)
     log_ratio, old_logp, steps = prepare(logp, old_logp, mask)
-    log_p0, log_p = _candidates(log_ratio, old_logp, steps, candidates, length_normalize)
+    pairs, invalid = usable_pairs(pairs, *steps.shape[:2])
+    active = groups_with_pairs(pairs)
+    read = masked(log_ratio, steps * active[:, None, None])
+    log_p0, log_p = _candidates(read, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
-    pairs, invalid = usable_pairs(pairs, *p0.shape)
     if target is None:
         flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
         target = _target(p0, flow, floor)
@@ -265,7 +273,6 @@ def hard_pair_grpo_loss(
         flow = target - p0
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))
-    active = groups_with_pairs(pairs)
     if kl is None:
         trust = mean_term(_kl(log_p, log_p0), active)
     else:

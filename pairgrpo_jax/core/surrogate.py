@@ -223,12 +223,16 @@ def grpo_loss(
     log_ratio, _, mask = prepare(logp, old_logp, mask)
     require_choice("level", level, LEVELS)
     require_choice("policy_loss", policy_loss, POLICY_LOSSES)
+    require_nonnegative(candidate_weight=candidate_weight, beta=beta)
+    divergence = policy_kl(log_ratio, mask)
+    if candidate_weight is not None:
+        candidate_weight = jnp.asarray(candidate_weight)
+        if candidate_weight.shape != log_ratio.shape[:2]:
+            raise ValueError(f"candidate_weight must be [B,K] = {log_ratio.shape[:2]}, got {candidate_weight.shape}")
+        mask = mask * (candidate_weight > 0)[..., None]  # what is left out is not read
+        log_ratio = masked(log_ratio, mask)
     advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
     require_finite(advantages=advantages)
-    require_nonnegative(candidate_weight=candidate_weight, beta=beta)
-    if candidate_weight is not None and candidate_weight.shape != log_ratio.shape[:2]:
-        raise ValueError(f"candidate_weight must be [B,K] = {log_ratio.shape[:2]}, got {candidate_weight.shape}")
-    divergence = policy_kl(log_ratio, mask)
     if level == "sequence":
         mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)

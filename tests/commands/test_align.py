@@ -507,5 +507,5 @@ def test_made_problems_are_checked_by_what_made_them():
 
 def test_help_lists_only_what_has_an_effect(run_here):
     hard, dpo = (run_here(align.main, method, "--help").stdout for method in ("hard", "dpo"))
-    assert "--delta-0" in hard and "--temperature" in hard and "--clip" not in hard and "--trace" not in hard
+    assert "--delta-0" in hard and "--temperature" in hard and "--clip" not in hard and "--gae-lambda" not in hard
     assert "--label-smoothing" in dpo and not any(x in dpo for x in ("--temperature", "--reward ", "--delta-0"))

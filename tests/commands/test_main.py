@@ -33,6 +33,32 @@ def test_an_unknown_command_is_named(monkeypatch, capsys, word, hint):
     assert end.value.code == 2 and hint in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["--help"], ["align", "soft", "--help"], ["report"]], ids=" ".join)
+def test_a_reader_that_left_is_no_error_of_ours(tmp_path, words):
+    """As of `pairgrpo ... | head`; what was wrong is still said on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-c", START, *words]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=120)
+    os.close(write)
+    refused = words == ["report"]  # of no folder
+    assert done.returncode == (2 if refused else 141) and len(done.stderr.splitlines()) == refused, done.stderr
+
+
+@pytest.mark.parametrize("write", ["print('x' * 10**6)", "print('x')", "print('x'); sys.exit(0)"])
+def test_a_connection_that_broke_is_an_error_and_a_reader_that_left_is_none(write):
+    code = f"import sys; from pairgrpo_jax.commands.cli import run_main\ndef f(): {write}\nrun_main(f)"
+    run = {"stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    read, left = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=left, **run)
+    os.close(left)
+    assert (done.returncode, done.stderr) == (141, "")
+    code = code.replace(write, "raise BrokenPipeError(32, 'of the judge')")
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, **run)
+    assert done.returncode == 2 and done.stderr == "pairgrpo: error: [Errno 32] of the judge\n"
+
+
 def test_every_name_of_the_package_is_importable():
     import pairgrpo_jax
 

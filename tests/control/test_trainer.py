@@ -114,7 +114,7 @@ def test_scores_of_the_three_modes():
     assert score(config.replace(advantage="reward_to_go"), reward, None)[:, 0].tolist() == [3, 4, 4]
     errors = np.array([1 / 2 + 10 - 10, 2 / 2 + 15 - 20, 4 / 2 + 20 - 30])  # rewards times 1 - gamma
     expected = [errors[0] + errors[1] / 8 + errors[2] / 64, errors[1] + errors[2] / 8, errors[2]]
-    np.testing.assert_allclose(score(config.replace(trace=0.25), reward, values)[:, 0], expected)
+    np.testing.assert_allclose(score(config.replace(gae_lambda=0.25), reward, values)[:, 0], expected)
 
 
 def test_groups_hold_the_branches_of_one_trunk():

@@ -148,7 +148,7 @@ def ppo(
     return total / max(mask.sum(), 1)
 
 
-def gae(rewards, values, last_value, discounts, trace):
+def gae(rewards, values, last_value, discounts, gae_lambda):
     """The definition: a sum over all later steps."""
     steps = rewards.shape[-1]
     following = np.append(values[..., 1:], last_value[..., None], axis=-1)
@@ -156,7 +156,7 @@ def gae(rewards, values, last_value, discounts, trace):
     out = np.zeros(rewards.shape)
     for t in range(steps):
         for later in range(t, steps):
-            out[..., t] += np.prod(discounts[..., t:later] * trace, axis=-1) * errors[..., later]
+            out[..., t] += np.prod(discounts[..., t:later] * gae_lambda, axis=-1) * errors[..., later]
     return out
 
 

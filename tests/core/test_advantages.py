@@ -49,13 +49,14 @@ def test_certificate_is_pearsons_correlation_with_the_midranks(case):
         np.testing.assert_allclose(value, expected, rtol=1e-12)
 
 
-@given(seed=st.integers(0, 1000), trace=st.sampled_from([0.0, 0.95, 1.0]))
-def test_gae_matches_its_definition(seed, trace):
+@given(seed=st.integers(0, 1000), gae_lambda=st.sampled_from([0.0, 0.95, 1.0]))
+def test_gae_matches_its_definition(seed, gae_lambda):
     rng = np.random.default_rng(seed)
     rewards, values = rng.normal(size=(2, 3, 6))
     last, discounts = rng.normal(size=3), 0.9 * rng.integers(0, 2, (3, 6))  # 0 ends an episode
-    actual = compiled_gae(rewards, values, last, discounts, trace=trace)
-    np.testing.assert_allclose(actual, reference.gae(rewards, values, last, discounts, trace), rtol=1e-12, atol=1e-12)
+    actual = compiled_gae(rewards, values, last, discounts, gae_lambda=gae_lambda)
+    expected = reference.gae(rewards, values, last, discounts, gae_lambda)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_discounted_returns():

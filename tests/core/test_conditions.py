@@ -35,6 +35,15 @@ def test_bradley_terry_bound_is_the_cubic_sum():
     assert (np.abs(exact) <= bound).all()
 
 
+def test_conditions_are_computed_in_float32_of_half_precision():
+    rewards = jnp.asarray(REWARDS, jnp.bfloat16)
+    pairs = pg.pairs_from_rewards(rewards)
+    found, wanted = (pg.conditions(x, pairs, delta=0.1) for x in (rewards, rewards.astype(jnp.float32)))
+    for name in wanted:
+        assert found[name] == wanted[name], name
+    assert {pg.scheme_cosine(rewards, pairs).dtype, pg.bradley_terry_bound(rewards).dtype} == {jnp.dtype("float32")}
+
+
 def test_smallest_gap_is_what_a_label_withstands():
     np.testing.assert_allclose(pg.smallest_gap(jnp.array([[3.0, 0.0, 1.0, 7.5]])), [1.0])
 

@@ -167,6 +167,21 @@ def test_what_is_masked_is_never_read_and_equals_sliced():
     assert not full[..., 2:].any()
 
 
+@pytest.mark.parametrize("candidates", ["empirical", "likelihood"])
+def test_a_group_without_a_pair_is_not_read(candidates):
+    case = make(0)
+    pairs = pg.pairs_from_rewards(jnp.asarray(case.rewards).at[0].set(0.0))
+    logp = jnp.asarray(case.logp)
+
+    def loss(logp):
+        return pg.hard_pair_grpo_loss(logp, case.old_logp, pairs, 0.1, mask=case.mask, candidates=candidates)
+
+    run = jax.value_and_grad(loss, has_aux=True)
+    ((value, metrics), slope), ((want, told), expected) = run(logp.at[0].set(-jnp.inf)), run(logp)
+    del metrics["approx_kl"], told["approx_kl"]  # of all steps
+    jax.tree.map(np.testing.assert_array_equal, (value, metrics, slope), (want, told, expected))
+
+
 def test_candidates_and_groups_may_be_permuted():
     case = make(2, (2, 4, 3))
     order = np.array([2, 0, 3, 1])

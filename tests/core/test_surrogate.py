@@ -215,6 +215,31 @@ def test_what_is_masked_is_never_read(level):
         jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+@pytest.mark.parametrize("policy_loss", ["clip", "cispo"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_left_out_is_not_read(level, policy_loss):
+    """A candidate of weight 0 and a group without a pair: their ratios and KLs may overflow."""
+    case = make(5)
+    alive = jnp.ones(case.logp.shape[:2]).at[0].set(0.0)
+    far = jnp.zeros(case.logp.shape).at[0].set(2000.0)
+    pairs = pg.pairs_from_rewards(jnp.asarray(case.rewards).at[0].set(0.0), scheme="all")
+
+    def grpo(logp, kl):
+        how = {"candidate_weight": alive, "level": level, "policy_loss": policy_loss}
+        return pg.grpo_loss(logp, case.old_logp, case.rewards, mask=case.mask, kl=kl, beta=0.3, **how)
+
+    def soft(logp, kl):
+        how = {"level": level, "policy_loss": policy_loss}
+        return pg.soft_pair_grpo_loss(logp, case.old_logp, pairs, mask=case.mask, kl=kl, beta=0.3, **how)
+
+    for loss in (grpo, soft):
+        run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        (value, metrics), slopes = run(case.logp + far, jnp.where(far > 0, jnp.inf, case.kl))
+        (want, told), expected = run(jnp.asarray(case.logp), jnp.asarray(case.kl))
+        del metrics["approx_kl"], told["approx_kl"]  # of all steps
+        jax.tree.map(np.testing.assert_array_equal, (value, metrics, slopes), (want, told, expected))
+
+
 def test_candidates_and_groups_may_be_permuted():
     case = make(2)
     order = np.array([2, 0, 3, 1])

@@ -58,7 +58,7 @@ OPTIONS = {
         ref_beta=0.02,
         delta_gamma=0.9,
     ),
-    "ppo": dict(ref_beta=0.05, trace=0.9, value_weight=0.3, clip_high=0.3),
+    "ppo": dict(ref_beta=0.05, gae_lambda=0.9, value_weight=0.3, clip_high=0.3),
     "dpo": dict(reference_scores="cached", length_normalize=True, ref_beta=0.01),
 }
 

@@ -1,5 +1,6 @@
 """Tiny random models of every family, ours and the `transformers` oracle."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -267,6 +268,15 @@ def tiny_model(family: str = "llama", index: int = 0):
     config = read_config(fields, "config.json")
     params = jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, init_params(config, jax.random.key(0)))
     return Model(config, params, hf_config=fields)
+
+
+def double(model):
+    """The model in float64, under `jax.enable_x64`: what an equality is asked of, not how a processor sums."""
+    import jax
+    import jax.numpy as jnp
+
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), model.params)
+    return dataclasses.replace(model, params=params, dtype=jnp.float64)
 
 
 @pytest.fixture(scope="session")

@@ -278,7 +278,7 @@ def test_an_accumulated_update_equals_one_batch(tiny):
         config = BASE.replace(epochs=1, accumulate=accumulate, learning_rate=1e-2)
         state, rows = run(trainer_of(tiny, config), 1)
         ends.append((jax.tree.leaves(state.opt_state), rows[0]["grad_norm"]))
-    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=2e-5)  # 1.03e-5 of a norm of 536 seen, in float32
+    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-4)  # 1.03e-5 of a norm of 536 seen, in float32
     for x, y in zip(ends[0][0], ends[1][0]):  # float32 through three layers of large weights
         np.testing.assert_allclose(x, y, atol=1e-5)
 
@@ -306,7 +306,7 @@ CHANGES = [
     ("ppo", "clip", 0.01, {}),
     ("ppo", "clip_high", 0.0, {}),
     ("ppo", "dual_clip", 1.01, {}),
-    ("ppo", "trace", 0.5, {}),
+    ("ppo", "gae_lambda", 0.5, {}),
     ("ppo", "value_weight", 2.0, {}),
     ("ppo", "ref_beta", 0.2, {}),
     ("soft", "clip", 0.01, {}),

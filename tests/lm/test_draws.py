@@ -26,6 +26,7 @@ from .test_alignment import BASE, decode, digest, make_data, run, small, trainer
 ADAPTIVE = Adaptive(jnp.int32(0), jnp.float32(1.0))
 GRPO = small("grpo").method
 ENDLESS = BASE.replace(method=GRPO, epochs=1)
+ROUNDED = {"rtol": 1e-4, "atol": 1e-5}  # before any update, mass that moved is the rounding of log-probabilities
 
 
 def draw_of(rewards, pairs=None, alive=None, counted=None):
@@ -89,7 +90,7 @@ def test_a_trimmed_batch_teaches_what_the_whole_one_does(tiny, algo, monkeypatch
         rows.append(without_times(row))
         states.append(state.params)
     assert lengths == {16, 8}
-    chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(rows[0], rows[1], **ROUNDED)
     chex.assert_trees_all_close(
         states[0], states[1], atol=2e-4
     )  # Adam moved them by 2e-3; where a gradient is 0, anywhere
@@ -215,7 +216,7 @@ def test_groups_that_teach_nothing_have_no_place_in_an_update(tiny, algo, told_a
         states.append(state.params)
     assert {size for size, _ in sizes} == {4, 8} and {alive for _, alive in sizes} == {teach}
     assert rows[0]["groups_without_pair"] == 1 - teach / 8 if algo != "grpo" else "groups_without_pair" not in rows[0]
-    chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(rows[0], rows[1], **ROUNDED)
     chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
 
 
@@ -237,7 +238,7 @@ def test_groups_without_a_place_are_counted_as_the_method_counts_them(tiny, algo
         rows.append({name: row[name] for name in ("surrogate", "grad_norm")})
         states.append(state.params)
     assert rows[0]["grad_norm"] > 0
-    chex.assert_trees_all_close(rows[0], rows[1], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(rows[0], rows[1], **ROUNDED)
     chex.assert_trees_all_close(states[0], states[1], atol=2e-4)
 
 

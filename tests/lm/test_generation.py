@@ -210,7 +210,7 @@ def test_refilled_rows_hold_the_texts_of_the_whole_batch(tiny, slots):
     whole, out = (run(tiny, prompts, slots=x, **options) for x in (None, slots))
     np.testing.assert_array_equal(out.tokens, whole.tokens)
     np.testing.assert_array_equal(out.lengths, whole.lengths)
-    np.testing.assert_allclose(out.logp, whole.logp, rtol=2e-5, atol=1e-5)  # as a row run alone differs: rounding
+    np.testing.assert_allclose(out.logp, whole.logp, rtol=1e-4, atol=1e-4)  # as a row run alone differs: rounding
     assert whole.lengths.min() == 1 and whole.lengths.max() == 30
 
 

@@ -63,8 +63,8 @@ def test_one_pass_equals_separate_passes(family):
     run = jax.jit(lambda params, head: score_and_reward(Policy(model, params), head, *BATCH, sampling=sampling))
     scores, got = run(model.params, head)
     apart = score(policy, *BATCH, sampling=sampling)
-    np.testing.assert_allclose(scores.logp, apart.logp, atol=1e-6)
-    np.testing.assert_allclose(scores.entropy, apart.entropy, atol=1e-6)
+    np.testing.assert_allclose(scores.logp, apart.logp, atol=1e-5)
+    np.testing.assert_allclose(scores.entropy, apart.entropy, atol=1e-5)
     want = naive_features(model) @ np.asarray(head.weight) + 0.3
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(reward_model.reward(policy, head, *BATCH), got, rtol=1e-6, atol=1e-5)
@@ -177,7 +177,7 @@ def test_pooled_features_of_a_data_set(tiny):
     for i in (0, 7, 23):
         tokens = pad_pairs([data[i]])
         want = features(completion_hidden(policy, *tokens[:4]), tokens.lengths, NAMES)
-        np.testing.assert_allclose(pooled[i], want[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(pooled[i], want[0], rtol=1e-4, atol=1e-4)
     part = np.where(np.arange(24)[:, None, None] % 7 == 3, np.nan, np.full_like(pooled, 5.0))
     reward_training.pair_features(policy, data, NAMES, batch=5, into=part)
     kept = (part == 5).all((1, 2))  # batches that were whole are not run again

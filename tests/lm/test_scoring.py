@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.sampling import transform
 from pairgrpo_jax.lm.models.scoring import completion_hidden, piecewise_limit, score_hidden
 
-from .conftest import tiny_model
+from .conftest import double, tiny_model
 
 RNG = np.random.default_rng(1)
 P_LENGTHS, LENGTHS = jnp.asarray([4, 7]), jnp.asarray([[5, 1, 6], [2, 6, 3]])
@@ -54,19 +55,18 @@ def naive(model, params, sampling=None):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"])
 def test_logp_and_gradient_equal_the_naive_form(family):
-    model = tiny_model(family)
-    weights = jnp.asarray(RNG.normal(size=COMPLETIONS.shape))
+    """In float64: in float32 the order of sums, another on each processor, moves them by up to 3e-4."""
+    with jax.enable_x64(True):
+        model = double(tiny_model(family))
+        weights = jnp.asarray(RNG.normal(size=COMPLETIONS.shape))
 
-    def loss(params, f):
-        return (f(params) * weights).sum()
+        def slopes(logp):
+            return jax.jit(jax.value_and_grad(lambda params: (logp(params) * weights).sum()))(model.params)
 
-    chunked = lambda p: score(Policy(model, p), *BATCH, chunk=5).logp  # noqa: E731
-    value, grad = jax.jit(jax.value_and_grad(lambda p: loss(p, chunked)))(model.params)
-    plain = lambda p: loss(p, lambda q: naive(model, q))  # noqa: E731
-    want, want_grad = jax.jit(jax.value_and_grad(plain))(model.params)
-    np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-4)
-    for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(want_grad)):
-        np.testing.assert_allclose(a, b, atol=2e-4 * max(1.0, float(jnp.abs(b).max())))
+        found = slopes(lambda params: score(Policy(model, params), *BATCH, chunk=5).logp)
+        wanted = slopes(lambda params: naive(model, params))
+        chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-9)
+        assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float64")}
 
 
 def test_transform_entropy_and_kl(tiny):
@@ -111,13 +111,12 @@ def test_lora_reference_is_the_base_model(tiny):
 def test_a_frozen_vocabulary_gives_the_same_gradients_in_two_products(tiny, chosen):
     """In float64, through the hidden states, for any weight of a position; a cut distribution has logits of -inf."""
     with jax.enable_x64(True):
-        model = dataclasses.replace(tiny, dtype=jnp.float64)
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), tiny.params)
+        model = double(tiny)
         hidden = jnp.asarray(RNG.normal(size=(*COMPLETIONS.shape, model.config.hidden_size)))
         weights = jnp.asarray(RNG.normal(size=COMPLETIONS.shape))
 
         def loss(hidden, frozen, how=chosen):
-            policy, rest = Policy(model, params), (COMPLETIONS, LENGTHS)
+            policy, rest = Policy(model, model.params), (COMPLETIONS, LENGTHS)
             scores = score_hidden(policy, hidden, *rest, sampling=how, chunk=5, frozen=frozen)
             entropy = jax.lax.stop_gradient(scores.entropy).sum()
             return jnp.where(jnp.isfinite(scores.logp), scores.logp * weights, 0).sum() + entropy
@@ -142,8 +141,6 @@ def test_padding_contents_do_not_matter(tiny):
 
 
 def test_memory_is_at_most_60_percent_of_the_naive_form():
-    import dataclasses
-
     from pairgrpo_jax.lm.models.params import abstract_params
 
     model = tiny_model()
@@ -221,14 +218,14 @@ def test_bfloat16_logits_are_never_rounded_to_bfloat16(index):
     scores = jax.jit(lambda p: score(policy._replace(params=p), *BATCH), compiler_options=told)(model.params)
     want = log_probs_in_float64(model, hidden(model.params))
     logp = np.take_along_axis(want, np.asarray(COMPLETIONS)[..., None], -1)[..., 0]
-    np.testing.assert_allclose(scores.logp, logp * REAL, atol=3e-6)
-    np.testing.assert_allclose(scores.entropy, -(np.exp(want) * want).sum(-1) * REAL, atol=3e-6)
+    np.testing.assert_allclose(scores.logp, logp * REAL, atol=1e-5)
+    np.testing.assert_allclose(scores.entropy, -(np.exp(want) * want).sum(-1) * REAL, atol=1e-5)
     prompt, positions = jnp.zeros((1, 32), jnp.int32).at[0, :3].set(jnp.array([5, 6, 7])), jnp.arange(32)[None]
     with jax.disable_jit():
         drawn = generate(model, model.params, [[5, 6, 7]], max_new_tokens=1, key=jax.random.key(0), num_samples=8)
         states, _ = run(model.decoder, model.params, prompt, jnp.where(positions < 3, positions, -1), method="hidden")
     want = log_probs_in_float64(model, states[0, 2])[drawn.tokens[0, :, 0]]
-    np.testing.assert_allclose(drawn.logp[0, :, 0], want, atol=3e-6)
+    np.testing.assert_allclose(drawn.logp[0, :, 0], want, atol=1e-5)
 
 
 def test_bfloat16_attention_is_rounded_once_wherever_the_keys_are():

@@ -1,5 +1,6 @@
 """The real SmolLM2-135M-Instruct (dequantised Q4_1): tokenizer, logits, text, saving."""
 
+import copy
 import gzip
 import json
 import os
@@ -82,34 +83,40 @@ def test_capital_of_france(smollm2):
     assert text == "The capital of France"
 
 
+def lost_by(logits, tokens):
+    """How far the tokens' logits are below the best at their positions, at most."""
+    logits = logits[: len(tokens)]
+    return (logits.max(-1) - np.take_along_axis(logits, tokens[:, None], -1)[:, 0]).max()
+
+
 @pytest.mark.slow
 def test_real_prompts_match_transformers(smollm2, oracle, texts):
-    """50 real prompts: logits to 3e-4 (2.2e-4 seen on AVX2, less on AVX-512), greedy texts of 64 tokens equal."""
+    """50 real prompts with greedy replies of 64 tokens: we are as near to the oracle in float64 as itself in float32,
+    on whatever processor, and each token is its best given those before."""
     import torch
 
     prompts = [encode(smollm2.tokenizer, t)[:48] for t in texts[:: len(texts) // 50][:50]]
     assert len(prompts) == 50
     options = {"max_new_tokens": 64, "key": jax.random.key(0), "temperature": 0.0, "stop_ids": ()}
     out = generate(smollm2, smollm2.params, prompts, **options)
-    apply = jax.jit(smollm2.apply)
-    worst = 0.0
+    apply, exact = jax.jit(smollm2.apply), torch.nn.Module.double(copy.deepcopy(oracle))
+    worst = np.zeros(3)
     for start in range(0, 50, 10):
         group = range(start, start + 10)
         whole, mask = np.zeros((2, 10, max(map(len, prompts)) + 64), int)
         for row, i in enumerate(group):
             text = [*prompts[i], *out.tokens[i, 0]]
             whole[row, : len(text)], mask[row, : len(text)] = text, 1
+        batch = {"input_ids": torch.as_tensor(whole), "attention_mask": torch.as_tensor(mask)}
         with torch.no_grad():
-            batch = {"input_ids": torch.as_tensor(whole), "attention_mask": torch.as_tensor(mask)}
-            wanted = oracle(**batch, use_cache=False).logits.numpy()
-        ours = np.asarray(apply(smollm2.params, jnp.asarray(whole)))
-        for got, want, real, i in zip(ours, wanted, mask.sum(1), group):
-            worst = max(worst, float(np.abs(got[:real] - want[:real]).max()))
-            # Our greedy text is the oracle's if each token is the oracle's best given those before.
-            best = want[len(prompts[i]) - 1 : real - 1].argmax(-1)
-            np.testing.assert_array_equal(out.tokens[i, 0], best, err_msg=f"prompt {i}")
-    print(f"\n50 real prompts: largest logit difference {worst:.2e}")
-    assert worst < 3e-4
+            want, theirs = (model(**batch, use_cache=False).logits.numpy() for model in (exact, oracle))
+        ours, real = np.asarray(apply(smollm2.params, jnp.asarray(whole))), mask.astype(bool)
+        lost = [lost_by(want[row, len(prompts[i]) - 1 :], out.tokens[i, 0]) for row, i in enumerate(group)]
+        errors = (np.abs(ours - want)[real].max(), np.abs(theirs - want)[real].max(), max(lost))
+        worst = np.maximum(worst, errors)
+    print("\noff float64: ours {:.2e}, transformers {:.2e}; lost by a greedy token {:.2e}".format(*worst))
+    assert worst[0] < 3 * worst[1] and worst[1] < 1e-3
+    assert worst[2] < 2 * worst[0]
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ class Reference(Settings):
 class Critic(Settings):
     """The value network of a method that has one."""
 
-    trace: Annotated[float, Within(0, 1)] = 0.95
+    gae_lambda: Annotated[float, Within(0, 1)] = 0.95
     """Lambda of generalised advantage estimation."""
     value_weight: Annotated[float, AtLeast(0)] = 0.5
     """Weight of the squared value error."""

@@ -43,12 +43,12 @@ def learning_signal(
             raise ValueError(f"{method.name} needs rewards, and the judge gives pairs: use {fit}, or rewards")
         pairs = None
     if config.critic is not None:
-        batch, scores = _value_targets(batch, rewards, config.critic.trace, config.reference.ref_beta)
+        batch, scores = _value_targets(batch, rewards, config.critic.gae_lambda, config.reference.ref_beta)
     verdict = Verdict(scores, pairs, batch.alive, batch.mask, others)
     return batch._replace(signal=method.signal(verdict, key, adaptive))
 
 
-def _value_targets(batch: Batch, rewards, trace: float, ref_beta: float) -> tuple[Batch, jax.Array]:
+def _value_targets(batch: Batch, rewards, gae_lambda: float, ref_beta: float) -> tuple[Batch, jax.Array]:
     """The critic's targets and the advantages `[B,K,T]`, by GAE.
 
     The reward comes with the last token; every token pays `ref_beta` times its log-ratio to the reference.
@@ -59,7 +59,7 @@ def _value_targets(batch: Batch, rewards, trace: float, ref_beta: float) -> tupl
     if ref_beta:
         shaped -= ref_beta * mask * (batch.old_logp - batch.ref_logp)
     values = batch.old_values * mask
-    advantages = core.gae(shaped, values, jnp.zeros_like(rewards), mask - last, trace=trace)
+    advantages = core.gae(shaped, values, jnp.zeros_like(rewards), mask - last, gae_lambda=gae_lambda)
     return batch._replace(returns=(advantages + values) * mask), advantages
 
 
