@@ -99,9 +99,10 @@ def load_model(
     check_kind(quantize)
     path = resolve(path_or_id)
     if peft.is_adapter(path):
-        options = {"dtype": dtype, "compute_dtype": compute_dtype, "remat": remat, "shardings": shardings}
-        model = _load_adapted(path, options | {"ignore_fields": ignore_fields, "end_of_turn": end_of_turn})
-        return dataclasses.replace(model, params=quantized(model.params, quantize), operands=operands)
+        options = {"dtype": dtype, "compute_dtype": compute_dtype, "operands": operands, "remat": remat}
+        options |= {"shardings": shardings, "ignore_fields": ignore_fields, "end_of_turn": end_of_turn}
+        model = _load_adapted(path, options)
+        return dataclasses.replace(model, params=quantized(model.params, quantize))
     file = open_model(path)
     if file is not None:
         where = file.where
