@@ -213,7 +213,7 @@ def kto_loss(
       `beta * r` of each kind.
 
     Raises:
-      ValueError: if shapes differ, `desirable` is not boolean, beta is not above 0 or a weight is negative.
+      ValueError: if shapes do not fit, `desirable` is not boolean, beta is not above 0 or a weight is negative.
     """
     require_rank("logp", logp, {1}, "[N], one number per sequence")
     require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable, mask=mask)
@@ -221,6 +221,8 @@ def kto_loss(
         raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
     require_positive(beta=beta)
     require_nonnegative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    if jnp.shape(reference_point) not in {(), logp.shape}:
+        raise ValueError(f"reference_point must be a scalar or [N] = {logp.shape}, got {jnp.shape(reference_point)}")
     ratio = masked(as_float(logp) - frozen(ref_logp), mask)
     point = masked(jnp.broadcast_to(frozen(reference_point), ratio.shape), mask)
     weight = jnp.where(desirable, desirable_weight, undesirable_weight)

@@ -52,7 +52,10 @@ def clipped_surrogate(
     Raises:
       ValueError: for a negative clip, or a dual_clip of at most 1.
     """
-    low, high = clip if isinstance(clip, (tuple, list)) else (clip, clip)
+    sides = clip if isinstance(clip, (tuple, list)) else (clip, clip)
+    if len(sides) != 2:
+        raise ValueError(f"clip must be epsilon or (low, high), got {clip}")
+    low, high = sides
     require_nonnegative(**{"clip (low)": low, "clip (high)": high})
     require_values("> 1", lambda x: x > 1, dual_clip=dual_clip)
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))

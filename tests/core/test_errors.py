@@ -139,6 +139,8 @@ BAD = [
     ("clip", grpo, dict(clip=(0.1, -0.1))),
     ("clip", soft, dict(clip=(-0.1, 0.1))),
     ("clip", ppo, dict(clip=-0.1)),
+    ("clip", grpo, dict(clip=(0.1, 0.2, 0.3))),
+    ("reference_point", pg.kto_loss, dict(logp=ROW, ref_logp=ROW, desirable=ROW > 0, reference_point=jnp.zeros(1))),
     ("dual_clip", grpo, dict(dual_clip=1.0)),
     ("dual_clip", soft, dict(dual_clip=np.float32(0.5))),
     ("dual_clip", ppo, dict(dual_clip=float("nan"))),

@@ -49,6 +49,13 @@ def test_only_targets_are_adapted_and_alpha_scales(tiny):
     np.testing.assert_allclose(twice, 2 * update, atol=1e-6)
 
 
+def test_adapters_in_half_precision_are_those_of_float32_rounded(tiny):
+    """`jax.random.normal` draws bfloat16 from 128 values, whose mean is -0.012."""
+    config = lora.LoraConfig(rank=4)
+    half, single = (lora.init(config, tiny.config, jax.random.key(0), dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), half, single)
+
+
 def test_dropout_needs_a_key_and_is_unbiased(tiny):
     config, _, noisy = adapted(tiny, dropout=0.5)
     variables = lora.variables(config, noisy)

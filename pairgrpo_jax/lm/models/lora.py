@@ -67,8 +67,8 @@ def init(lora: LoraConfig, config: ModelConfig, key: jax.Array, dtype=jnp.float3
         if path[-1] not in lora.targets:
             continue
         *stack, d, out = shape
-        a = jax.random.normal(jax.random.fold_in(key, i), (*stack, d, lora.rank), dtype)
-        adapters[(*path, "a")] = a / jnp.sqrt(d).astype(dtype)
+        a = jax.random.normal(jax.random.fold_in(key, i), (*stack, d, lora.rank))  # drawn in bfloat16 its mean is not 0
+        adapters[(*path, "a")] = (a / jnp.sqrt(d)).astype(dtype)
         adapters[(*path, "b")] = jnp.zeros((*stack, lora.rank, out), dtype)
     return flax.traverse_util.unflatten_dict(adapters)
 
