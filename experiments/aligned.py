@@ -85,7 +85,11 @@ class Aligned(Grid):
         """A Markdown table of methods, each with the metrics of its runs; the first is the baseline."""
         columns = (f"{self.what} %, IQM [95% interval]", "P(beats {first}) [95% interval]")
         columns += ("KL to the start, nats a reply", "reply tokens", *self.more_columns, "minutes", "seeds")
-        return markdown(compared(rows, columns, self._figures))
+        return markdown(compared(rows, columns, self._figures, self.score))
+
+    def score(self, row: dict) -> float:
+        """The mean over held-out prompts; a run's own score may be another, such as its reward."""
+        return float(np.mean(row[self.each]))
 
     def more(self, runs: list[list[dict]]) -> tuple[str, ...]:
         """Cells of `more_columns`."""

@@ -142,6 +142,10 @@ class Grid(Settings, ABC):
         results.require_one_origin(found.values())
         return {cell: result["metrics"] for cell, result in found.items()}
 
+    def score(self, row: dict) -> float:
+        """What an evaluation, a row of metrics, comes to: more is better."""
+        return row["score"]
+
     def best_trial(self, method: str) -> str:
         """The trial with the highest mean score over the tuning seeds that `tune` has left; ValueError if none."""
         changes = {"step": "tune", "tuned_at": None, "first_seed": 0, "seeds": 1, self.budget: self.tuned_at}
@@ -149,7 +153,7 @@ class Grid(Settings, ABC):
         folder = tune.path_of(Cell(method, next(iter(self.sweep(method))), 0)).parent
         seeds = [seed for seed in TUNING_SEEDS if (folder / f"seed{seed}.json").exists()]
         asked = [Cell(method, trial, seed) for trial in self.sweep(method) for seed in seeds]
-        scores = {cell: metrics[-1]["score"] for cell, metrics in tune._finished(asked).items()}
+        scores = {cell: self.score(metrics[-1]) for cell, metrics in tune._finished(asked).items()}
         if not seeds or len(scores) < len(asked):
             what = f"the sweep of {method} at {self.tuned_at:.0f} {self.budget}"
             raise ValueError(f"tuned_at: {what} is not whole; make it with `tune`")

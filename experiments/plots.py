@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,15 @@ def _compared(axes: Any, runs: dict[str, list[list[dict]]], learned_nothing: flo
     return ends
 
 
-def success(runs: dict[str, list[list[dict]]], path: Path, title: str, *, label: str, start: str | float) -> None:
+def success(
+    runs: dict[str, list[list[dict]]],
+    path: Path,
+    title: str,
+    *,
+    label: str,
+    start: str | float,
+    score: Callable[[dict], float],
+) -> None:
     """Draws a share, of right answers say, against minutes and KL to the start, per method, from the start to the end,
     where it is named.
 
@@ -82,6 +91,7 @@ def success(runs: dict[str, list[list[dict]]], path: Path, title: str, *, label:
       title: above the picture.
       label: what the share is of.
       start: metric of the share of the start, or its value.
+      score: the share, of a row.
     """
     import matplotlib
 
@@ -92,7 +102,7 @@ def success(runs: dict[str, list[list[dict]]], path: Path, title: str, *, label:
     colours, ends = colours_of(list(runs)), ([], [])
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
-        right = 100 * np.array([[start_of(rows, start), *(row["score"] for row in rows)] for rows in scored])
+        right = 100 * np.array([[start_of(rows, start), *map(score, rows)] for rows in scored])
         minutes = np.median([[0, *(row["seconds"] / 60 for row in rows)] for rows in scored], axis=0)
         kl = np.mean([[0, *(row["kl_reference"] for row in rows)] for rows in scored], axis=0)
         color = colours[method]

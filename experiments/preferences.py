@@ -69,7 +69,7 @@ class Preferences(Aligned):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Preferences(), sys.argv[1:], "python -m experiments.preferences", __doc__)
-    draw = functools.partial(success, label="held-out win rate over the start, %", start=args.start)
+    draw = functools.partial(success, label="held-out win rate over the start, %", start=args.start, score=args.score)
     return carry_out(args, draw, f"{args.domain}, {args.iterations} batches", args.table_of)
 
 

@@ -73,7 +73,7 @@ class Sums(Aligned):
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one of them could not be finished."""
     args = cli.parse(Sums(), sys.argv[1:], "python -m experiments.sums", __doc__)
-    draw = functools.partial(success, label="held-out sums answered rightly, %", start=args.start)
+    draw = functools.partial(success, label="held-out sums answered rightly, %", start=args.start, score=args.score)
     digits = "one digit" if args.digits == 1 else f"{args.digits} digits"
     return carry_out(args, draw, f"sums of {digits}, {args.iterations} batches", args.table_of)
 

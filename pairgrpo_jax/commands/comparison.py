@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ def compared(
     rows: dict[str, list[list[dict]]],
     columns: tuple[str, ...],
     figures: Callable[[np.ndarray, list[list[dict]], str], tuple[str, ...]],
+    score: Callable[[dict], float] = operator.itemgetter("score"),
 ) -> list[tuple[str, ...]]:
     """A head, and a line for each method.
 
@@ -20,8 +22,9 @@ def compared(
       rows: the metrics of each method, one list a seed; the first method is the baseline.
       columns: after the method's; `{first}` in one stands for the baseline.
       figures: `(scores, runs, how often it beats the baseline) -> cells`, scores of the runs' ends.
+      score: of a row of metrics.
     """
-    scores = {method: np.array([metrics[-1]["score"] for metrics in runs]) for method, runs in rows.items()}
+    scores = {method: np.array([score(metrics[-1]) for metrics in runs]) for method, runs in rows.items()}
     first = next(iter(scores))
     lines = [("method", *(column.replace("{first}", first) for column in columns))]
     for method, runs in rows.items():

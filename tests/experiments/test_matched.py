@@ -57,3 +57,14 @@ def test_a_domain_trains_on_one_head_and_is_judged_by_the_other(tmp_path):
     run = grid.run_of(cell)
     assert (run.reward, run.judge, run.seed, run.evaluations) == ("helpful-a", "helpful-b", 100, 6)
     assert grid.path_of(cell) == tmp_path / "helpful" / "24" / "soft" / "seed100.json"
+
+
+def test_win_rates_are_compared_and_not_the_rewards_that_won():
+    """A run's own score is its reward, of which the winner here has less."""
+    row = {"kl_reference": 1.0, "reply_tokens": 9.0, "seconds": 60.0, "win_rate_length_controlled": 0.6}
+    rows = {"grpo": row | {"score": 2.5, "wins": [0.5, 0.6]}, "hard": row | {"score": 1.5, "wins": [0.7, 0.8]}}
+    table = Preferences().ends({method: [[row], [row]] for method, row in rows.items()}).splitlines()
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in table[2:]}
+    assert cells["grpo"][0].startswith("**55.0**") and cells["hard"][0].startswith("**75.0**")
+    assert cells["hard"][1].startswith("1.00")
+    assert [Sums().score({"held_out/verify:own/each": [0.0, 1.0]}), Preferences().score(rows["hard"])] == [0.5, 0.75]
