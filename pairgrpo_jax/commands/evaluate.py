@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from rich.console import Console
 
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.console import Console
 from pairgrpo_jax.commands.exported import chat_of, exported, method_of
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from pairgrpo_jax.commands.console import Console
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -48,8 +47,8 @@ FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff
 
 
 def make_console() -> Console:
-    """Where a run says what it does; of several processes one speaks. Lines are never wrapped: a pipe has no width."""
-    return Console(quiet=not processes.leads(), soft_wrap=True, highlight=False)
+    """Where a run says what it does; of several processes one speaks."""
+    return Console(quiet=not processes.leads())
 
 
 def require_mesh(run: Any) -> None:

@@ -19,11 +19,11 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pairgrpo_jax import theory
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.commands.console import Console
 from pairgrpo_jax.theory.comparisons import Lost
 from pairgrpo_jax.theory.equivalence import Cosines
 from pairgrpo_jax.theory.statement import Statement

@@ -149,7 +149,10 @@ def train(
             rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
             for row in rows:
                 log.write(row)
-            progress.show(rows)
+            try:
+                progress.show(rows)
+            except BrokenPipeError:  # of a console that nobody reads any more
+                stop.signal = signal.SIGPIPE
             if score is not None or done // schedule.save_every > (done - count) // schedule.save_every:
                 checkpoints.save(done, state, score)
             if stopped := processes.highest(stop.signal or 0):

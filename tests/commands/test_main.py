@@ -1,5 +1,6 @@
 """The command `pairgrpo` before any sub-command."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 from pairgrpo_jax.commands import main
+from pairgrpo_jax.commands.cli import run_main
 from pairgrpo_jax.commands.compiled import keep_compiled, prune
 
 START = "from pairgrpo_jax.commands.main import main; main()"
@@ -45,18 +47,42 @@ def test_a_reader_that_left_is_no_error_of_ours(tmp_path, words):
     assert done.returncode == (2 if refused else 141) and len(done.stderr.splitlines()) == refused, done.stderr
 
 
-@pytest.mark.parametrize("write", ["print('x' * 10**6)", "print('x')", "print('x'); sys.exit(0)"])
-def test_a_connection_that_broke_is_an_error_and_a_reader_that_left_is_none(write):
-    code = f"import sys; from pairgrpo_jax.commands.cli import run_main\ndef f(): {write}\nrun_main(f)"
-    run = {"stderr": subprocess.PIPE, "text": True, "timeout": 60}
-    read, left = os.pipe()
-    os.close(read)
+LEFT, TOLD = (141, ""), (2, "pairgrpo: error: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "unread", "read"),
+    [
+        ("print('x' * 10**6)", LEFT, (0, "")),
+        ("print('x')", LEFT, (0, "")),
+        ("print('x'); sys.exit(0)", LEFT, (0, "")),
+        ("Console().print('x')", LEFT, (0, "")),
+        ("print('x'); raise ValueError('bad')", (2, TOLD[1].format("bad")), (2, TOLD[1].format("bad"))),
+        ("print('x'); return 3", LEFT, (3, "")),
+        ("raise BrokenPipeError(32, 'of a judge')", LEFT, (2, TOLD[1].format("[Errno 32] of a judge"))),
+    ],
+)
+def test_what_is_wrong_is_told_whether_or_not_anybody_reads(body, unread, read):
+    """The last is not told apart where nobody reads either."""
+    code = "import sys; from pairgrpo_jax.commands.cli import run_main; "
+    code += f"from pairgrpo_jax.commands.console import Console\ndef f():\n {body}\nrun_main(f)"
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    run = {"stderr": subprocess.PIPE, "text": True, "timeout": 60, "env": kept}
+    other, left = os.pipe()
+    os.close(other)
     done = subprocess.run([sys.executable, "-c", code], stdout=left, **run)
     os.close(left)
-    assert (done.returncode, done.stderr) == (141, "")
-    code = code.replace(write, "raise BrokenPipeError(32, 'of the judge')")
+    assert (done.returncode, done.stderr) == unread
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, **run)
-    assert done.returncode == 2 and done.stderr == "pairgrpo: error: [Errno 32] of the judge\n"
+    assert (done.returncode, done.stderr) == read
+
+
+def test_output_may_be_no_file_at_all(monkeypatch):
+    for output in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            run_main(lambda: 3)
+        assert end.value.code == 3
 
 
 def test_every_name_of_the_package_is_importable():

@@ -218,8 +218,8 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["sums", *where, "--seeds", "3", "--iterations", "24"])
     assert sums.main() == 0
     grpo, hard = (tmp_path / "results" / "24" / "compare.md").read_text().splitlines()[2:4]
-    assert "| **81.0** [" in grpo and "| 0 of 3 |" in grpo and "| – |" in grpo
-    assert "| **96.0** [" in hard and "| 3 of 3, 2 |" in hard and "| 1.00 [" in hard and "| 1.5 | 3 |" in hard
+    assert "| **80.0** [" in grpo and "| 0 of 3 |" in grpo and "| – |" in grpo
+    assert "| **95.0** [" in hard and "| 3 of 3, 2 |" in hard and "| 1.00 [" in hard and "| 1.5 | 3 |" in hard
     assert (tmp_path / "results" / "24" / "compare.png").exists()
     grpo, hard = (tmp_path / "results" / "24" / "compare.md").read_text().splitlines()[-2:]
     assert grpo.startswith("| grpo | **9.3** [") and "| **22.3** [" in grpo and grpo.endswith("not reached | – |")

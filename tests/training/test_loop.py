@@ -1,8 +1,10 @@
 """The host's loop, with a counter as the program."""
 
+import contextlib
 import dataclasses
 import os
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import optax
 import pytest
 from rich.console import Console
 
+from pairgrpo_jax.commands.console import Console as OurConsole
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -86,6 +89,18 @@ def test_a_signal_saves_and_stops_after_the_chunk(tmp_path):
 
     _, done, stopped = run(tmp_path, step=step)
     assert (done, stopped) == (4, signal.SIGTERM)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
+
+
+def test_a_reader_that_leaves_saves_and_stops_too(tmp_path, monkeypatch):
+    """As of `pairgrpo ... | head`: the first line that nobody reads is that of the evaluation at 4."""
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as nobody:  # closing it writes what was left
+        monkeypatch.setattr(sys, "stdout", nobody)
+        _, done, stopped = run(tmp_path, console=OurConsole())
+        monkeypatch.undo()
+    assert (done, stopped) == (4, signal.SIGPIPE)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
 
 
