@@ -27,7 +27,8 @@ class Aligned(Grid):
     """What to compare."""
 
     methods: tuple[str, ...] = ("grpo", "ppo", "soft", "hard")
-    """Online methods, each with its preset. The first is the baseline."""
+    """Online methods, each with its preset, or with another step size of Adam, as in hard@3e-4. The first is the
+    baseline."""
     seeds: Annotated[int, AtLeast(1)] = 5
     """Runs per method (tune: per trial)."""
     iterations: Annotated[int, AtLeast(1)] = align_settings.Run.iterations
@@ -57,11 +58,13 @@ class Aligned(Grid):
         """Where an online method starts."""
 
     def config(self, method: str) -> AlignConfig:
-        """A method's preset; ValueError for one that does not sample."""
-        if method not in ONLINE:
-            hint = did_you_mean(method, ONLINE, f"choose among {', '.join(ONLINE)}")
-            raise ValueError(f"methods: {method!r} samples nothing; {hint}")
-        return self.preset(method).config
+        """A method's preset, with the rate it names; ValueError for one that does not sample."""
+        name, at, rate = method.partition("@")
+        if name not in ONLINE:
+            hint = did_you_mean(name, ONLINE, f"choose among {', '.join(ONLINE)}")
+            raise ValueError(f"methods: {name!r} samples nothing; {hint}")
+        config = self.preset(name).config
+        return config.replace(learning_rate=_number(method, rate)) if at else config
 
     def trials(self, method: str) -> list[dict[str, Any]]:
         """The same rates for each method."""
@@ -72,7 +75,7 @@ class Aligned(Grid):
         changes = {"iterations": int(self.iterations), "evaluations": self.evaluations, "seed": cell.seed}
         changes |= {"output": output, "resume": output.exists(), "export": False, "config": config}
         changes |= {"operands": self.operands}
-        return self.preset(cell.method).replace(**changes)
+        return self.preset(cell.method.partition("@")[0]).replace(**changes)
 
     def table_of(self, rows: dict[str, list[list[dict]]]) -> str:
         """Methods at the end of their runs, and where they are equally far from the start."""
@@ -107,3 +110,10 @@ class Aligned(Grid):
             f"{np.median([row['seconds'] for row in ends]) / 60:.1f}",
             str(len(scores)),
         )
+
+
+def _number(method: str, rate: str) -> float:
+    try:
+        return float(rate)
+    except ValueError:
+        raise ValueError(f"methods: {method!r} has no number after @, such as 3e-4") from None

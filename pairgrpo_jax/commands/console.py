@@ -7,7 +7,7 @@ from typing import NoReturn
 from rich import console
 
 
-class Console(console.Console):
+class CommandConsole(console.Console):
     """Rich's, whose lines are not wrapped unless a width is given: a pipe has none. It is quiet once nobody reads."""
 
     def __init__(self, width: int | None = None, quiet: bool = False):

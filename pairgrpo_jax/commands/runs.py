@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pairgrpo_jax.commands.console import Console
+from rich.console import Console
+
+from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -48,7 +50,7 @@ FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff
 
 def make_console() -> Console:
     """Where a run says what it does; of several processes one speaks."""
-    return Console(quiet=not processes.leads())
+    return CommandConsole(quiet=not processes.leads())
 
 
 def require_mesh(run: Any) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from pairgrpo_jax import theory
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.console import Console
+from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.theory.comparisons import Lost
 from pairgrpo_jax.theory.equivalence import Cosines
 from pairgrpo_jax.theory.statement import Statement
@@ -86,7 +86,7 @@ def print_table(results: list[tuple[Statement, float]]) -> None:
     for statement, seconds in results:
         item, claim, verdict, _, measured, predicted, bound, done, spent = row(statement, seconds)
         table.add_row(item, claim, verdict, f"{measured} (of {predicted})", bound, done, spent)
-    Console(width=140).print(table)
+    CommandConsole(width=140).print(table)
 
 
 def report(results: list[tuple[Statement, float]], cosines: list[Cosines], lost: list[Lost], plots: list[str]) -> str:

@@ -59,6 +59,20 @@ def test_a_domain_trains_on_one_head_and_is_judged_by_the_other(tmp_path):
     assert grid.path_of(cell) == tmp_path / "helpful" / "24" / "soft" / "seed100.json"
 
 
+def test_a_method_may_name_its_rate(tmp_path):
+    grid = Preferences(methods=("hard", "hard@3e-4"), seeds=1, results=tmp_path, output=tmp_path)
+    preset, slow = (grid.run_of(cell) for cell in grid.cells())
+    assert slow.config == preset.config.replace(learning_rate=3e-4) != preset.config
+    assert slow.output != preset.output and grid.path_of(grid.cells()[1]).parent.name == "hard@3e-4"
+    for method, message in (
+        ("hard@fast", "no number after @"),
+        ("hard@", "no number"),
+        ("hrad@1e-4", "did you mean hard"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Preferences(methods=(method,))
+
+
 def test_win_rates_are_compared_and_not_the_rewards_that_won():
     """A run's own score is its reward, of which the winner here has less."""
     row = {"kl_reference": 1.0, "reply_tokens": 9.0, "seconds": 60.0, "win_rate_length_controlled": 0.6}

@@ -12,7 +12,7 @@ import optax
 import pytest
 from rich.console import Console
 
-from pairgrpo_jax.commands.console import Console as OurConsole
+from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -98,7 +98,7 @@ def test_a_reader_that_leaves_saves_and_stops_too(tmp_path, monkeypatch):
     os.close(read)
     with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as nobody:  # closing it writes what was left
         monkeypatch.setattr(sys, "stdout", nobody)
-        _, done, stopped = run(tmp_path, console=OurConsole())
+        _, done, stopped = run(tmp_path, console=CommandConsole())
         monkeypatch.undo()
     assert (done, stopped) == (4, signal.SIGPIPE)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
