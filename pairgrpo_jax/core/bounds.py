@@ -39,6 +39,7 @@ class Bound(NamedTuple):
 
 
 AtLeast = Within = Bound
+RENAMED = {"trace": "gae_lambda"}  # what settings were called in files of runs made before
 OR_NONE = "inf for none"  # beside a bound: infinity is a value too
 
 
@@ -136,7 +137,7 @@ def to_values(settings: Any) -> Any:
 
 def from_values(cls: Any, values: dict[str, Any]) -> Any:
     """The dataclass of `to_values`; ValueError that names a field which it does not have."""
-    values = dict(values)
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     if hasattr(cls, "named"):
         cls = cls.named(values.pop("name"))
     kinds = {name: bare(hint)[0] for name, hint in field_types(cls).items()}

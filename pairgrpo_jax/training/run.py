@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from pairgrpo_jax.core.bounds import to_values
+from pairgrpo_jax.core.bounds import RENAMED, to_values
 from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.trackers import Board, Relay, Tracker, figures
 
@@ -147,9 +147,15 @@ def changed_settings(
     before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...] = ()
 ) -> list[tuple[str, Any, Any]]:
     """Name and both values of all that differs between (nested) settings, but for `free` fields."""
-    old, new = dict(flatten(before)), dict(flatten(after))
+    old, new = {_today(name): value for name, value in flatten(before)}, dict(flatten(after))
     names = (n for n in sorted(old.keys() | new.keys()) if n not in free and n.split(".")[0] not in free)
     return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
+
+
+def _today(name: str) -> str:
+    """What a setting, such as `config.collection.trace`, is called now."""
+    *parts, own = name.split(".")
+    return ".".join([*parts, RENAMED.get(own, own)])
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,28 @@
+"""The results in the repository are read by the code of today: a referee makes the tables from them."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.compare import Comparison
+from experiments.preferences import Preferences
+from experiments.sums import Sums
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+AT_1M = {"methods": ("ppo:value", "grpo:value", "soft:value", "hard:value"), "steps": 1e6, "seeds": 5}
+SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
+HARMLESS = {"operands": "bfloat16", "data": "data/hh-rlhf-harmless-base", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "runs"),
+    [
+        (Comparison(results=RESULTS / "halfcheetah"), 50),
+        (Comparison(results=RESULTS / "halfcheetah", **AT_1M), 20),
+        (Sums(**SUMS), 20),
+        (Preferences(methods=("grpo", "soft", "hard"), results=RESULTS / "preferences", **HARMLESS), 15),
+    ],
+    ids=["cheetah, 3M", "cheetah, 1M", "sums", "harmless"],
+)
+def test_stored_runs_are_those_of_todays_settings(grid, runs):
+    assert len(grid.finished()) == runs
