@@ -92,7 +92,7 @@ def lost_by(logits, tokens):
 @pytest.mark.slow
 def test_real_prompts_match_transformers(smollm2, oracle, texts):
     """50 real prompts with greedy replies of 64 tokens: we are as near to the oracle in float64 as itself in float32,
-    on whatever processor, and each token is its best given those before."""
+    on whatever processor, and each token is its best, to that error. Its norms and rotations are in float32 always."""
     import torch
 
     prompts = [encode(smollm2.tokenizer, t)[:48] for t in texts[:: len(texts) // 50][:50]]
