@@ -59,12 +59,12 @@ class Aligned(Grid):
 
     def config(self, method: str) -> AlignConfig:
         """A method's preset, with the rate it names; ValueError for one that does not sample."""
-        name, at, rate = method.partition("@")
+        name, rate = _named(method)
         if name not in ONLINE:
             hint = did_you_mean(name, ONLINE, f"choose among {', '.join(ONLINE)}")
             raise ValueError(f"methods: {name!r} samples nothing; {hint}")
         config = self.preset(name).config
-        return config.replace(learning_rate=_number(method, rate)) if at else config
+        return config if rate is None else config.replace(learning_rate=rate)
 
     def trials(self, method: str) -> list[dict[str, Any]]:
         """The same rates for each method."""
@@ -75,7 +75,7 @@ class Aligned(Grid):
         changes = {"iterations": int(self.iterations), "evaluations": self.evaluations, "seed": cell.seed}
         changes |= {"output": output, "resume": output.exists(), "export": False, "config": config}
         changes |= {"operands": self.operands}
-        return self.preset(cell.method.partition("@")[0]).replace(**changes)
+        return self.preset(_named(cell.method)[0]).replace(**changes)
 
     def table_of(self, rows: dict[str, list[list[dict]]]) -> str:
         """Methods at the end of their runs, and where they are equally far from the start."""
@@ -112,8 +112,10 @@ class Aligned(Grid):
         )
 
 
-def _number(method: str, rate: str) -> float:
+def _named(method: str) -> tuple[str, float | None]:
+    """A method's own name, and the rate that follows its @."""
+    name, at, rate = method.partition("@")
     try:
-        return float(rate)
+        return name, float(rate) if at else None
     except ValueError:
         raise ValueError(f"methods: {method!r} has no number after @, such as 3e-4") from None

@@ -20,7 +20,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.commands.exported import chat_of, exported, method_of
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh
@@ -53,6 +52,7 @@ from pairgrpo_jax.lm.rewards.reward_training import pair_features
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import SourceError, columns_of, compares, judged
 from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.console import LineConsole
 from pairgrpo_jax.training.run import without_nan
 
 
@@ -385,7 +385,7 @@ def main(words: Sequence[str]) -> None:
 def tell(output: Path | None, row: dict[str, Any], replies: list[dict]) -> None:
     """Prints the figures, and writes them with the replies."""
     row = without_nan(row)
-    CommandConsole().print_json(json.dumps({name: x for name, x in row.items() if not isinstance(x, list)}))
+    LineConsole().print_json(json.dumps({name: x for name, x in row.items() if not isinstance(x, list)}))
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({"figures": row, "replies": replies}, indent=2))

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -27,6 +26,7 @@ from pairgrpo_jax.training import (
     train,
 )
 from pairgrpo_jax.training.checkpoint import is_bucket
+from pairgrpo_jax.training.console import LineConsole
 from pairgrpo_jax.training.run import flatten, renew_settings, versions
 
 DONE = "done"  # an empty file that marks a finished run
@@ -50,7 +50,7 @@ FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff
 
 def make_console() -> Console:
     """Where a run says what it does; of several processes one speaks."""
-    return CommandConsole(quiet=not processes.leads())
+    return LineConsole(quiet=not processes.leads())
 
 
 def require_mesh(run: Any) -> None:

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from pairgrpo_jax import theory
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.theory.comparisons import Lost
 from pairgrpo_jax.theory.equivalence import Cosines
 from pairgrpo_jax.theory.statement import Statement
+from pairgrpo_jax.training.console import LineConsole
 
 HEADER = (
     "item",
@@ -86,7 +86,7 @@ def print_table(results: list[tuple[Statement, float]]) -> None:
     for statement, seconds in results:
         item, claim, verdict, _, measured, predicted, bound, done, spent = row(statement, seconds)
         table.add_row(item, claim, verdict, f"{measured} (of {predicted})", bound, done, spent)
-    CommandConsole(width=140).print(table)
+    LineConsole(width=140).print(table)
 
 
 def report(results: list[tuple[Statement, float]], cosines: list[Cosines], lost: list[Lost], plots: list[str]) -> str:

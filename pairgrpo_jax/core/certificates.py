@@ -83,7 +83,7 @@ def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floo
     p0 = of_groups("p0", p0)
     pairs, _ = usable_pairs(pairs, *p0.shape)
     require_nonnegative(p0=p0, delta=delta)
-    require_floor(floor)
+    require_floor(floor=floor)
     weight = as_float(pairs.weight)
     asked = scatter_pairs(pairs, jnp.zeros_like(weight), weight, p0.shape[-1]) * delta
     return jnp.all((asked == 0) | (p0 - asked >= floor), axis=-1)

@@ -150,17 +150,11 @@ def hard_pair_target(
     return _target(p0, _flow(p0, pairs, delta, floor, max_kl), floor)
 
 
-def require_floor(floor: float) -> None:
-    """Raises ValueError unless it is a probability that a candidate can be left with."""
-    if not 0 < floor < 1:
-        raise ValueError(f"floor must be in (0, 1), got {floor}")
-
-
 def _flow(p0, pairs, delta, floor, max_kl):
     """The mass `[B,K]` each candidate gains (or loses)."""
     require_nonnegative(delta=delta)
     require_finite(delta=delta)
-    require_floor(floor)
+    require_floor(floor=floor)
     asked = as_float(pairs.weight) * delta
     outflow = scatter_pairs(pairs, jnp.zeros_like(asked), asked, p0.shape[-1])
     share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / jnp.where(outflow > 0, outflow, 1))
@@ -169,6 +163,7 @@ def _flow(p0, pairs, delta, floor, max_kl):
     return flow if max_kl is None else flow * _shrinkage(p0, flow, max_kl)
 
 
+require_floor = functools.partial(require_values, "in (0, 1)", lambda x: (x > 0) & (x < 1))
 _require_distribution = functools.partial(
     require_values, "probabilities that sum to 1 in each group", lambda p: np.abs(p.sum(-1) - 1) < 1e-3
 )

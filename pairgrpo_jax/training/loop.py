@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from pairgrpo_jax.core.bounds import AtLeast, Settings
 from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.checkpoint import Checkpoints
+from pairgrpo_jax.training.console import LineConsole
 from pairgrpo_jax.training.run import MetricLog, NoLog
 from pairgrpo_jax.training.state import TrainState, is_alive
 from pairgrpo_jax.training.update import check_finite
@@ -128,7 +129,7 @@ def train(
     evaluated, diverged, stopped = set(schedule.evaluated()), frozenset(), 0
     with (
         StopRequest() as stop,
-        _Progress(schedule, start, shown or {}, console or Console(soft_wrap=True, highlight=False)) as progress,
+        _Progress(schedule, start, shown or {}, console or LineConsole()) as progress,
     ):
         for count in schedule.chunks(start):
             before = state

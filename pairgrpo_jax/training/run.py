@@ -147,20 +147,15 @@ def changed_settings(
     before: dict[str, Any], after: dict[str, Any], free: tuple[str, ...] = ()
 ) -> list[tuple[str, Any, Any]]:
     """Name and both values of all that differs between (nested) settings, but for `free` fields."""
-    old, new = {_today(name): value for name, value in flatten(before)}, dict(flatten(after))
+    old, new = dict(flatten(before)), dict(flatten(after))
     names = (n for n in sorted(old.keys() | new.keys()) if n not in free and n.split(".")[0] not in free)
     return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
 
 
-def _today(name: str) -> str:
-    """What a setting, such as `config.collection.trace`, is called now."""
-    *parts, own = name.split(".")
-    return ".".join([*parts, RENAMED.get(own, own)])
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as `("config.method.clip", value)` pairs."""
+    """Nested settings as `("config.method.clip", value)` pairs, by the names of today."""
     for name, value in tree.items():
+        name = RENAMED.get(name, name)
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
         else:

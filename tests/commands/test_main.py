@@ -56,7 +56,7 @@ LEFT, TOLD = (141, ""), (2, "pairgrpo: error: {}\n")
         ("print('x' * 10**6)", LEFT, (0, "")),
         ("print('x')", LEFT, (0, "")),
         ("print('x'); sys.exit(0)", LEFT, (0, "")),
-        ("CommandConsole().print('x')", LEFT, (0, "")),
+        ("LineConsole().print('x')", LEFT, (0, "")),
         ("print('x'); raise ValueError('bad')", (2, TOLD[1].format("bad")), (2, TOLD[1].format("bad"))),
         ("print('x'); return 3", LEFT, (3, "")),
         ("raise BrokenPipeError(32, 'of a judge')", LEFT, (2, TOLD[1].format("[Errno 32] of a judge"))),
@@ -65,7 +65,7 @@ LEFT, TOLD = (141, ""), (2, "pairgrpo: error: {}\n")
 def test_what_is_wrong_is_told_whether_or_not_anybody_reads(body, unread, read):
     """The last is not told apart where nobody reads either."""
     code = "import sys; from pairgrpo_jax.commands.cli import run_main; "
-    code += f"from pairgrpo_jax.commands.console import CommandConsole\ndef f():\n {body}\nrun_main(f)"
+    code += f"from pairgrpo_jax.training.console import LineConsole\ndef f():\n {body}\nrun_main(f)"
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     run = {"stderr": subprocess.PIPE, "text": True, "timeout": 60, "env": kept}
     other, left = os.pipe()

@@ -12,7 +12,6 @@ import optax
 import pytest
 from rich.console import Console
 
-from pairgrpo_jax.commands.console import CommandConsole
 from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
@@ -22,6 +21,7 @@ from pairgrpo_jax.training import (
     read_metrics,
     train,
 )
+from pairgrpo_jax.training.console import LineConsole
 
 EVERY = {"save_every": 6, "steps_per_iteration": 10}
 SCHEDULE = Schedule(iterations=12, chunk=2, evaluate_every=4, save_every=6, steps_per_iteration=10)
@@ -98,7 +98,7 @@ def test_a_reader_that_leaves_saves_and_stops_too(tmp_path, monkeypatch):
     os.close(read)
     with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as nobody:  # closing it writes what was left
         monkeypatch.setattr(sys, "stdout", nobody)
-        _, done, stopped = run(tmp_path, console=CommandConsole())
+        _, done, stopped = run(tmp_path, console=LineConsole())
         monkeypatch.undo()
     assert (done, stopped) == (4, signal.SIGPIPE)
     assert Checkpoints(tmp_path / "checkpoints").steps() == [4]

@@ -1,4 +1,4 @@
-"""Where commands say what they do."""
+"""Where runs and commands say what they do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 from rich import console
 
 
-class CommandConsole(console.Console):
+class LineConsole(console.Console):
     """Rich's, whose lines are not wrapped unless a width is given: a pipe has none. It is quiet once nobody reads."""
 
     def __init__(self, width: int | None = None, quiet: bool = False):
