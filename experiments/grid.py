@@ -214,6 +214,10 @@ def carry_out(
         code, failed = grid.make_missing(console)
         if code:
             return code
+    for cell, failure in failed.items():
+        console.print(f"not finished: {cell.title}: {failure}", markup=False)
+    if len(failed) == len(grid.cells()):
+        return 1
     found = grid.finished()
     rows = rows_of(found)
     table = grid.where / f"{grid.table}.md"
@@ -224,8 +228,6 @@ def carry_out(
     table.write_text(made + "\n")
     console.print(made, markup=False)
     console.print(f"\nin {grid.where}: {table.name}, {grid.step}.png")
-    for cell, failure in failed.items():
-        console.print(f"not finished: {cell.title}: {failure}", markup=False)
     return 1 if failed else 0
 
 

@@ -85,6 +85,13 @@ def test_a_run_that_cannot_be_finished_is_named_and_the_others_are_made(go, stub
     assert go("--seeds", "3") == 0 and made[6:] == [("hard", 100), ("ppo", 101)]
 
 
+def test_reasons_are_told_where_no_run_could_be_finished(go, stub, capsys):
+    stub[1].update({(name, 100): ValueError("no split 'test'") for name in ("ppo", "hard")})
+    assert go("--seeds", "1") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("seed 100: ValueError: no split 'test'") == 2 and "--report-only" not in said
+
+
 def test_other_commits_versions_and_settings_are_refused_before_anything_runs(go, stub, tmp_path, monkeypatch):
     go("--seeds", "1")
     monkeypatch.setattr(results, "commit", lambda: "b" * 40)
