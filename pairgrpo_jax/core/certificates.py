@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.advantages import group_advantages, of_groups, reward_rank_correlation
-from pairgrpo_jax.core.hard import require_floor
+from pairgrpo_jax.core.hard import require_distribution, require_transfer
 from pairgrpo_jax.core.pairs import Pairs, pair_rewards, scatter_pairs, usable_pairs
-from pairgrpo_jax.core.terms import Metrics, as_float, require_nonnegative
+from pairgrpo_jax.core.terms import Metrics, as_float
 
 
 def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
@@ -77,13 +77,13 @@ def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floo
       floor: of the target.
 
     Raises:
-      ValueError: for p0 that is not `[B,K]` with K >= 2 or negative, pairs that do not fit it, a negative delta, or a
-        floor outside (0, 1).
+      ValueError: for p0 that is not `[B,K]` with K >= 2, rows of p0 that do not sum to 1, pairs that do not fit it, a
+        delta that is negative or not finite, or a floor outside (0, 1).
     """
     p0 = of_groups("p0", p0)
     pairs, _ = usable_pairs(pairs, *p0.shape)
-    require_nonnegative(p0=p0, delta=delta)
-    require_floor(floor=floor)
+    require_distribution(p0=p0)
+    require_transfer(delta, floor)
     weight = as_float(pairs.weight)
     asked = scatter_pairs(pairs, jnp.zeros_like(weight), weight, p0.shape[-1]) * delta
     return jnp.all((asked == 0) | (p0 - asked >= floor), axis=-1)
@@ -116,7 +116,7 @@ def conditions(
       ascent direction. With pairs and delta, `transfers_fit`: share of groups where no transfer is capped.
 
     Raises:
-      ValueError: for rewards that are not `[B,K]` with K >= 2, or pairs that do not fit them.
+      ValueError: for rewards that are not `[B,K]` with K >= 2, pairs that do not fit them, or as `transfers_fit`.
     """
     rewards = of_groups("rewards", rewards)
     size, correlations = rewards.shape[-1], reward_rank_correlation(rewards)

@@ -144,17 +144,15 @@ def hard_pair_target(
     """
     p0 = as_float(p0)
     require_rank("p0", p0, {2}, "[B,K]")
-    require_nonnegative(p0=p0, max_kl=max_kl)
-    _require_distribution(p0=p0)
+    require_nonnegative(max_kl=max_kl)
+    require_distribution(p0=p0)
+    require_transfer(delta, floor)
     pairs, _ = usable_pairs(pairs, *p0.shape)
     return _target(p0, _flow(p0, pairs, delta, floor, max_kl), floor)
 
 
 def _flow(p0, pairs, delta, floor, max_kl):
     """The mass `[B,K]` each candidate gains (or loses)."""
-    require_nonnegative(delta=delta)
-    require_finite(delta=delta)
-    require_floor(floor=floor)
     asked = as_float(pairs.weight) * delta
     outflow = scatter_pairs(pairs, jnp.zeros_like(asked), asked, p0.shape[-1])
     share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / jnp.where(outflow > 0, outflow, 1))
@@ -163,10 +161,18 @@ def _flow(p0, pairs, delta, floor, max_kl):
     return flow if max_kl is None else flow * _shrinkage(p0, flow, max_kl)
 
 
-require_floor = functools.partial(require_values, "in (0, 1)", lambda x: (x > 0) & (x < 1))
-_require_distribution = functools.partial(
-    require_values, "probabilities that sum to 1 in each group", lambda p: np.abs(p.sum(-1) - 1) < 1e-3
+require_distribution = functools.partial(
+    require_values,
+    "probabilities that sum to 1 in each group",
+    lambda p: (np.abs(p.sum(-1) - 1) < 1e-3) & (p >= 0).all(-1),
 )
+
+
+def require_transfer(delta: jax.typing.ArrayLike, floor: jax.typing.ArrayLike) -> None:
+    """ValueError unless delta is a mass and floor lies in (0, 1), where they are concrete."""
+    require_nonnegative(delta=delta)
+    require_finite(delta=delta)
+    require_values("in (0, 1)", lambda x: (x > 0) & (x < 1), floor=floor)
 
 
 def _target(p0, flow, floor):
@@ -258,13 +264,14 @@ def hard_pair_grpo_loss(
     log_p0, log_p = _candidates(read, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
     if target is None:
+        require_transfer(delta, floor)
         flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
         target = _target(p0, flow, floor)
     else:
         chex.assert_equal_shape([p0, target], custom_message="target must be [B,K]", exception_type=ValueError)
-        target = frozen(target)
+        target = jnp.where(active[:, None] > 0, frozen(target), 1 / target.shape[-1])
         require_positive(target=target)
-        _require_distribution(target=target)
+        require_distribution(target=target)
         flow = target - p0
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))

@@ -19,31 +19,40 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float, require_same_shape
+from pairgrpo_jax.core.terms import as_float, masked, require_same_shape
 
 
-def kl_k1(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
+def kl_k1(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`logp - other_logp`, elementwise. Unbiased value; its expected gradient on-policy is 0.
+
+    Args:
+      logp: log-probabilities of the samples under the policy, any shape.
+      other_logp: the same under the other distribution.
+      mask: like them, 1 where a step counts; elsewhere the estimate and its gradient are 0, whatever lies there.
 
     Raises:
       ValueError: if shapes differ.
     """
     logp, other_logp = as_float(logp), as_float(other_logp)
-    require_same_shape(logp=logp, other_logp=other_logp)
-    return logp - other_logp
+    require_same_shape(logp=logp, other_logp=other_logp, mask=mask)
+    return masked(logp, mask) - masked(other_logp, mask)
 
 
-def kl_k2(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
-    """`(logp - other_logp)^2 / 2`, elementwise. Biased value; its expected gradient is that of KL(policy || other)."""
-    return jnp.square(kl_k1(logp, other_logp)) / 2
+def kl_k2(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """`(logp - other_logp)^2 / 2`, elementwise. Biased value; its expected gradient is that of KL(policy || other).
+
+    Arguments are those of `kl_k1`.
+    """
+    return jnp.square(kl_k1(logp, other_logp, mask)) / 2
 
 
-def kl_k3(logp: jax.Array, other_logp: jax.Array) -> jax.Array:
+def kl_k3(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """`exp(other - logp) - (other - logp) - 1`, elementwise, never negative.
 
     Unbiased value; its expected gradient is that of the forward KL(other || policy), not of KL(policy || other).
+    It overflows where a step is 88 nats less likely than under the other. Arguments are those of `kl_k1`.
     """
-    difference = -kl_k1(logp, other_logp)
+    difference = -kl_k1(logp, other_logp, mask)
     return jnp.expm1(difference) - difference
 
 

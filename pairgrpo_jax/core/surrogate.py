@@ -133,6 +133,7 @@ def aggregate_steps(
     require_positive(max_length=max_length)
     mask = mask.astype(x.dtype)
     alive = jnp.ones(x.shape[:2], x.dtype) if candidate_weight is None else candidate_weight.astype(x.dtype)
+    mask = mask * (alive > 0)[..., None]  # what is left out is not read
     sums, lengths = jnp.sum(masked(x, mask) * mask, axis=-1), jnp.sum(mask, axis=-1)
     if rule == "sequence_mean":
         total, count = jnp.sum(alive * sums / jnp.maximum(lengths, 1)), jnp.sum(alive)
@@ -207,8 +208,8 @@ def grpo_loss(
       clip: epsilon, or `(low, high)`.
       dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       policy_loss: "clip", or "cispo", see `capped_weight_loss`; its `clip` is one number, and `dual_clip` None.
-      kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp)`), `[B,K]` or `[B,K,T]`; None for
-        no KL term.
+      kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp, mask)`), `[B,K]` or `[B,K,T]`; None
+        for no KL term.
       beta: weight of `kl`.
       level: ratio per "token" or per "sequence", `exp(mean over masked steps of log rho)` (GSPO, arXiv 2507.18071).
       aggregate: "sequence_mean", "token_mean" or "constant"; see `aggregate_steps`.
@@ -286,7 +287,7 @@ def soft_pair_grpo_loss(
       clip: epsilon, or `(low, high)`.
       dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       policy_loss: "clip" or "cispo"; see `grpo_loss`.
-      kl: elementwise KL estimate, the paper's is to pi_old: `kl_k2(logp, old_logp)`; None for no KL term.
+      kl: elementwise KL estimate, the paper's is to pi_old: `kl_k2(logp, old_logp, mask)`; None for no KL term.
       beta: weight of `kl`.
       level: "token" or "sequence".
       aggregate: see `aggregate_steps`.

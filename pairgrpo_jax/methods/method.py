@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Settings
 from pairgrpo_jax.core.pairs import groups_with_pairs
+from pairgrpo_jax.core.terms import masked
 
 
 class Verdict(NamedTuple):
@@ -58,12 +59,12 @@ class Likelihoods(NamedTuple):
     @property
     def kl_old(self) -> jax.Array:
         """KL(pi_theta || pi_old) `[B,K,T]`."""
-        return core.kl_k2(self.logp, self.old_logp) if self.kl is None else self.kl
+        return core.kl_k2(self.logp, self.old_logp, self.mask) if self.kl is None else self.kl
 
     def sequences(self, logp: jax.Array, mean: bool = False) -> jax.Array:
         """Log-probability of each sequence, `[B,K]`: the sum over its steps, or their mean."""
         mask = jnp.ones_like(logp) if self.mask is None else self.mask
-        total = jnp.sum(logp * mask, axis=-1)
+        total = jnp.sum(masked(logp, mask) * mask, axis=-1)
         return total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if mean else total
 
 

@@ -55,6 +55,16 @@ def test_the_table_of_the_module(estimator, unbiased, gradient_of):
     np.testing.assert_allclose(gradient, jax.grad(gradient_of)(jnp.asarray(LOGITS)), atol=1e-12)
 
 
+@pytest.mark.parametrize("estimator", [pg.kl_k1, pg.kl_k2, pg.kl_k3])
+def test_masked_steps_are_0_and_not_read(estimator):
+    logp, other = jnp.asarray([[-1.0, -9e3], [-2.0, -jnp.inf]]), jnp.asarray([[-1.5, -1.0], [-1.0, jnp.nan]])
+    mask = jnp.asarray([[1.0, 0.0], [1.0, 0.0]])
+    value, slope = jax.value_and_grad(lambda x: jnp.sum(estimator(x, other, mask)))(logp)
+    one, expected = jax.value_and_grad(lambda x: jnp.sum(estimator(x, other[:, 0])))(logp[:, 0])
+    assert value == one and not slope[:, 1].any()
+    np.testing.assert_array_equal(slope[:, 0], expected)
+
+
 def test_k2_is_close_for_close_policies():
     """Its relative bias vanishes with the distance."""
     near = jax.nn.log_softmax(jnp.asarray(LOGITS) + 1e-3 * jnp.asarray(OTHER))

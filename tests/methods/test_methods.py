@@ -293,6 +293,23 @@ def test_terms_of_a_signal_that_was_cut_add_up(cls):
         np.testing.assert_allclose(sum(part[name].count for part in parts), term.count)
 
 
+@EACH
+def test_masked_steps_are_not_read(cls):
+    """Whatever a model says of padding: every loss and option of the trust region, at two policies."""
+    many = [cls(), cls(hinge="tokens"), cls(trust_region="lagrangian")] if cls().has("hinge") else [cls()]
+    padding = ALL._replace(
+        **{x: jnp.where(MASK > 0, getattr(ALL, x), -jnp.inf) for x in ("logp", "old_logp", "ref_logp")}
+    )
+    for method in many:
+        signal = method.signal(verdict_of(cls), KEY, ADAPTIVE)
+
+        def value(logp, likelihoods, method=method, signal=signal):
+            return core.evaluate(method.objective(likelihoods._replace(logp=logp), signal, ADAPTIVE))
+
+        run = jax.value_and_grad(value, has_aux=True)
+        jax.tree.map(np.testing.assert_array_equal, run(padding.logp, padding), run(LOGP, ALL))
+
+
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.online], ids=lambda cls: cls.name)
 def test_dead_groups_take_no_part(cls):
     gradient = np.asarray(jax.grad(functools.partial(value_of, cls(), alive=ALIVE))(LOGP))

@@ -15,7 +15,7 @@ from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.models.scoring import Scores
 from pairgrpo_jax.methods import Adaptive, Likelihoods
 
-_KL = {"k1": core.kl_k1, "k2": core.kl_k2, "k3": core.kl_k3}
+_KL = {"k2": core.kl_k2, "k3": core.kl_k3}
 
 
 def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, adaptive: Adaptive) -> core.Objective:
@@ -38,7 +38,7 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
         how = {"mask": batch.alive_mask, "value_weight": config.critic.value_weight}
         terms |= core.value_terms(values, batch.old_values, batch.returns, **how)
     elif config.reference.ref_beta > 0:
-        penalty = _KL[config.reference.ref_kl](scores.logp, batch.ref_logp)
+        penalty = _KL[config.reference.ref_kl](scores.logp, batch.ref_logp, batch.alive_mask)
         alive = batch.alive[:, None] * jnp.ones(batch.lengths.shape)
         rule = getattr(config.method, "aggregate", "sequence_mean")
         terms["ref_penalty"] = aggregate_steps(
@@ -82,7 +82,7 @@ def diagnostics(batch: Batch, scores: Scores) -> core.Objective:
     logp = jax.lax.stop_gradient(scores.logp)
     if batch.ref_logp is not None:
         alive = jnp.broadcast_to(batch.alive[:, None], batch.lengths.shape)
-        terms["kl_ref"] = core.mean_term(jnp.sum(core.kl_k3(logp, batch.ref_logp) * mask, axis=-1), alive)
+        terms["kl_ref"] = core.mean_term(jnp.sum(core.kl_k3(logp, batch.ref_logp, mask), axis=-1), alive)
     if batch.old_logp is not None:
         terms["logp_change"] = core.mean_term(jnp.abs(logp - batch.old_logp), mask)
     return terms
