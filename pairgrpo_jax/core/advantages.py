@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape, require_share
 
 
-def of_groups(name: str, x: jax.typing.ArrayLike) -> jax.Array:
+def as_groups(name: str, x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in float32 at least; raises ValueError unless it is `[B,K]` with at least two candidates."""
     x = as_float(x)
     require_rank(name, x, {2}, "[B,K]")
@@ -46,7 +46,7 @@ def group_advantages(
     Raises:
       ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, or an unknown baseline or scale.
     """
-    rewards = of_groups("rewards", rewards)
+    rewards = as_groups("rewards", rewards)
     require_choice("baseline", baseline, ("mean", "leave_one_out"))
     require_choice("scale", scale, ("group", "batch", "none"))
     if ddof not in (0, 1):
@@ -78,8 +78,11 @@ def midranks(values: jax.Array) -> jax.Array:
 
     Returns:
       `[B,K]` mid-ranks in `[1, K]`; NaN has none, and gets NaN.
+
+    Raises:
+      ValueError: for values that are not `[B,K]` with K >= 2.
     """
-    values = of_groups("values", values)
+    values = as_groups("values", values)
     mine, other = values[:, :, None], values[:, None, :]
     below = jnp.sum(mine > other, axis=-1)
     equal = jnp.sum(mine == other, axis=-1)  # counts itself
@@ -96,8 +99,11 @@ def rank_advantages(rewards: jax.Array) -> jax.Array:
 
     Returns:
       `[B,K]` advantages, 0 where all rewards of a group are equal.
+
+    Raises:
+      ValueError: for rewards that are not `[B,K]` with K >= 2.
     """
-    rewards = of_groups("rewards", rewards)
+    rewards = as_groups("rewards", rewards)
     size = rewards.shape[-1]
     return (midranks(rewards) - (size + 1) / 2) * (2 / (size - 1))
 
@@ -113,6 +119,9 @@ def reward_rank_correlation(rewards: jax.Array) -> jax.Array:
 
     Returns:
       `[B]` correlations in [0, 1].
+
+    Raises:
+      ValueError: for rewards that are not `[B,K]` with K >= 2.
     """
     rewards = as_float(rewards)
     ranks = rank_advantages(rewards)

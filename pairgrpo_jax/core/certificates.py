@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.advantages import group_advantages, of_groups, reward_rank_correlation
+from pairgrpo_jax.core.advantages import as_groups, group_advantages, reward_rank_correlation
 from pairgrpo_jax.core.hard import require_distribution, require_transfer
 from pairgrpo_jax.core.pairs import Pairs, pair_rewards, scatter_pairs, usable_pairs
 from pairgrpo_jax.core.terms import Metrics, as_float
@@ -27,7 +27,7 @@ def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2, or pairs that do not fit them.
     """
-    rewards = of_groups("rewards", rewards)
+    rewards = as_groups("rewards", rewards)
     pairs, _ = usable_pairs(pairs, *rewards.shape)
     a, b = group_advantages(rewards, eps=0.0), pair_rewards(pairs, rewards.shape[-1])
     norms = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
@@ -49,7 +49,7 @@ def bradley_terry_bound(rewards: jax.Array) -> jax.Array:
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2.
     """
-    rewards = of_groups("rewards", rewards)
+    rewards = as_groups("rewards", rewards)
     gaps = jnp.abs(rewards[:, :, None] - rewards[:, None, :])
     return jnp.sum(gaps**3, axis=-1) / (24 * (rewards.shape[-1] - 1))
 
@@ -60,7 +60,7 @@ def smallest_gap(rewards: jax.Array) -> jax.Array:
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2.
     """
-    ordered = jnp.sort(of_groups("rewards", rewards), axis=-1)
+    ordered = jnp.sort(as_groups("rewards", rewards), axis=-1)
     return jnp.min(jnp.diff(ordered, axis=-1), axis=-1)
 
 
@@ -80,7 +80,7 @@ def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floo
       ValueError: for p0 that is not `[B,K]` with K >= 2, rows of p0 that do not sum to 1, pairs that do not fit it, a
         delta that is negative or not finite, or a floor outside (0, 1).
     """
-    p0 = of_groups("p0", p0)
+    p0 = as_groups("p0", p0)
     pairs, _ = usable_pairs(pairs, *p0.shape)
     require_distribution(p0=p0)
     require_transfer(delta, floor)
@@ -118,7 +118,7 @@ def conditions(
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2, pairs that do not fit them, or as `transfers_fit`.
     """
-    rewards = of_groups("rewards", rewards)
+    rewards = as_groups("rewards", rewards)
     size, correlations = rewards.shape[-1], reward_rank_correlation(rewards)
     low, high = (extreme(rewards, axis=-1, keepdims=True) for extreme in (jnp.min, jnp.max))
     tied = jnp.squeeze(low == high, axis=-1)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.core.advantages import of_groups
+from pairgrpo_jax.core.advantages import as_groups
 from pairgrpo_jax.core.terms import as_float, concrete, require_choice, require_nonnegative
 
 Scheme = Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"]
@@ -94,7 +94,7 @@ def pairs_from_rewards(
     Raises:
       ValueError: for an unknown scheme, K < 2, odd K with "matched", a negative margin, or a missing key.
     """
-    rewards = of_groups("rewards", rewards)
+    rewards = as_groups("rewards", rewards)
     require_choice("scheme", scheme, PAIR_SCHEMES)
     require_nonnegative(margin=margin)
     if scheme == "best_worst":
