@@ -241,9 +241,9 @@ def test_limited_updates_stay_inside_the_trust_region(env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", ["ppo", "soft", "hard"])  # GRPO and its ranks are Soft's loss on other advantages
 def test_learns_to_run(env, algo):
-    """250k steps take every method from about -100 (random actions) to a forward gait."""
+    """250k steps take a method from about -100 (random actions) to a forward gait."""
     config = tuned(algo, "value")
     iterations = int(250_000 // config.collection.steps)
     trainer, iterate = compiled(config, env, iterations)

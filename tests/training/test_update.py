@@ -546,8 +546,8 @@ def test_an_objective_that_trains_nothing_is_named():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_norm_of_gradients_in_half_precision_is_summed_in_float32(dtype):
-    """bfloat16 sums stand still at 256 beside ones, and float16 ones overflow, which would be taken for a bad step."""
-    slopes = {f"layer {i}": jnp.full(4, 200.0 if i == 0 else 0.5) for i in range(400)}
+    """bfloat16 sums stand still at 160,000 beside 16, and float16 ones overflow, which would be taken for a bad step."""
+    slopes = {f"layer {i}": jnp.full(4, 200.0 if i == 0 else 2.0) for i in range(40)}
 
     def linear(params, batch):
         return sum((params[name].astype(jnp.float32) * slope).sum() for name, slope in slopes.items()), {}
@@ -556,4 +556,4 @@ def test_the_norm_of_gradients_in_half_precision_is_summed_in_float32(dtype):
     update = make_update_step(linear, optax.sgd(1e-3))
     _, metrics = update(TrainState.create(params, optax.sgd(1e-3), jax.random.key(0)), jnp.zeros(2))
     assert metrics["skipped"] == 0
-    np.testing.assert_allclose(metrics["grad_norm"], (4 * 200.0**2 + 399) ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], (4 * 200.0**2 + 39 * 4 * 2.0**2) ** 0.5, rtol=1e-5)
