@@ -546,7 +546,7 @@ def test_an_objective_that_trains_nothing_is_named():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_norm_of_gradients_in_half_precision_is_summed_in_float32(dtype):
-    """bfloat16 sums stand still at 160,000 beside 16, and float16 ones overflow, which would be taken for a bad step."""
+    """bfloat16 sums stand still at 160,000 beside 16, and float16 ones overflow: taken for a bad step."""
     slopes = {f"layer {i}": jnp.full(4, 200.0 if i == 0 else 2.0) for i in range(40)}
 
     def linear(params, batch):
