@@ -214,10 +214,14 @@ def carry_out(
         code, failed = grid.make_missing(console)
         if code:
             return code
+    if len(failed) < len(grid.cells()):
+        _report(grid, draw, title, table_of, console)
     for cell, failure in failed.items():
         console.print(f"not finished: {cell.title}: {failure}", markup=False)
-    if len(failed) == len(grid.cells()):
-        return 1
+    return 1 if failed else 0
+
+
+def _report(grid: Grid, draw: Callable, title: str, table_of: Callable, console: Console) -> None:
     found = grid.finished()
     rows = rows_of(found)
     table = grid.where / f"{grid.table}.md"
@@ -228,7 +232,6 @@ def carry_out(
     table.write_text(made + "\n")
     console.print(made, markup=False)
     console.print(f"\nin {grid.where}: {table.name}, {grid.step}.png")
-    return 1 if failed else 0
 
 
 def _part(cell: Cell) -> Path:

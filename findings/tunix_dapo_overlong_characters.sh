@@ -3,8 +3,8 @@
 # Guess: overlong_buffer_length and max_response_length ("hard maximum generation length") are tokens, as in DAPO (arXiv 2503.14476, eq. 13) and
 #   as the generation that they bound: a reply of 20 tokens in a budget of 100 with a buffer of 20 gets 0.
 # Truth (google-tunix 0.1.7): reward_shaping, which DAPOLearner appends to the rewards, takes len() of the decoded text. Twenty words of five
-#   characters are 100: they get the whole penalty, -1, five words more get -2.25, for nothing bounds it below as the paper does by masking
-#   such replies. With the defaults (20,480 and 4,096) the fine begins at 16,384 characters, some 4,000 tokens of English.
+#   characters are 100: they get the whole penalty, -1, five words more get -2.25, for nothing bounds it below, where the paper's
+#   formula stops at -1. With the defaults (20,480 and 4,096) the fine begins at 16,384 characters, some 4,000 tokens of English.
 # Who: DAPO with Tunix: replies are taught to be a quarter as long as was asked, least where a tokenizer packs most characters into a token.
 # Known: no issue found. dynamic_sampling=True in the same config is read by nothing (marked as to do in its source).
 set -euo pipefail

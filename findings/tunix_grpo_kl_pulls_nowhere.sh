@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The KL penalty of Tunix's GRPO pulls towards no reference: at its defaults the expected gradient of beta * KL is 0.
+# The KL penalty of Tunix's GRPO pulls towards no reference: at its defaults the expected gradient of beta * KL is 0 for a token.
 # Guess: beta = 0.04, "prevents policy updates from deviating too far from the reference model", has the gradient of KL(pi || pi_ref), or at
 #   least the forward one of k3 that GRPO's paper writes down and TRL and verl take.
 # Truth (google-tunix 0.1.7): GRPOConfig has kl_loss_mode="kl", log pi - log pi_ref, which is differentiated as a loss, and num_iterations=1, so
-#   that replies are the policy's own. Its expected gradient is that of log pi, which is 0: with groups that carry no reward the loss reports
-#   the right KL (1.2 nats here) and moves nothing but noise. "mse_kl" has the KL's exact gradient, "low_var_kl" (the default of
+#   that replies are the policy's own. Its expected gradient is that of log pi, in which the reference has no part and which is 0 for a
+#   token: with groups that carry no reward the loss reports the right KL (0.99 nats here, replies of one token) and moves nothing but noise. "mse_kl" has the KL's exact gradient, "low_var_kl" (the default of
 #   compute_kl_divergence itself, but not of the config) that of the forward KL. The PPO loss has "kl" written into it.
 # Who: whoever trains with Tunix and reads `kl` in the log as held by beta, compares libraries at "the same beta", or tunes beta: it adds variance.
 # Known: no issue found; that k1 must not be a loss is in verl's docstring of kl_penalty and arXiv 2506.09477.

@@ -7,7 +7,7 @@
 #   compute_rloo_vectorized_outcome_advantage gives 0.
 # Who: groups from which replies were dropped (overlong, failed tools, filters) and rollout.n = 1: with rewards of 0 and 1 every lone right
 #   reply is pushed up, and never one down; and changing the estimator's name changes what is learnt.
-# Known: no issue found; SkyRL 0.3.0, whose code descends from it, gives 0 in RLOO with a warning, and the raw reward in GRPO.
+# Known: no issue found; SkyRL 0.3.0, by reading, gives 0 in RLOO with a warning, and the raw reward in GRPO.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python3 -m venv "$tmp/v"

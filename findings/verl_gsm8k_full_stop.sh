@@ -3,9 +3,9 @@
 # Guess: "#### 18.", "The answer is 18." and "$1,018" are 18, 18 and 1018; the commas and dollars that its code strips are forgiven.
 # Truth (verl 0.9.1): strict, the default, takes digits, points and commas after "#### ": "18." is not "18", nor is "18.00"; "#### $18" has no
 #   match at all, so that the dollar is never there to be stripped. flexible strips nothing: "18.", "18," and "1,018" are all wrong.
-#   SkyRL-Gym 0.3.0 has the same expressions and takes the first "####" where verl takes the last.
-# Who: GSM8K with verl's default reward: the policy is taught not to end its sentences, and accuracy starts far below that of other
-#   harnesses; replies in dollars, 3 in 10 of its problems, and numbers over 999 suffer most.
+#   By reading, not run: SkyRL-Gym 0.3.0 has the same expressions.
+# Who: GSM8K with verl's default reward: right answers that end a sentence, are written with cents, or with a dollar after "####" teach
+#   that they are wrong, and figures are not those of other harnesses; with flexible, so do all numbers over 999 that have a comma.
 # Known: verl-project/verl#2150 measured the low accuracies and blames the "####"; #7274 is about the 300 characters that are looked at.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
@@ -21,6 +21,7 @@ gsm8k = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gsm8k)
 CASES = [("#### 18", "18", 1), ("#### 18.", "18", 0), ("#### 18.00", "18", 0), ("#### $18", "18", 0), ("#### 1,018", "1018", 1)]
 LOOSE = [("The answer is 18", "18", 1), ("The answer is 18.", "18", 0), ("She makes $18, every day.", "18", 0), ("In all 1,018", "1018", 0)]
+assert gsm8k.compute_score("#### 18.", "18") == gsm8k.compute_score("The answer is 18", "18") == 0  # the default is strict
 for method, cases in (("strict", CASES), ("flexible", LOOSE)):
     for reply, truth, paid in cases:
         found = gsm8k.compute_score(reply, truth, method)

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# verl's KL penalty lets go of a token once the policy finds it 15 times less likely than the reference: the gradient jumps from -12 to 0.
+# verl's KL penalty lets go of a token once the policy finds it 14 times less likely than the reference: the gradient jumps from -12 to 0.
 # Guess: low_var_kl (k3) pulls the harder the further a token's log-probability has fallen; a clamp "for numerical stability" acts where exp
 #   would overflow, at 88 nats, or at 20 as the line above it says.
 # Truth (verl 0.9.1): the value is clamped to 10, and a clamp has no gradient beyond. exp(x) - x - 1 is 10 at x = 2.61 nats: up to there the
 #   pull is 1 - exp(x), -12.5 at 2.6, and from 2.62 on exactly 0, for ever. k2 has no clamp (-5 at 5 nats), nor "k3+", k3's value with k2's gradient.
-#   SkyRL 0.3.0 has the same two lines; OpenRLHF 0.11.2 clamps all of k1, k2 and k3 to 10: k2 lets go at 4.47 nats.
-# Who: training with use_kl_loss on the usual low_var_kl: tokens that the policy has all but forgotten, those the penalty is there for, are
+#   By reading, not run: SkyRL 0.3.0 has the same
+#   two lines, OpenRLHF 0.11.2 clamps k1, k2 and k3 to 10, so that k2 lets go at 4.47 nats.
+# Who: training with use_kl_loss on the usual low_var_kl: tokens that have fallen 14-fold, those the penalty is there for, are
 #   held by nothing, and the metric reads 10 for each, however far. A comparison of estimators or of beta across libraries is not one.
 # Known: verl-project/verl#2928 asks about the lower bound, -10, only.
 set -euo pipefail

@@ -139,20 +139,20 @@ def hard_pair_target(
       `[B,K]` target probabilities q.
 
     Raises:
-      ValueError: for wrong shapes, K < 2, a negative delta or max_kl, floor outside (0, 1), rows of p0 that do not sum
-        to 1, or pairs that make no sense.
+      ValueError: for wrong shapes, K < 2, a delta that is negative or not finite, a negative max_kl, floor outside
+        (0, 1), rows of p0 that do not sum to 1 (within 0.01), or pairs that make no sense.
     """
     p0 = as_float(p0)
     require_rank("p0", p0, {2}, "[B,K]")
     require_nonnegative(max_kl=max_kl)
     require_distribution(p0=p0)
-    require_transfer(delta, floor)
     pairs, _ = usable_pairs(pairs, *p0.shape)
     return _target(p0, _flow(p0, pairs, delta, floor, max_kl), floor)
 
 
 def _flow(p0, pairs, delta, floor, max_kl):
     """The mass `[B,K]` each candidate gains (or loses)."""
+    require_transfer(delta, floor)
     asked = as_float(pairs.weight) * delta
     outflow = scatter_pairs(pairs, jnp.zeros_like(asked), asked, p0.shape[-1])
     share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / jnp.where(outflow > 0, outflow, 1))
@@ -164,7 +164,7 @@ def _flow(p0, pairs, delta, floor, max_kl):
 require_distribution = functools.partial(
     require_values,
     "probabilities that sum to 1 in each group",
-    lambda p: (np.abs(p.sum(-1) - 1) < 1e-3) & (p >= 0).all(-1),
+    lambda p: (np.abs(p.sum(-1) - 1) < 1e-2) & (p >= 0).all(-1),
 )
 
 
@@ -249,7 +249,8 @@ def hard_pair_grpo_loss(
 
     Raises:
       ValueError: for shapes that do not fit, K < 2, an unknown option, a missing multiplier, pairs that make no sense
-        (`usable_pairs`), a negative delta, alpha, beta, multiplier or mask, or a target that is no distribution.
+        (`usable_pairs`), a delta that is negative or not finite, a floor outside (0, 1), a negative alpha, beta,
+        multiplier or mask, or a target that is no distribution in a group with a pair.
     """
     require_choice("fit", fit, FITS)
     require_choice("trust_region", trust_region, TRUST_REGIONS)
@@ -264,7 +265,6 @@ def hard_pair_grpo_loss(
     log_p0, log_p = _candidates(read, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
     if target is None:
-        require_transfer(delta, floor)
         flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
         target = _target(p0, flow, floor)
     else:

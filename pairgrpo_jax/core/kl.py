@@ -19,7 +19,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float, masked, require_same_shape
+from pairgrpo_jax.core.terms import as_float, masked, require_nonnegative, require_same_shape
 
 
 def kl_k1(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -31,10 +31,11 @@ def kl_k1(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None)
       mask: like them, 1 where a step counts; elsewhere the estimate and its gradient are 0, whatever lies there.
 
     Raises:
-      ValueError: if shapes differ.
+      ValueError: if shapes differ, or a mask is negative.
     """
     logp, other_logp = as_float(logp), as_float(other_logp)
     require_same_shape(logp=logp, other_logp=other_logp, mask=mask)
+    require_nonnegative(mask=mask)
     return masked(logp, mask) - masked(other_logp, mask)
 
 
@@ -50,7 +51,7 @@ def kl_k3(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None)
     """`exp(other - logp) - (other - logp) - 1`, elementwise, never negative.
 
     Unbiased value; its expected gradient is that of the forward KL(other || policy), not of KL(policy || other).
-    It overflows where a step is 88 nats less likely than under the other. Arguments are those of `kl_k1`.
+    It overflows (float32) where a step is 88 nats less likely than under the other. Arguments are those of `kl_k1`.
     """
     difference = -kl_k1(logp, other_logp, mask)
     return jnp.expm1(difference) - difference

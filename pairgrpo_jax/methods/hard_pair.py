@@ -73,7 +73,7 @@ class HardPair(PairMethod):
             signal.pairs,
             self.delta(adaptive),
             mask=likelihoods.mask,
-            kl=likelihoods.kl_old if self.dual or self.hinge == "tokens" else None,
+            kl=likelihoods.kl_old(signal.counted) if self.dual or self.hinge == "tokens" else None,
             alpha=self.alpha,
             beta=self.beta,
             fit=self.fit,

@@ -56,10 +56,12 @@ class Likelihoods(NamedTuple):
     mask: Any = None
     kl: Any = None
 
-    @property
-    def kl_old(self) -> jax.Array:
-        """KL(pi_theta || pi_old) `[B,K,T]`."""
-        return core.kl_k2(self.logp, self.old_logp, self.mask) if self.kl is None else self.kl
+    def kl_old(self, counted: jax.Array) -> jax.Array:
+        """KL(pi_theta || pi_old) `[B,K,T]`; an estimate reads no group where `counted` `[B]` is 0."""
+        if self.kl is not None:
+            return self.kl
+        mask = jnp.ones_like(self.logp) if self.mask is None else self.mask
+        return core.kl_k2(self.logp, self.old_logp, mask * counted[:, None, None])
 
     def sequences(self, logp: jax.Array, mean: bool = False) -> jax.Array:
         """Log-probability of each sequence, `[B,K]`: the sum over its steps, or their mean."""

@@ -31,7 +31,7 @@ class SoftPair(StepRules, PairMethod):
             likelihoods.old_logp,
             signal.pairs,
             mask=likelihoods.mask,
-            kl=likelihoods.kl_old,
+            kl=likelihoods.kl_old(signal.counted),
             beta=self.beta,
             **self.rules,
         )

@@ -293,21 +293,24 @@ def test_terms_of_a_signal_that_was_cut_add_up(cls):
         np.testing.assert_allclose(sum(part[name].count for part in parts), term.count)
 
 
+@pytest.mark.parametrize("dead", [False, True], ids=["padding", "padding and a group"])
 @EACH
-def test_masked_steps_are_not_read(cls):
-    """Whatever a model says of padding: every loss and option of the trust region, at two policies."""
-    many = [cls(), cls(hinge="tokens"), cls(trust_region="lagrangian")] if cls().has("hinge") else [cls()]
-    padding = ALL._replace(
-        **{x: jnp.where(MASK > 0, getattr(ALL, x), -jnp.inf) for x in ("logp", "old_logp", "ref_logp")}
-    )
-    for method in many:
-        signal = method.signal(verdict_of(cls), KEY, ADAPTIVE)
+def test_what_is_left_out_is_not_read(cls, dead):
+    """Whatever a model says of padding and of a group that is not alive: every loss and option of the trust region."""
+    read = MASK * ALIVE[:, None, None] if dead else MASK
+    changed = {name: jnp.where(read > 0, getattr(ALL, name), -jnp.inf) for name in ("logp", "old_logp", "ref_logp")}
 
-        def value(logp, likelihoods, method=method, signal=signal):
-            return core.evaluate(method.objective(likelihoods._replace(logp=logp), signal, ADAPTIVE))
+    def run(method, likelihoods):
+        signal = method.signal(verdict_of(cls, ALIVE if dead else None), KEY, ADAPTIVE)
 
-        run = jax.value_and_grad(value, has_aux=True)
-        jax.tree.map(np.testing.assert_array_equal, run(padding.logp, padding), run(LOGP, ALL))
+        def value(logp):
+            terms = method.objective(likelihoods._replace(logp=logp), signal, ADAPTIVE)
+            return core.evaluate({name: term for name, term in terms.items() if not (dead and name == "approx_kl")})
+
+        return jax.value_and_grad(value, has_aux=True)(likelihoods.logp)
+
+    for method in [cls(), cls(hinge="tokens"), cls(trust_region="lagrangian")] if cls().has("hinge") else [cls()]:
+        jax.tree.map(np.testing.assert_array_equal, run(method, ALL._replace(**changed)), run(method, ALL))
 
 
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.online], ids=lambda cls: cls.name)

@@ -103,7 +103,7 @@ class Reference(Settings):
     ref_beta: Annotated[float, AtLeast(0)] = 0.0
     """Weight of KL(pi_theta || pi_ref) in the loss; with a critic, of the log-ratio in each token's reward."""
     ref_kl: Literal["k2", "k3"] = "k3"
-    """Estimator of that KL: k2 has its gradient, k3 (GRPO) the forward KL's; that of k1 is 0, see `core.kl`."""
+    """Estimator of that KL: per token k2 has its gradient, k3 (GRPO) the forward KL's; k1 none, see `core.kl`."""
     watch_kl: bool = False
     """Score every batch under pi_ref although nothing learns from it, to log kl_ref and pair_accuracy with each update;
     evaluations tell the KL in any case."""
