@@ -11,7 +11,11 @@ from experiments.sums import Sums
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 AT_1M = {"methods": ("ppo:value", "grpo:value", "soft:value", "hard:value"), "steps": 1e6, "seeds": 5}
 SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
-HARMLESS = {"operands": "bfloat16", "data": "data/hh-rlhf-harmless-base", "split": "test"}
+
+PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
+HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
+HELPFUL = {"domain": "helpful", "data": "data/hh-rlhf-helpful-base", "split": "test", "seeds": 3}
+ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarized-1200", "split": "all", "seeds": 3}
 
 
 @pytest.mark.parametrize(
@@ -20,9 +24,11 @@ HARMLESS = {"operands": "bfloat16", "data": "data/hh-rlhf-harmless-base", "split
         (Comparison(results=RESULTS / "halfcheetah"), 50),
         (Comparison(results=RESULTS / "halfcheetah", **AT_1M), 20),
         (Sums(**SUMS), 20),
-        (Preferences(methods=("grpo", "soft", "hard"), results=RESULTS / "preferences", **HARMLESS), 15),
+        (Preferences(**PREFERENCES, **HARMLESS), 15),
+        (Preferences(**PREFERENCES, **HELPFUL), 5),  # of nine, as yet
+        (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 4),
     ],
-    ids=["cheetah, 3M", "cheetah, 1M", "sums", "harmless"],
+    ids=["cheetah, 3M", "cheetah, 1M", "sums", "harmless", "helpful", "UltraFeedback"],
 )
 def test_stored_runs_are_those_of_todays_settings(grid, runs):
     assert len(grid.finished()) == runs
