@@ -56,18 +56,21 @@ class Likelihoods(NamedTuple):
     mask: Any = None
     kl: Any = None
 
+    @property
+    def steps(self) -> jax.Array:
+        """The mask, with ones where there is none."""
+        return jnp.ones_like(self.logp) if self.mask is None else self.mask
+
     def kl_old(self, counted: jax.Array) -> jax.Array:
         """KL(pi_theta || pi_old) `[B,K,T]`; an estimate reads no group where `counted` `[B]` is 0."""
         if self.kl is not None:
             return self.kl
-        mask = jnp.ones_like(self.logp) if self.mask is None else self.mask
-        return core.kl_k2(self.logp, self.old_logp, mask * counted[:, None, None])
+        return core.kl_k2(self.logp, self.old_logp, self.steps * counted[:, None, None])
 
     def sequences(self, logp: jax.Array, mean: bool = False) -> jax.Array:
         """Log-probability of each sequence, `[B,K]`: the sum over its steps, or their mean."""
-        mask = jnp.ones_like(logp) if self.mask is None else self.mask
-        total = jnp.sum(masked(logp, mask) * mask, axis=-1)
-        return total / jnp.maximum(jnp.sum(mask, axis=-1), 1) if mean else total
+        total = jnp.sum(masked(logp, self.steps) * self.steps, axis=-1)
+        return total / jnp.maximum(jnp.sum(self.steps, axis=-1), 1) if mean else total
 
 
 class Adaptive(NamedTuple):

@@ -57,6 +57,13 @@ def test_transfers_fit_where_the_target_moves_all_that_was_asked():
         assert (abs(moved - 2 * delta) < 1e-9) == fits
 
 
+def test_a_distribution_rounded_to_half_precision_is_one():
+    """Thirds of bfloat16 sum to 1.002."""
+    pairs = pg.Pairs(jnp.array([[0]]), jnp.array([[1]]), jnp.ones((1, 1)))
+    p0 = jnp.full((1, 3), 1 / 3, jnp.bfloat16)
+    assert pg.transfers_fit(p0, pairs, 0.1)[0] and pg.hard_pair_target(p0, pairs, 0.1)[0, 0] > 0.4
+
+
 def test_conditions_of_a_batch():
     rewards = jnp.array([[0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], [0.0, 1.0, 2.0, 5.0], [0.0, 3.0, 3.0, 4.0]])
     pairs = pg.pairs_from_rewards(rewards, scheme="best_worst")

@@ -11,7 +11,6 @@ from experiments.sums import Sums
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 AT_1M = {"methods": ("ppo:value", "grpo:value", "soft:value", "hard:value"), "steps": 1e6, "seeds": 5}
 SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
-
 PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
 HELPFUL = {"domain": "helpful", "data": "data/hh-rlhf-helpful-base", "split": "test", "seeds": 3}
