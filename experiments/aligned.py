@@ -14,8 +14,8 @@ from experiments.matched import curve_of, matched
 from pairgrpo_jax.commands import align, align_settings
 from pairgrpo_jax.commands.comparison import compared, interval, markdown
 from pairgrpo_jax.core.bounds import AtLeast
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
-from pairgrpo_jax.core.terms import did_you_mean
 from pairgrpo_jax.lm.alignment import AlignConfig
 from pairgrpo_jax.methods import METHODS
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from pairgrpo_jax import core
 from pairgrpo_jax.commands.plots import COLOURS
-from pairgrpo_jax.methods import simpo_loss
+from pairgrpo_jax.core import simpo_loss
 
 REWARDS = jnp.array([[2.5, 1.2, 1.0, 0.6, 0.3, 0.0, -0.2, -0.3]])
 

@@ -30,7 +30,7 @@ from pairgrpo_jax.commands.runs import (
 from pairgrpo_jax.lm.alignment import Placement
 from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.rewards.sources import SourceError
-from pairgrpo_jax.training import Schedule, open_folder, processes, settings
+from pairgrpo_jax.training import Schedule, open_folder, processes, require_free, settings
 
 
 def main(words: Sequence[str]) -> int:
@@ -48,6 +48,7 @@ def execute(run: Run, console: Console) -> int:
     require_mesh(run)
     require_trackers(run)
     require_checkpoints(run)
+    require_free(run.output, resume=run.resume)
     if run.operands is not None:
         processor.require_bfloat16("operands")
     placement = Placement.over(run.mesh)

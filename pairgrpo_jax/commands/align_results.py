@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,8 @@ def export(run: Run, trainer: Trainer, state: TrainState, console: Console) -> d
     if (adapters := run.config.adapters.lora) is None:
         return {"model": "model/"}
     lora = processes.local(state.params["lora"])
-    processes.on_lead(lambda: save_peft(run.output / "adapter", trainer.model.config, adapters, lora, base=run.model))
+    base = str(Path(run.model).resolve()) if Path(run.model).exists() else run.model
+    processes.on_lead(lambda: save_peft(run.output / "adapter", trainer.model.config, adapters, lora, base=base))
     return {"model": "model/", "adapters for PEFT": "adapter/"}
 
 

@@ -20,7 +20,7 @@ from pairgrpo_jax.commands.readers import free_to_leave
 from pairgrpo_jax.commands.spelled import leaves
 from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.core.bounds import from_values
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import CheckpointError, NonFiniteError
 from pairgrpo_jax.training.processes import PeerError, Start
@@ -117,11 +117,19 @@ def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[st
     default: Any = preset(method, rest)
     stored = Path(peek(rest, "output", str(default.output))) / "config.json"
     if "--resume" in rest and stored.exists():
-        before: Any = from_values(type(default), json.loads(stored.read_text()))
+        before: Any = _settings_of(type(default), stored)
         if named and before.label != method:
             raise ValueError(f"resume: the run in {stored.parent} is one of {before.label}, not of {method}")
         default, method = before, before.label
     return parse(default, rest, f"{prog} {method}", None)
+
+
+def _settings_of(cls: type[T], stored: Path) -> T:
+    try:
+        return from_values(cls, json.loads(stored.read_text()))
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        what = f"{stored}: these are no settings of a run ({type(error).__name__}: {error})"
+        raise ValueError(f"{what}; choose another --output") from error
 
 
 def run_main(main: Callable[[], int | None], prog: str = "pairgrpo") -> None:

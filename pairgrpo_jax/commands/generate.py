@@ -13,12 +13,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import jax
 
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.exported import chat_of, exported
-from pairgrpo_jax.core.bounds import Seed, Settings, require_idle
+from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings, require_idle
 from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
@@ -59,9 +60,9 @@ class Args(Settings):
     out: Path | None = None
     chat: bool = True
     system: str | None = None
-    max_new_tokens: int = 256
-    num_samples: int = 1
-    batch_size: int = 8
+    max_new_tokens: Annotated[int, AtLeast(1)] = 256
+    num_samples: Annotated[int, AtLeast(1)] = 1
+    batch_size: Annotated[int, AtLeast(1)] = 8
     temperature: float = 0.7
     top_k: int | None = None
     top_p: float | None = 0.95
@@ -82,6 +83,8 @@ class Args(Settings):
             require_idle(self, "system", "without a chat template")
             for field in dataclasses.fields(Chat):
                 require_idle(self.format, field.name, "without a chat template")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("prompt: an empty message; leave it out to chat")
         if not all(self.stop):
             raise ValueError("stop: an empty text would end every reply; leave it out")
 
@@ -174,8 +177,6 @@ def read_prompts(path: Path) -> list[str]:
 
 def complete(model: Model, args: Args, prompts: list[str]) -> None:
     """Completes a list of prompts, one line of JSON for each."""
-    if args.batch_size < 1:
-        raise ValueError(f"batch_size: {args.batch_size} must be positive")
     sink = args.out.open("w", encoding="utf-8") if args.out else sys.stdout
     keys = jax.random.split(jax.random.key(args.seed), len(prompts) * args.num_samples)
     keys = keys.reshape(len(prompts), args.num_samples)

@@ -28,7 +28,14 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.runs import FREE, make_console, open_log, require_mesh, require_trackers
+from pairgrpo_jax.commands.runs import (
+    FREE,
+    make_console,
+    open_log,
+    reading,
+    require_mesh,
+    require_trackers,
+)
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.core.bounds import Above, AtLeast, Seed, Settings, field_types, require_idle
 from pairgrpo_jax.core.statistics import mean_interval
@@ -62,6 +69,7 @@ from pairgrpo_jax.training import (
     make_update_step,
     open_folder,
     processes,
+    require_free,
     settings,
 )
 from pairgrpo_jax.training.optimizer import clipped_adam
@@ -84,6 +92,10 @@ class Run(Settings):
     """tiny, a file or folder (.jsonl, .json, also .gz; .parquet), or a hub data set."""
     split: str = "train"
     """Split of the data set; all: every file of a folder."""
+    prompt_column: str | None = None
+    """Column that holds the prompt, where it is not called prompt."""
+    system: str | None = None
+    """A system message, put before prompts that have none."""
     mode: Literal["frozen", "lora", "full"] = "frozen"
     """What is trained beside the head: nothing, low-rank adapters, or the whole trunk."""
     features: tuple[str, ...] = reward_model.DEFAULT
@@ -155,6 +167,7 @@ def execute(run: Run, console: Console) -> int:
     """Trains and reports; returns the exit code."""
     require_mesh(run)
     require_trackers(run)
+    require_free(run.output, resume=run.resume)
     placement = Placement.over(run.mesh)
     if run.mode != "frozen" and (filled := placement.places(run.batch)) > run.batch:
         raise ValueError(
@@ -201,7 +214,7 @@ def measure(run: Run, model: Model, placement: Placement, pairs: Pairs, console:
 
 def read(run: Run, model: Model, console: Console) -> Pairs:
     """Loads, cleans and encodes the data, and says what was left out."""
-    loaded = load_preferences(run.data, split=run.split)
+    loaded = load_preferences(run.data, **reading(run))
     console.print(f"{run.data}: {describe(loaded)}")
     tokens = encode_preferences(model, loaded.rows, run.prompt_tokens, run.reply_tokens)
     kept = [(row, pair) for row, pair in zip(loaded.rows, tokens) if pair is not None]

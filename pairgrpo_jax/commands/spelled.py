@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pairgrpo_jax.core.bounds import bare, field_types
+
 ELSEWHERE = ("output", "resume")
 """Not told: where a run is and whether it goes on, which another one chooses for itself."""
 
@@ -35,10 +37,17 @@ def command_of(
 
 
 def leaves(settings: Any) -> dict[str, Any]:
-    """Every field of settings and their parts by its name, as the options of a command line are; no two share one."""
+    """Every field of settings and their parts by its name, as the options of a command line are; no two share one.
+
+    A part that is not there, None, has no fields.
+    """
     found = {}
-    for name, value in ((field.name, getattr(settings, field.name)) for field in dataclasses.fields(settings)):
-        found |= leaves(value) if dataclasses.is_dataclass(value) else {name: value}
+    for name, hint in field_types(type(settings)).items():
+        value = getattr(settings, name)
+        if dataclasses.is_dataclass(value):
+            found |= leaves(value)
+        elif not dataclasses.is_dataclass(bare(hint)[0]):
+            found[name] = value
     return found
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 
 
 class Chip(NamedTuple):

@@ -25,7 +25,14 @@ from pairgrpo_jax.core.hard import (
 )
 from pairgrpo_jax.core.kl import categorical_kl, gaussian_kl, kl_k1, kl_k2, kl_k3
 from pairgrpo_jax.core.pairs import Pairs, chosen_rejected_pairs, pair_rewards, pairs_from_rewards
-from pairgrpo_jax.core.preference import dpo_loss, ipo_loss, kto_loss, kto_reference_point, orpo_loss
+from pairgrpo_jax.core.preference import (
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    orpo_loss,
+    simpo_loss,
+)
 from pairgrpo_jax.core.step import largest_step, limit_step
 from pairgrpo_jax.core.surrogate import grpo_loss, ppo_loss, soft_pair_grpo_loss, value_terms
 from pairgrpo_jax.core.terms import Metrics, Objective, Term, evaluate, loss, mean_term
@@ -68,6 +75,7 @@ __all__ = [
     "rank_advantages",
     "reward_rank_correlation",
     "scheme_cosine",
+    "simpo_loss",
     "smallest_gap",
     "soft_pair_grpo_loss",
     "transfers_fit",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float, require_choice, require_rank, require_same_shape, require_share
+from pairgrpo_jax.core.checks import require_choice, require_rank, require_same_shape, require_share
+from pairgrpo_jax.core.terms import as_float
 
 
 def as_groups(name: str, x: jax.typing.ArrayLike) -> jax.Array:

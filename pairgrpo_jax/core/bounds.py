@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, Union, get_args, g
 import jax
 import numpy as np
 
-from pairgrpo_jax.core.terms import require_choice
+from pairgrpo_jax.core.checks import require_choice
 
 
 class Bound(NamedTuple):

@@ -16,15 +16,7 @@ import numpy as np
 import optax
 
 from pairgrpo_jax.core.bisection import largest_fitting
-from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
-from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, policy_kl, prepare, with_steps
-from pairgrpo_jax.core.terms import (
-    Objective,
-    as_float,
-    frozen,
-    loss,
-    masked,
-    mean_term,
+from pairgrpo_jax.core.checks import (
     require_choice,
     require_finite,
     require_nonnegative,
@@ -32,14 +24,18 @@ from pairgrpo_jax.core.terms import (
     require_rank,
     require_values,
 )
+from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
+from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, policy_kl, prepare, with_steps
+from pairgrpo_jax.core.terms import Objective, as_float, frozen, loss, masked, mean_term
 
 CANDIDATES = ("empirical", "likelihood")
+FLOOR = 1e-3
 Fit = Literal["reverse", "forward"]
 TrustRegion = Literal["hinge", "lagrangian"]
 FITS, TRUST_REGIONS = get_args(Fit), get_args(TrustRegion)
 
 
-def delta_schedule(delta_0: float, gamma: float) -> optax.Schedule:
+def delta_schedule(delta_0: jax.typing.ArrayLike, gamma: jax.typing.ArrayLike) -> optax.Schedule:
     """`delta_t = delta_0 * gamma^t` (arXiv 2605.06375), an optax schedule of the number of target updates t.
 
     The total mass a pair can ever move is `delta_0 / (1 - gamma)`, 1 at the paper's 0.02 and 0.98.
@@ -47,11 +43,9 @@ def delta_schedule(delta_0: float, gamma: float) -> optax.Schedule:
     Raises:
       ValueError: for delta_0 < 0 or gamma outside (0, 1].
     """
-    if not delta_0 >= 0:
-        raise ValueError(f"delta_0 must be >= 0, got {delta_0}")
-    if not 0 < gamma <= 1:
-        raise ValueError(f"gamma must be in (0, 1], got {gamma}")
-    return optax.exponential_decay(delta_0, transition_steps=1, decay_rate=gamma)
+    require_nonnegative(delta_0=delta_0)
+    require_values("in (0, 1]", lambda x: (x > 0) & (x <= 1), gamma=gamma)
+    return lambda count: delta_0 * gamma ** jnp.asarray(count, float)
 
 
 def travel_schedule(budget: float, updates: int, *, final: float = 0.1) -> optax.Schedule:
@@ -108,7 +102,8 @@ def candidate_log_probs(
 
 def _candidates(log_ratio, old_logp, mask, candidates, length_normalize):
     require_choice("candidates", candidates, CANDIDATES)
-    steps = jnp.maximum(jnp.sum(mask, axis=-1), 1) if length_normalize else 1
+    lengths = jnp.sum(mask, axis=-1)
+    steps = jnp.where(lengths > 0, lengths, 1) if length_normalize else 1
     log_ratio = jnp.sum(log_ratio * mask, axis=-1) / steps
     old_logp = jnp.sum(old_logp * mask, axis=-1) / steps
     log_p0 = jax.nn.log_softmax(jnp.zeros_like(old_logp) if candidates == "empirical" else old_logp)
@@ -120,13 +115,13 @@ def hard_pair_target(
     pairs: Pairs,
     delta: jax.typing.ArrayLike,
     *,
-    floor: float = 1e-3,
+    floor: float = FLOOR,
     max_kl: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     """Moves `weight * delta` of probability from the rejected to the preferred candidate of each pair.
 
     Transfers of several pairs add up. What leaves a candidate is capped so that its probability stays at `floor`
-    or above (pairs that share it shrink alike), so every row sums to 1 and none reaches 0.
+    or above (pairs that share it shrink alike), so every row sums to 1 and nothing that was above 0 reaches it.
 
     Args:
       p0: `[B,K]`, candidate probabilities under pi_old.
@@ -205,7 +200,7 @@ def hard_pair_grpo_loss(
     beta: jax.typing.ArrayLike = 0.01,
     fit: str = "reverse",
     candidates: str = "empirical",
-    floor: float = 1e-3,
+    floor: float = FLOOR,
     trust_region: str = "hinge",
     multiplier: jax.typing.ArrayLike | None = None,
     project_target: bool = False,
@@ -219,7 +214,8 @@ def hard_pair_grpo_loss(
     hinge acts on the *mean* KL.
 
     Args:
-      logp: `[B,K]` or `[B,K,T]` log-probabilities under the policy; log-ratios are summed over masked steps.
+      logp: `[B,K]` or `[B,K,T]` log-probabilities under the policy; log-ratios are summed over masked steps. The only
+        argument that gets a gradient, with `kl`.
       old_logp: the same under pi_old.
       pairs: `Pairs`, `[B,P]`.
       delta: scalar, mass moved per unit of pair weight; see `delta_schedule`. Size it to K: p0 is 1/K.
@@ -236,8 +232,8 @@ def hard_pair_grpo_loss(
         (MPO, arXiv 1806.06920).
       multiplier: scalar, needed by "lagrangian".
       project_target: shrink delta in each group until KL(q || p0) <= beta.
-      target: q `[B,K]`, all above 0, where several updates share a batch and it was made once: `hard_pair_target` of
-        this p0. Delta, floor and project_target then have no effect.
+      target: q `[B,K]`, above 0 where it is not p0, where several updates share a batch and it was made once:
+        `hard_pair_target` of this p0. Delta, floor and project_target then have no effect.
       length_normalize: mean instead of sum of log-ratios over steps.
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
@@ -265,14 +261,14 @@ def hard_pair_grpo_loss(
     log_p0, log_p = _candidates(read, old_logp, steps, candidates, length_normalize)
     p0, p = jnp.exp(log_p0), jnp.exp(log_p)
     if target is None:
-        flow = _flow(p0, pairs, delta, floor, beta if project_target else None)
+        flow = frozen(_flow(p0, pairs, delta, floor, beta if project_target else None))
         target = _target(p0, flow, floor)
     else:
         chex.assert_equal_shape([p0, target], custom_message="target must be [B,K]", exception_type=ValueError)
         target = jnp.where(active[:, None] > 0, frozen(target), 1 / target.shape[-1])
-        require_positive(target=target)
-        require_distribution(target=target)
         flow = target - p0
+        require_positive(target=jnp.where(flow == 0, 1, target))
+        require_distribution(target=target)
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))
     if kl is None:
@@ -313,7 +309,11 @@ def update_multiplier(
 
     Returns:
       The new multiplier; the old one if the KL is not a number.
+
+    Raises:
+      ValueError: for a beta, rate or largest that is not positive.
     """
+    require_positive(beta=beta, rate=rate, largest=largest)
     step = rate * jnp.clip(kl / beta - 1, -1, 1)
     updated = jnp.clip(multiplier * jnp.exp(step), 1 / largest, largest)
     return jnp.where(jnp.isfinite(updated), updated, multiplier)

@@ -19,7 +19,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import as_float, masked, require_nonnegative, require_same_shape
+from pairgrpo_jax.core.checks import require_nonnegative, require_same_shape
+from pairgrpo_jax.core.terms import as_float, masked
 
 
 def kl_k1(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:

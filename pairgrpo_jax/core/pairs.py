@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pairgrpo_jax.core.advantages import as_groups
-from pairgrpo_jax.core.terms import as_float, concrete, require_choice, require_nonnegative
+from pairgrpo_jax.core.checks import concrete, require_choice, require_nonnegative
+from pairgrpo_jax.core.terms import as_float
 
 Scheme = Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"]
 PAIR_SCHEMES = get_args(Scheme)

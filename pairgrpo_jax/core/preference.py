@@ -1,4 +1,4 @@
-"""Offline preference losses: DPO, IPO and ORPO over P pairs of chosen and rejected sequences, KTO over N sequences."""
+"""Offline preference losses: DPO, IPO, ORPO and SimPO over P pairs of sequences, KTO over N sequences."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.terms import (
-    Objective,
-    as_float,
-    frozen,
-    loss,
-    masked,
-    mean_term,
+from pairgrpo_jax.core.checks import (
     require_nonnegative,
     require_positive,
     require_rank,
     require_same_shape,
+    require_values,
 )
+from pairgrpo_jax.core.terms import Objective, as_float, frozen, loss, masked, mean_term
 
 
 def ranked_right(margins: Any) -> Any:
@@ -35,16 +31,16 @@ def odds(mean_logp: jax.Array) -> jax.Array:
     return x - jnp.where(small, near_zero, far)
 
 
+def _require_pairs(mask, chosen_logp, rejected_logp, **others):
+    require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
+    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, **others, mask=mask)
+    require_nonnegative(mask=mask)
+
+
 def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask):
     """Implicit rewards (without beta) of the chosen and the rejected sequences, `[P]` each."""
-    require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
-    require_same_shape(
-        chosen_logp=chosen_logp,
-        rejected_logp=rejected_logp,
-        ref_chosen_logp=ref_chosen_logp,
-        ref_rejected_logp=ref_rejected_logp,
-        mask=mask,
-    )
+    references = {"ref_chosen_logp": ref_chosen_logp, "ref_rejected_logp": ref_rejected_logp}
+    _require_pairs(mask, chosen_logp, rejected_logp, **references)
     chosen = as_float(chosen_logp) - frozen(ref_chosen_logp)
     rejected = as_float(rejected_logp) - frozen(ref_rejected_logp)
     return masked(chosen, mask), masked(rejected, mask)
@@ -88,10 +84,9 @@ def dpo_loss(
       `(loss, metrics)`; metrics `dpo`, `accuracy`, and the implicit `chosen_reward`, `rejected_reward`.
 
     Raises:
-      ValueError: if shapes differ, or label_smoothing or beta is out of range.
+      ValueError: if shapes differ, label_smoothing or beta is out of range, or the mask is negative.
     """
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    require_values("in [0, 0.5)", lambda x: (x >= 0) & (x < 0.5), label_smoothing=label_smoothing)
     require_nonnegative(beta=beta)
     if reference_free:
         ref_chosen_logp, ref_rejected_logp = jnp.zeros_like(chosen_logp), jnp.zeros_like(rejected_logp)
@@ -125,7 +120,7 @@ def ipo_loss(
       `(loss, metrics)`; metrics `ipo`, `accuracy`, `chosen_reward`, `rejected_reward`.
 
     Raises:
-      ValueError: if shapes differ or beta is not above 0.
+      ValueError: if shapes differ, beta is not above 0 or the mask is negative.
     """
     require_positive(beta=beta)
     chosen, rejected = _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask)
@@ -149,11 +144,10 @@ def orpo_loss(
       `(loss, metrics)`; metrics `nll`, `odds_ratio`, `accuracy`.
 
     Raises:
-      ValueError: if shapes differ or weight is negative.
+      ValueError: if shapes differ, or weight or the mask is negative.
     """
     require_nonnegative(weight=weight)
-    require_rank("chosen_logp", chosen_logp, {1}, "[P], one number per sequence")
-    require_same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp, mask=mask)
+    _require_pairs(mask, chosen_logp, rejected_logp)
     chosen, rejected = masked(as_float(chosen_logp), mask), masked(as_float(rejected_logp), mask)
     ratio = odds(chosen) - odds(rejected)
     return {
@@ -161,6 +155,37 @@ def orpo_loss(
         "odds_ratio": mean_term(-jax.nn.log_sigmoid(ratio), mask, weight),
         "accuracy": mean_term(ranked_right(chosen - rejected), mask),
     }
+
+
+@loss
+def simpo_loss(
+    chosen_logp: jax.Array,
+    rejected_logp: jax.Array,
+    *,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+    mask: jax.Array | None = None,
+) -> Objective:
+    """SimPO (arXiv 2405.14734, eq. 6): `-log sigmoid(beta * (chosen_logp - rejected_logp) - gamma)`.
+
+    Args:
+      chosen_logp: `[P]` *per-token mean* log-probabilities of the chosen sequences.
+      rejected_logp: `[P]`, the same of the rejected sequences.
+      beta: scale of the implicit reward, 2 to 2.5 in the paper.
+      gamma: target margin of `beta * logp`, in nats; the paper's is 0.3 to 1.6, a gamma / beta of 0.1 to 0.8.
+      mask: `[P]`, 0 for a pair that does not count; None: all do.
+
+    Returns:
+      `(loss, metrics)`, means over pairs; metrics `simpo`, `accuracy`, `chosen_reward`, `rejected_reward`.
+
+    Raises:
+      ValueError: if shapes differ, beta is not above 0, or gamma or the mask is negative.
+    """
+    _require_pairs(mask, chosen_logp, rejected_logp)
+    require_positive(beta=beta)
+    require_nonnegative(gamma=gamma)
+    chosen, rejected = (beta * masked(as_float(x), mask) for x in (chosen_logp, rejected_logp))
+    return _terms("simpo", -jax.nn.log_sigmoid(chosen - rejected - gamma), chosen, rejected, mask)
 
 
 def kto_reference_point(logp: jax.Array, ref_logp: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -213,14 +238,14 @@ def kto_loss(
       `beta * r` of each kind.
 
     Raises:
-      ValueError: if shapes do not fit, `desirable` is not boolean, beta is not above 0 or a weight is negative.
+      ValueError: if shapes do not fit, `desirable` is not boolean, beta not above 0, or a weight or mask negative.
     """
     require_rank("logp", logp, {1}, "[N], one number per sequence")
     require_same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable, mask=mask)
     if desirable.dtype != bool:
         raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
     require_positive(beta=beta)
-    require_nonnegative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
+    require_nonnegative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, mask=mask)
     if jnp.shape(reference_point) not in {(), logp.shape}:
         raise ValueError(f"reference_point must be a scalar or [N] = {logp.shape}, got {jnp.shape(reference_point)}")
     ratio = masked(as_float(logp) - frozen(ref_logp), mask)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.bisection import largest_fitting
-from pairgrpo_jax.core.terms import as_float, require_nonnegative
+from pairgrpo_jax.core.checks import require_nonnegative
+from pairgrpo_jax.core.terms import as_float
 
 
 def largest_step(

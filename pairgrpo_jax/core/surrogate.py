@@ -7,15 +7,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, usable_pairs
-from pairgrpo_jax.core.terms import (
-    Objective,
-    Term,
-    as_float,
-    frozen,
-    loss,
-    masked,
-    mean_term,
+from pairgrpo_jax.core.checks import (
     require_choice,
     require_finite,
     require_nonnegative,
@@ -24,6 +16,8 @@ from pairgrpo_jax.core.terms import (
     require_same_shape,
     require_values,
 )
+from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, usable_pairs
+from pairgrpo_jax.core.terms import Objective, Term, as_float, frozen, loss, masked, mean_term
 
 Level = Literal["token", "sequence"]
 Aggregate = Literal["sequence_mean", "token_mean", "constant"]
@@ -65,10 +59,9 @@ def clipped_surrogate(
         outside |= (ratio > dual_clip) & (advantages < 0)
         ceiling = jnp.where(advantages < 0, dual_clip, ceiling)
     flat = outside | (advantages == 0)
-    # Where no gradient flows nothing is differentiated either: 0 * exp(90) would be nan.
+    # Elsewhere the min is rho A. Where no gradient flows nothing is differentiated either: 0 * exp(90) would be nan.
     moving = jnp.exp(jnp.where(flat, 0, log_ratio))
-    lower = jnp.minimum(moving * advantages, jnp.clip(moving, 1 - low, 1 + high) * advantages)
-    value = jnp.where(flat, jnp.clip(ratio, 1 - low, ceiling) * advantages, lower)
+    value = jnp.where(flat, jnp.clip(ratio, 1 - low, ceiling) * advantages, moving * advantages)
     return -value, outside.astype(value.dtype)
 
 
@@ -136,7 +129,7 @@ def aggregate_steps(
     mask = mask * (alive > 0)[..., None]  # what is left out is not read
     sums, lengths = jnp.sum(masked(x, mask) * mask, axis=-1), jnp.sum(mask, axis=-1)
     if rule == "sequence_mean":
-        total, count = jnp.sum(alive * sums / jnp.maximum(lengths, 1)), jnp.sum(alive)
+        total, count = jnp.sum(alive * sums / jnp.where(lengths > 0, lengths, 1)), jnp.sum(alive)
     elif rule == "token_mean":
         total, count = jnp.sum(alive * sums), jnp.sum(alive * lengths)
     else:
@@ -238,7 +231,8 @@ def grpo_loss(
     advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
     require_finite(advantages=advantages)
     if level == "sequence":
-        mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+        lengths = jnp.sum(mask, axis=-1)
+        mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.where(lengths > 0, lengths, 1)
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
     if policy_loss == "clip":
         policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)

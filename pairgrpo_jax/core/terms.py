@@ -8,22 +8,24 @@ divided; `evaluate` then gives the scalar. The public losses return `(loss, metr
 
 from __future__ import annotations
 
-import difflib
 import functools
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol
+from typing import Generic, NamedTuple, ParamSpec, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+
+from pairgrpo_jax.core.checks import require_nonnegative
 
 Params = ParamSpec("Params")
 
 
 class Term(NamedTuple):
     """One mean of an objective, `mean = total / count` (0 where `count` is 0).
+
+    Only `total` carries a gradient: what counts, a weight and a threshold are constants of an update.
 
     Attributes:
       total: scalar, the sum over everything that counts.
@@ -40,7 +42,8 @@ class Term(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         """The average, 0 for an empty term."""
-        return self.total / jnp.where(self.count > 0, self.count, 1)
+        count = jax.lax.stop_gradient(self.count)
+        return self.total / jnp.where(count > 0, count, 1)
 
     @property
     def is_metric(self) -> bool:
@@ -52,8 +55,9 @@ class Term(NamedTuple):
         """What the term adds to the loss: exactly 0 for a metric, even one that overflowed."""
         if self.is_metric:
             return jnp.zeros_like(self.total)  # not even a gradient of 0, which may be 0 * inf
-        penalty = self.mean if self.threshold is None else jnp.maximum(self.mean - self.threshold, 0)
-        return jnp.where(self.weight == 0, 0, self.weight * penalty)
+        weight, threshold = jax.lax.stop_gradient((self.weight, self.threshold))
+        penalty = self.mean if threshold is None else jnp.maximum(self.mean - threshold, 0)
+        return jnp.where(weight == 0, 0, weight * penalty)
 
 
 Objective = dict[str, Term]
@@ -122,6 +126,8 @@ def loss(objective: Callable[Params, Objective]) -> Loss[Params]:
     def evaluated(*args: Params.args, **kwargs: Params.kwargs) -> tuple[jax.Array, Metrics]:
         return evaluate(objective(*args, **kwargs))
 
+    signature = inspect.signature(objective).replace(return_annotation="tuple[jax.Array, Metrics]")
+    evaluated.__signature__ = signature  # type: ignore[attr-defined]
     evaluated.objective = objective  # type: ignore[attr-defined]
     return evaluated  # type: ignore[return-value]
 
@@ -132,68 +138,25 @@ def as_float(x: jax.typing.ArrayLike) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def require_rank(name: str, x: jax.Array, ranks: set[int], shape: str) -> None:
-    """Raises ValueError that names the argument and the shape it should have."""
-    _require_array(name, x)
-    chex.assert_rank(x, ranks, custom_message=f"{name} must be {shape}", exception_type=ValueError)
-
-
-def require_same_shape(**arrays: jax.Array | None) -> None:
-    """Raises ValueError unless all arrays that are given (not None) have one shape; the message names them."""
-    given = {name: x for name, x in arrays.items() if x is not None}
-    for name, x in given.items():
-        _require_array(name, x)
-    chex.assert_equal_shape(
-        list(given.values()),
-        custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in given.items())} must have the same shape",
-        exception_type=ValueError,
-    )
-
-
-def _require_array(name: str, x: object) -> None:
-    if not hasattr(x, "shape"):
-        raise ValueError(f"{name} must be an array, got {type(x).__name__}")
-
-
-def did_you_mean(name: str, names: Iterable[str], otherwise: str, form: str = "{}") -> str:
-    """`did you mean X?` of the nearest name, X in a form such as "--{}"; `otherwise` where none is near."""
-    near = difflib.get_close_matches(name, [*names], n=1)
-    return f"did you mean {form.format(near[0])}?" if near else otherwise
-
-
-def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ValueError that lists the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
-
-
-def concrete(x: jax.typing.ArrayLike) -> np.ndarray | None:
-    """`x` as a numpy array, or None where it is traced or lies partly on other processes."""
-    known = not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
-    return np.asarray(x) if known else None
-
-
-def require_values(rule: str, holds: Callable[[Any], Any], **values: jax.typing.ArrayLike | None) -> None:
-    """Raises ValueError that names an argument with a concrete value for which `holds` is false; None passes."""
-    for name, value in values.items():
-        found = None if value is None else concrete(value)
-        if found is not None and not np.all(fine := np.atleast_1d(holds(found))):
-            raise ValueError(f"{name} must be {rule}, got {np.atleast_1d(found)[~fine][0]}")
-
-
-require_positive = functools.partial(require_values, "> 0", lambda x: x > 0)
-require_nonnegative = functools.partial(require_values, ">= 0", lambda x: x >= 0)
-require_share = functools.partial(require_values, "in [0, 1]", lambda x: (x >= 0) & (x <= 1))
-require_finite = functools.partial(require_values, "finite", np.isfinite)
-
-
 def mean_term(
     x: jax.typing.ArrayLike, mask: jax.typing.ArrayLike | None = None, weight: jax.typing.ArrayLike = 0.0
 ) -> Term:
-    """The masked mean of an array of any shape, as a `Term`; booleans, integers and halves are summed in float32."""
+    """The masked mean of an array, as a `Term`.
+
+    Args:
+      x: any shape; booleans, integers and halves are summed in float32.
+      mask: how much each element counts, >= 0, of as many axes as `x` (axes of size 1 broadcast); None: all count 1.
+      weight: of the mean in the loss; 0: a metric.
+
+    Raises:
+      ValueError: for a mask that has other axes than `x`, or is negative.
+    """
     x = as_float(x)
     if mask is None:
         return Term(jnp.sum(x), jnp.asarray(x.size, x.dtype), weight)
+    if jnp.ndim(mask) != x.ndim:
+        raise ValueError(f"mask must have as many axes as x, {x.shape}, got {jnp.shape(mask)}; add axes of size 1")
+    require_nonnegative(mask=mask)
     counted = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
     return Term(jnp.sum(jnp.where(counted > 0, x, 0) * counted), jnp.sum(counted), weight)
 

@@ -1,6 +1,6 @@
 """The methods of the family, one file each; the same objects train HalfCheetah and language models."""
 
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.methods.dpo import Dpo
 from pairgrpo_jax.methods.grpo import Grpo
 from pairgrpo_jax.methods.hard_pair import HardPair
@@ -10,7 +10,7 @@ from pairgrpo_jax.methods.method import Adaptive, Advantages, Labels, Likelihood
 from pairgrpo_jax.methods.orpo import Orpo
 from pairgrpo_jax.methods.ppo import Ppo
 from pairgrpo_jax.methods.rank_grpo import RankGrpo
-from pairgrpo_jax.methods.simpo import SimPo, simpo_loss
+from pairgrpo_jax.methods.simpo import SimPo
 from pairgrpo_jax.methods.soft_pair import SoftPair
 
 METHODS: tuple[type[Method], ...] = (Grpo, RankGrpo, Ppo, SoftPair, HardPair, Dpo, Ipo, Orpo, SimPo, Kto)
@@ -45,5 +45,4 @@ __all__ = [
     "SoftPair",
     "Verdict",
     "method_class",
-    "simpo_loss",
 ]

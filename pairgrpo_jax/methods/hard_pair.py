@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import AtLeast, Within
-from pairgrpo_jax.core.hard import Fit, TrustRegion
+from pairgrpo_jax.core.hard import FLOOR, Fit, TrustRegion
 from pairgrpo_jax.core.surrogate import Aggregate
 from pairgrpo_jax.methods.method import Adaptive, Labels
 from pairgrpo_jax.methods.pairs import PairMethod
@@ -53,6 +53,12 @@ class HardPair(PairMethod):
         """With a multiplier."""
         return self.trust_region == "lagrangian"
 
+    def check_group(self, size):
+        """Raises ValueError for a group so large that its candidates start at the floor of `core.hard_pair_target`."""
+        super().check_group(size)
+        if size >= (most := round(1 / FLOOR)):
+            raise ValueError(f"candidates={size} must be below {most} with hard: a candidate's 1/K is all floor there")
+
     def delta(self, adaptive: Adaptive):
         """delta_t of this batch."""
         return core.delta_schedule(self.delta_0, self.delta_gamma)(adaptive.batches)
@@ -60,7 +66,10 @@ class HardPair(PairMethod):
     def signal(self, verdict, key, adaptive):
         """The pairs and the target, which all updates on a batch share."""
         pairs = self.pairs(verdict, key)
-        zeros = jnp.zeros((verdict.mask if verdict.scores is None else verdict.scores).shape[:2])
+        known = verdict.mask if verdict.scores is None else verdict.scores
+        if known is None:
+            raise ValueError("scores or mask: hard needs one of them, to know how many candidates a group has")
+        zeros = jnp.zeros(known.shape[:2])
         p0 = jnp.exp(core.candidate_log_probs(zeros, zeros)[0])  # as the loss has it
         radius = self.beta if self.project_target else None
         return Labels(pairs, core.hard_pair_target(p0, pairs, self.delta(adaptive), max_kl=radius))

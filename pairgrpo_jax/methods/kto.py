@@ -11,7 +11,7 @@ from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Above, AtLeast
 from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.methods.method import Labels
-from pairgrpo_jax.methods.preference import Offline
+from pairgrpo_jax.methods.preference import Offline, sides
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,18 @@ class Kto(Offline):
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over replies."""
-        ours, ref = (likelihoods.sequences(x)[:, :2] for x in (likelihoods.logp, likelihoods.ref_logp))
+        ours, ref = (likelihoods.sequences(x) for x in (likelihoods.logp, likelihoods.ref_logp))
+        (chosen, rejected, ref_chosen, ref_rejected), counted = sides(signal, ours, ref)
         terms = core.kto_loss.objective(
-            ours.reshape(-1),
-            ref.reshape(-1),
-            jnp.tile(jnp.array([True, False]), len(ours)),
-            jnp.repeat(signal.reference_point, 2),
+            jnp.stack([chosen, rejected], axis=1).reshape(-1),
+            jnp.stack([ref_chosen, ref_rejected], axis=1).reshape(-1),
+            jnp.tile(jnp.array([True, False]), len(chosen)),
+            jnp.repeat(signal.reference_point, 2 * len(chosen) // len(ours)),
             beta=self.beta,
             desirable_weight=self.desirable_weight,
             undesirable_weight=self.undesirable_weight,
-            mask=jnp.repeat(signal.counted, 2),
+            mask=jnp.repeat(counted, 2),
         )
-        margin = core.kl_k1(ours, ref)
-        accuracy = core.mean_term(ranked_right(margin[:, 0] - margin[:, 1]), signal.counted)
+        margin = core.kl_k1(chosen, ref_chosen) - core.kl_k1(rejected, ref_rejected)
+        accuracy = core.mean_term(ranked_right(margin), counted)
         return {"surrogate": terms.pop("kto"), "accuracy": accuracy} | terms

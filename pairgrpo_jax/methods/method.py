@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Settings
 from pairgrpo_jax.core.pairs import groups_with_pairs
-from pairgrpo_jax.core.terms import masked
+from pairgrpo_jax.core.terms import frozen, masked
 
 
 class Verdict(NamedTuple):
@@ -65,12 +65,12 @@ class Likelihoods(NamedTuple):
         """KL(pi_theta || pi_old) `[B,K,T]`; an estimate reads no group where `counted` `[B]` is 0."""
         if self.kl is not None:
             return self.kl
-        return core.kl_k2(self.logp, self.old_logp, self.steps * counted[:, None, None])
+        return core.kl_k2(self.logp, frozen(self.old_logp), self.steps * counted[:, None, None])
 
     def sequences(self, logp: jax.Array, mean: bool = False) -> jax.Array:
         """Log-probability of each sequence, `[B,K]`: the sum over its steps, or their mean."""
-        total = jnp.sum(masked(logp, self.steps) * self.steps, axis=-1)
-        return total / jnp.maximum(jnp.sum(self.steps, axis=-1), 1) if mean else total
+        total, lengths = jnp.sum(masked(logp, self.steps) * self.steps, axis=-1), jnp.sum(self.steps, axis=-1)
+        return total / jnp.where(lengths > 0, lengths, 1) if mean else total
 
 
 class Adaptive(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.preference import odds
-from pairgrpo_jax.methods.preference import Offline
+from pairgrpo_jax.methods.preference import Offline, sides
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Orpo(Offline):
 
     def objective(self, likelihoods, signal, adaptive):
         """The mean over pairs; the likelihood is the term `surrogate`."""
-        chosen, rejected = likelihoods.sequences(likelihoods.logp, mean=True)[:, :2].T
-        terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight, mask=signal.counted)
+        (chosen, rejected), counted = sides(signal, likelihoods.sequences(likelihoods.logp, mean=True))
+        terms = core.orpo_loss.objective(chosen, rejected, weight=self.weight, mask=counted)
         return {"surrogate": terms.pop("nll")} | terms
 
     def implicit_reward(self, likelihoods):

@@ -23,14 +23,19 @@ class Ppo(Clipped):
     critic: ClassVar[bool] = True
 
     def signal(self, verdict, key, adaptive):
-        """Advantages normalised over all steps that count."""
+        """Advantages normalised over all steps that count; 0 where all are equal."""
         scores, counted = verdict.scores, verdict.mask
+        if counted is None:
+            counted = jnp.ones_like(scores)
+        elif scores.ndim == 2:
+            scores = jnp.broadcast_to(scores[..., None], counted.shape)
         if verdict.alive is not None:
-            counted = jnp.ones_like(scores) if counted is None else counted
-            counted = counted * verdict.alive[:, None, None]
+            counted = counted * jnp.expand_dims(verdict.alive, [*range(1, scores.ndim)])
         centred = scores - core.mean_term(scores, counted).mean
         std = jnp.sqrt(core.mean_term(jnp.square(centred), counted).mean)
-        return Advantages(centred / (std + 1e-8), verdict.alive)
+        least, most = (jnp.where(counted > 0, scores, end) for end in (jnp.inf, -jnp.inf))
+        equal = least.min() >= most.max()  # the rest would be rounding, divided by itself
+        return Advantages(jnp.where(equal, 0, centred / (std + 1e-8)), verdict.alive)
 
     def objective(self, likelihoods, signal, adaptive):
         """`-min(rho A, clip(rho) A)`, the mean over all steps."""

@@ -5,13 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
+
 from pairgrpo_jax import core
+from pairgrpo_jax.core.pairs import usable_pairs
 from pairgrpo_jax.methods.method import Labels, Likelihoods, Method
+
+
+def sides(signal: Labels, *sequences: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """Of each `[B,K]`: the values of the preferred and of the rejected candidate of every pair, `[B*P]` each.
+
+    Beside them `[B*P]`, 0 for a pair that does not count. The size of a weight does not matter to these methods.
+
+    Raises:
+      ValueError: for pairs that make no sense; see `core.pairs.usable_pairs`.
+    """
+    pairs, _ = usable_pairs(signal.pairs, *sequences[0].shape)
+    places = (pairs.preferred, pairs.rejected)
+    each = [jnp.take_along_axis(x, place, axis=1).reshape(-1) for x in sequences for place in places]
+    return each, (pairs.weight > 0).astype(jnp.float32).reshape(-1)
 
 
 @dataclass(frozen=True)
 class Offline(Method):
-    """Learns from a data set's pairs alone: candidate 0 of each group was chosen, candidate 1 rejected."""
+    """Learns from pairs alone: a data set's, where candidate 0 was chosen and candidate 1 rejected, or a judge's."""
 
     online: ClassVar[bool] = False
     offline: ClassVar[bool] = True
@@ -34,7 +52,8 @@ class Implicit(Offline):
     def terms(self, loss: core.terms.Loss, likelihoods: Likelihoods, signal: Labels, **options: Any) -> core.Objective:
         """Those of a loss of both sequences under the policy and the reference, over the pairs that count."""
         ours, ref = (likelihoods.sequences(x, self.length_normalize) for x in (likelihoods.logp, likelihoods.ref_logp))
-        terms = loss.objective(*ours[:, :2].T, *ref[:, :2].T, mask=signal.counted, **options)
+        each, counted = sides(signal, ours, ref)
+        terms = loss.objective(*each, mask=counted, **options)
         return {"surrogate": terms.pop(self.name)} | terms
 
     def implicit_reward(self, likelihoods):

@@ -11,6 +11,7 @@ from pairgrpo_jax.training.run import (
     open_folder,
     read_metrics,
     require_alike,
+    require_free,
     settings,
 )
 from pairgrpo_jax.training.state import TrainState
@@ -36,6 +37,7 @@ __all__ = [
     "open_folder",
     "read_metrics",
     "require_alike",
+    "require_free",
     "settings",
     "train",
 ]

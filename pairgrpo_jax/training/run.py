@@ -77,15 +77,29 @@ def require_alike(config: dict[str, Any]) -> None:
     processes.agree(dict(flatten(config)) | ours | {"code": code.hexdigest()[:12]})
 
 
+def require_free(folder: Path | str, *, resume: bool) -> None:
+    """Refuses what `open_folder` would, before anything is computed: a folder of another run, or of anything else.
+
+    Raises:
+      RunFolderError: unless the folder is empty or not there, or holds a run that `resume` goes on with.
+    """
+    processes.on_lead(lambda: _require_free(Path(folder), resume))
+
+
+def _require_free(folder: Path, resume: bool) -> None:
+    run = (folder / "config.json").exists()
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"output: {folder} is a file; choose another --output")
+    if not (run and resume) and folder.exists() and any(path.name not in _BEGUN for path in folder.iterdir()):
+        held = "holds another run: add --resume to go on with it, or" if run else "is not empty:"
+        raise RunFolderError(f"output: {folder} {held} choose another --output")
+
+
 def _claim(folder: Path, config: dict[str, Any], resume: bool, free: tuple[str, ...]) -> TextIO:
     path = folder / "config.json"
+    _require_free(folder, resume)
     if path.exists() and resume:
         _require_same(path, config, free)
-    elif folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"output: {folder} is a file; choose another --output")
-    elif folder.exists() and any(path.name not in _BEGUN for path in folder.iterdir()):
-        held = "holds another run: add --resume to go on with it, or" if path.exists() else "is not empty:"
-        raise RunFolderError(f"output: {folder} {held} choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("w")
     try:

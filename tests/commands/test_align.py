@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
-from pairgrpo_jax.commands import align, align_data, evaluate
+from pairgrpo_jax.commands import align, align_data, evaluate, reward_model
 from pairgrpo_jax.commands.align_settings import SUMS, Judging, Run, judge_of, preset
 from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, load_model
@@ -298,6 +298,7 @@ BAD = [
     (["--prompt-column", "promt"], "no column 'promt' (--prompt-column); did you mean 'prompt'?"),
     (["grpo-offline"], "method 'grpo-offline' is unknown"),
     (["dpo", "--temperature", "2"], "no option here"),
+    (["soft", "--comparisons", "sort"], "--comparisons is no option here; --help lists the options"),
     (["--candidates", "3", "--scheme", "matched"], "candidates=3 must be even"),
     (["--iterations", "0"], "iterations must be >= 1"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
@@ -324,6 +325,21 @@ def test_bad_input_is_one_line_and_writes_nothing(workplace, monkeypatch, run_he
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last.startswith("program: error: ") and message in done.stderr
     assert not (workplace / "bad").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"config": {"method": {}}}'])
+def test_a_damaged_run_is_named(tmp_path, run_here, text):
+    (tmp_path / "config.json").write_text(text)
+    done = run_here(align.main, "hard", "--resume", "--output", tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"{tmp_path / 'config.json'}: these are no settings of a run" in done.stderr
+
+
+@pytest.mark.parametrize("main", [align.main, reward_model.main])
+def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(tmp_path, run_here, main):
+    (tmp_path / "config.json").write_text("{}")
+    done = run_here(main, "--model", "nowhere", "--output", tmp_path)
+    assert done.returncode == 2 and f"output: {tmp_path} holds another run: add --resume" in done.stderr
 
 
 def test_intervals_and_length_control():

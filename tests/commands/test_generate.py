@@ -84,6 +84,8 @@ def test_a_file_of_prompts_is_completed_under_the_system_message(model, asked, t
         (["--no-chat", "--system-turn", "fold"], "system_turn='fold' has no effect without a chat template"),
         (["--seed", "99999999999999999999"], "seed must be in [0, 4294967295]"),
         (["--seed=-1"], "seed must be in [0, 4294967295]"),
+        (["--prompt", " "], "prompt: an empty message"),
+        (["--prompts", "in.txt", "--num-samples", "0"], "num_samples must be >= 1, got 0"),
         (["--stop", ""], "stop: an empty text would end every reply"),
         (["--prompts", "p.json"], "prompts: p.json must be .txt (a prompt a line) or .jsonl"),
     ],

@@ -140,13 +140,14 @@ def test_only_logp_carries_a_gradient():
     case = make(0)
     pairs = case.pairs("all")
 
-    def loss(old_logp, multiplier):
+    def loss(old_logp, multiplier, weight, delta):
         return pg.hard_pair_grpo_loss(
-            case.logp, old_logp, pairs, 0.1, mask=case.mask, candidates="likelihood", trust_region="lagrangian",
-            multiplier=multiplier,
+            case.logp, old_logp, pairs._replace(weight=weight), delta, mask=case.mask, candidates="likelihood",
+            trust_region="lagrangian", multiplier=multiplier,
         )[0]  # fmt: skip
 
-    gradients = jax.grad(loss, argnums=(0, 1))(jnp.asarray(case.old_logp), jnp.asarray(1.0))
+    others = (case.old_logp, 1.0, pairs.weight, 0.1)
+    gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(*map(jnp.asarray, others))
     assert not any(np.any(gradient) for gradient in gradients)
 
 
@@ -239,6 +240,8 @@ def test_multiplier_grows_above_the_radius_and_shrinks_below():
     np.testing.assert_allclose(update(0.015), 2 * np.exp(0.1 * 0.5), rtol=1e-12)
     np.testing.assert_allclose([update(9.0), update(0.0)], [2 * np.exp(0.1), 2 * np.exp(-0.1)], rtol=1e-12)
     np.testing.assert_allclose(update(9.0, rate=0.5), 2 * np.exp(0.5), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"beta must be > 0, got -0\.01"):
+        pg.update_multiplier(2.0, 0.05, -0.01)
     assert update(9.0, start=9.9, largest=10.0) == 10.0 and update(0.0, start=0.1001, largest=10.0) == 0.1
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import pairgrpo_jax as pg
-from pairgrpo_jax.methods.simpo import simpo_loss
+from pairgrpo_jax.core import simpo_loss
 
 pytestmark = pytest.mark.usefixtures("x64")
 

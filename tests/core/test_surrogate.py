@@ -96,6 +96,20 @@ def test_clipping_is_pessimistic_and_reported(advantage, log_ratio, gradient):
     assert metrics["clip_fraction"] == (gradient == 0)
 
 
+def test_on_the_edge_of_the_clip_the_gradient_is_whole():
+    advantages = jnp.array([[1.0, -1.0]])
+    for clip in (0.2, 0.0):
+        slope = jax.grad(lambda x: pg.grpo_loss(x, jnp.zeros((1, 2)), advantages, clip=clip)[0])(jnp.zeros((1, 2)))  # noqa: B023
+        np.testing.assert_array_equal(slope, -advantages / 2)
+
+
+@pytest.mark.parametrize("how", [{}, {"level": "sequence"}, {"aggregate": "token_mean"}], ids=str)
+def test_the_size_of_a_mask_does_not_matter(how):
+    case = make(0, masked=False)
+    loss = lambda mask: pg.grpo_loss(case.logp, case.old_logp, case.rewards, mask=mask, **how)[0]  # noqa: E731
+    np.testing.assert_allclose(loss(jnp.full(case.logp.shape, 0.1)), loss(None), rtol=1e-12)
+
+
 @given(seed=st.integers(0, 2**16), low=st.floats(0, 0.9), high=st.floats(0, 2), dual_clip=st.floats(1.01, 4))
 def test_dual_clip_and_its_gradient_match_the_reference(seed, low, high, dual_clip):
     """Gradients against central differences, wherever the reference has no corner."""

@@ -1,6 +1,9 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cases import AGGREGATES, make
 
@@ -103,6 +106,32 @@ def test_mean_term():
     assert pg.mean_term(x, mask).mean == 2.0
     assert pg.mean_term(x[:1]).mean == 1.5
     assert pg.mean_term(x, 0 * mask).mean == 0.0
+    assert pg.mean_term(x, jnp.array([[1], [0]])).mean == 1.5
+    with pytest.raises(ValueError, match=r"mask must have as many axes as x, \(2, 2\), got \(2,\); add axes of size 1"):
+        pg.mean_term(x, jnp.array([1, 0]))
+    with pytest.raises(ValueError, match="mask must be >= 0, got -1"):
+        pg.mean_term(x, -mask)
+
+
+def test_only_the_total_of_a_term_carries_a_gradient():
+    """So that an update, which differentiates totals, and `evaluate` agree."""
+
+    def objective(a, _):
+        x = a * jnp.arange(1.0, 4.0)
+        return {"x": pg.Term(jnp.sum(x * x), jnp.sum(x), weight=a + 1), "y": pg.Term(x[0], 1.0 + a, a, threshold=a / 4)}
+
+    a = jnp.asarray(0.7)
+    slope = jax.grad(lambda a: pg.evaluate(objective(a, None))[0])(a)
+    np.testing.assert_allclose(slope, (1 + a) * 2 * 14 * a / (6 * a) + a / (1 + a), rtol=1e-12)
+    plain = optax.sgd(1.0)
+    state = pg.TrainState.create(a, plain, jax.random.key(0))
+    after, _ = pg.make_update_step(objective, plain, parallel=None)(state, None)
+    np.testing.assert_allclose(a - after.params, slope, rtol=1e-12)
+
+
+def test_a_loss_says_what_it_returns():
+    assert inspect.signature(pg.grpo_loss).return_annotation == "tuple[jax.Array, Metrics]"
+    assert list(inspect.signature(pg.grpo_loss).parameters)[:3] == ["logp", "old_logp", "advantages"]
 
 
 @pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.uint8, jnp.bfloat16, jnp.float16])

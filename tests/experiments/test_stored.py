@@ -24,8 +24,8 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Comparison(results=RESULTS / "halfcheetah", **AT_1M), 20),
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
-        (Preferences(**PREFERENCES, **HELPFUL), 6),  # of nine, as yet
-        (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 5),
+        (Preferences(**PREFERENCES, **HELPFUL), 9),
+        (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
     ],
     ids=["cheetah, 3M", "cheetah, 1M", "sums", "harmless", "helpful", "UltraFeedback"],
 )

@@ -336,3 +336,11 @@ def test_bad_manners_are_refused():
         Manner(concurrency=0)
     with pytest.raises(ValueError, match="backoff"):
         Manner(backoff=-1)
+
+
+@pytest.mark.parametrize("first", [True, np.bool_(True), np.int32(1), np.float32(1)], ids=lambda x: type(x).__name__)
+def test_a_verdict_may_be_numpys(first):
+    answer = {True: first, False: type(first)(False)}
+    found = judge(lambda prompt, a, b: answer[b > a], compare="all")([PROMPTS[0]], [["a", "b"]])
+    plain = judge(lambda prompt, a, b: int(b > a), compare="all")([PROMPTS[0]], [["a", "b"]])
+    assert all(np.array_equal(x, y) for x, y in zip(found.pairs, plain.pairs)) and not found.failed.any()

@@ -232,10 +232,11 @@ def test_scores_of_public_sets(tmp_path):
     rows = [pair | {a: 1.5, b: 1.5} for a, b in names] + [pair | {"rating": [4, 4]}]
     rows += [pair | {a: 1, b: 2} for a, b in names]
     rows += [{"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": 0}]
-    rows += [{"conversation_a": [USER, said("a")], "conversation_b": [USER, said("b")], "winner": "tie"}]
+    arena = {"conversation_a": [USER, said("a")], "conversation_b": [USER, said("b")]}
+    rows += [arena | {"winner": x} for x in ("tie (bothbad)", "both_bad", "tie")]
     unknown = [pair | {"chosen_score": 1.0, "rejected_score": x} for x in (None, float("nan"))]
     loaded = load_preferences(write(tmp_path / "x.jsonl", [*rows, *unknown]))
-    assert loaded.dropped == {"tie": len(names) + 3, "scores contradict the labels": len(names)}
+    assert loaded.dropped == {"tie": len(names) + 5, "scores contradict the labels": len(names)}
     assert [x[:3] for x in loaded.rows] == [WANT[:3]] * 2
     with pytest.raises(ValueError, match=r"x\.jsonl:1: column 'winner' = 'nobody' does not say which"):
         load_preferences(write(tmp_path / "x.jsonl", [rows[-1] | {"winner": "nobody"}]))
@@ -249,6 +250,44 @@ def test_columns_that_are_named_like_those_of_preferences_and_hold_something_els
     for rating in ("10", "ab", [1, 2, 3]):
         rows = [LAYOUTS["plain"] | {"rating": rating}]
         assert load_preferences(write(tmp_path / "z.jsonl", rows)).rows[0][:3] == WANT[:3]
+
+
+UNNAMED = {"user_query": "What is 2+2?", "model_prompt": "Hi there", "post": "你好，世界", "turns": [USER]}
+UNNAMED |= {"trajectory": [{"from": "human", "value": "Hi"}]}
+
+
+@pytest.mark.parametrize("start", ["The", "I", "Step 1:", "The answer is", ""])
+@pytest.mark.parametrize("name", UNNAMED)
+def test_words_that_replies_happen_to_begin_with_are_no_prompt(tmp_path, start, name):
+    row = {"source": "the web", name: UNNAMED[name], "chosen": f"{start} yes", "rejected": f"{start} no"}
+    source = write(tmp_path / "x.jsonl", [row])
+    for load in (load_preferences, load_prompts):
+        with pytest.raises(ValueError, match=rf"x\.jsonl:1: no column 'prompt', but '{name}'; .* {name}$"):
+            load(source)
+    assert load_preferences(source, prompt_column=name).rows[0].chosen == f"{start} yes".strip()
+
+
+BESIDE = {"id": "a-1", "source": "the web", "prompt_category": "small talk", "Model": "gpt 4", "dataset": "HH RLHF"}
+BESIDE |= {"rejected_why": "is rude", "system": "Be kind", "tags": ["a b"], "date": "2026-01-02 10:00", "best": "day"}
+MARKED = ["User: Hi\nBot:", "<|im_start|>user\nHi<|im_end|>", "<s>[INST] Hi [/INST]", "Do.\n\n### Instruction:\nHi"]
+
+
+@pytest.mark.parametrize(("start", "beside"), [("Hi there", BESIDE), *((x, {"why": "it is kind"}) for x in MARKED)])
+def test_columns_that_hold_no_prompt_leave_it_what_both_replies_begin_with(tmp_path, start, beside):
+    row = {"chosen": f"{start} Good day", "rejected": f"{start} Go away"} | beside
+    found = load_preferences(write(tmp_path / "x.jsonl", [row])).rows[0]
+    assert found.prompt[-1] == said(start, "user") and found[1:3] == WANT[1:3]
+
+
+def test_text_that_is_not_unicode_drops_its_row(tmp_path):
+    """JSON can write one half of a character of two, and no file or tokenizer takes it."""
+    pair, half = LAYOUTS["plain"], "a \ud83d"
+    rows = [pair, *(pair | {name: half} for name in ("prompt", "chosen", "rejected", "note"))]
+    loaded = load_preferences(write(tmp_path / "x.jsonl", [*rows, pair | {"prompt": "\ud83d\ude00"}]))
+    assert loaded.dropped == {"with text that is not Unicode": 4} and loaded.rows[1].prompt == (said("😀", "user"),)
+    rows = [{"prompt": [said(half, "user")]}, {"prompt": "a", "answers": [half]}, {"prompt": "b"}]
+    loaded = load_prompts(write(tmp_path / "y.jsonl", rows))
+    assert loaded.dropped == {"with text that is not Unicode": 2} and len(split_by_first_turn(loaded.rows)[0]) < 2
 
 
 REPLIES = {"prompt": "p", "response_1": "a", "response_2": "b"}
@@ -374,12 +413,12 @@ DIRT = {
 
 
 def test_dirt_is_dropped_and_counted(tmp_path):
-    one_sided = {"prompt": "p", "chosen": "a", "rejected": None}
-    source = write(tmp_path / "x.jsonl", [*DIRT.values(), one_sided, LAYOUTS["plain"]])
+    more = [{"prompt": "p", "chosen": "a", "rejected": None}, {"prompt": None, "chosen": "The a", "rejected": "The b"}]
+    source = write(tmp_path / "x.jsonl", [*DIRT.values(), *more, LAYOUTS["plain"]])
     loaded = load_preferences(source)
     assert loaded.rows == [WANT]
-    assert loaded.dropped == dict.fromkeys(DIRT, 1) | {"empty reply": 2}
-    assert "1 preferences; dropped 11" in data.describe(loaded) and "1 tie" in data.describe(loaded)
+    assert loaded.dropped == dict.fromkeys(DIRT, 1) | {"empty reply": 2, "empty prompt": 2}
+    assert "1 preferences; dropped 12" in data.describe(loaded) and "1 tie" in data.describe(loaded)
     with pytest.raises(ValueError, match=r"no usable preference \(1 tie"):
         load_preferences(write(tmp_path / "y.jsonl", [DIRT["tie"]]))
 

@@ -297,6 +297,23 @@ def test_bad_arguments():
         reward_function(length)(PROMPTS, COMPLETIONS[:2])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda completions, **columns: None,
+        lambda completions, answer: None,
+        lambda completions, prompts: None,
+        lambda x, prompts: None,
+        lambda x: None,
+    ],
+)
+def test_a_function_that_takes_something_else_first_is_refused(function):
+    """As those of TRL, which are called by name, with flat lists."""
+    with pytest.raises(ValueError, match=r"must take \(prompts, completions\) first, by position"):
+        reward_function(function)
+    reward_function([lambda p, c: None, lambda prompts, completions, *, answer=None: None, lambda *both: None, max])
+
+
 def test_each_reward_by_its_name():
     source = reward_function([length, length, returns([[1.0, float("nan"), 1, 1]] * 3)], names=["a", "b", "c"])
     judgement, each = judged(reward_function([length, length], [1.0, 2.0]), PROMPTS, COMPLETIONS)

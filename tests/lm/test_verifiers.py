@@ -1,6 +1,7 @@
 """Verifiers: answers found in replies as people write them, and what cannot be read counted."""
 
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -39,6 +40,9 @@ NUMBERS = {
     "<answer>7</answer> 8": 7,
     "The answer is 6. I took 2 steps.": 6,
     "The answer is **6**.": 6,
+    "$ - 5": -5,
+    "1e300": None,
+    "7 or 1e-999/3": None,
     "none at all": None,
     "": None,
 }
@@ -59,10 +63,51 @@ def test_a_decimal_is_read_exactly(number):
     assert numbers(f"about {number} metres") == [Fraction(number)]
 
 
-def test_true_numbers():
-    gsm = "She sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 40,000"
-    assert [true_number(x) for x in (gsm, 7, 2.5, "1/3")] == [40000, 7, 2.5, Fraction(1, 3)]
-    assert [true_number(x) for x in (None, "many", "", True)] == [None] * 4
+LONG = ["{}", "7 or {}", "-{}.5", "0.{}", "1/{}", "{}e9", "The answer is {}.", "\\boxed{{{}}}"]
+
+
+@pytest.mark.parametrize("said", LONG)
+def test_a_number_without_end_is_no_answer(said):
+    assert last_number(said.format("7" * 5000)) is None is true_number(said.format("7" * 5000))
+    assert paid("number", [(said.format("7" * 5000), "7")]) == [0]
+
+
+TRUE_NUMBERS = {
+    "She sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs.\n#### 40,000": 40000,
+    7: 7,
+    2.5: 2.5,
+    1e-05: Fraction(1, 100000),
+    "1e3": 1000,
+    "1/3": Fraction(1, 3),
+    "1/2 cup": Fraction(1, 2),
+    "$18": 18,
+    "-$18.50": -18.5,
+    "€18": 18,
+    "18 dollars": 18,
+    "about 18": 18,
+    "50%": 50,
+    "60 km/h": 60,
+    "18cm": 18,
+    "x = - 5": -5,
+    "Total: 18": 18,
+    "\\boxed{18}": 18,
+    "\\$1{,}234": 1234,
+    "**18** apples": 18,
+}
+NO_TRUE_NUMBERS = [None, True, math.nan, math.inf, "", "many", "3 < 5", "[3]", "5!", "5½", "1 1/2", "10:30", "18-20"]
+NO_TRUE_NUMBERS += ["\\frac{3}{4}", "\\boxed{\\frac{3}{4}}", "\\sqrt{3}", "2\\sqrt{3}", "3^2", "x^2", "3*4", "2**3"]
+NO_TRUE_NUMBERS += ["(3, 4)", "2,3", "x=5 or 7", "18 dollars and 5 cents", "16-10=6", "f(3)", "sqrt(3)", "log 5"]
+NO_TRUE_NUMBERS += ["2x", "2π", "2pi", "x-5", "x - 5", "5 + x", "x + 5", "x/5", "5/x", "5 million", "minus 5"]
+
+
+@pytest.mark.parametrize("answer", TRUE_NUMBERS)
+def test_true_numbers(answer):
+    assert true_number(answer) == TRUE_NUMBERS[answer]
+
+
+@pytest.mark.parametrize("answer", NO_TRUE_NUMBERS)
+def test_what_is_not_one_number_is_no_true_number(answer):
+    assert true_number(answer) is None
 
 
 LETTERS = {
@@ -78,7 +123,18 @@ LETTERS = {
     "**D**": "D",
     "\\boxed{C}, not B": "C",
     "B or C? C": "C",
+    "not B or C but D": "D",
+    "The answer is not A but B": "B",
+    "C fits. B is incorrect.": "C",
+    "C fits and B doesn't.": "C",
+    "A is for Apple": "A",
+    "A would be best": "A",
+    "It is\nA\nthis is all": "A",
     "A dog barks": None,
+    "It rains.\nA dog barks": None,
+    "A by-product": None,
+    "I think so": None,
+    "I guess so, and I was there": None,
     "nope": None,
     "": None,
 }
@@ -87,6 +143,29 @@ LETTERS = {
 @pytest.mark.parametrize("reply", LETTERS)
 def test_letter(reply):
     assert letter(reply) == LETTERS[reply]
+
+
+@pytest.mark.parametrize("chosen", "ABCDEFGHIJ")
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Option {} is correct.",
+        "Therefore, {} is correct.",
+        "{} is right, I think",
+        "{} makes sense.",
+        "I choose {} because it fits.",
+        "I would say {}",
+        "So option {} would fit best.",
+        "{other} is wrong, so {} is right.",
+        "{other} isn't right, {} is.",
+        "The best choice is {} and not {other}.",
+        "I pick {} over the rest, rather than {other}.",
+        "The choice, {} (and not {other} or {other}), is clear.",
+    ],
+)
+def test_no_letter_is_read_less_than_another(chosen, said):
+    for other in set("ABI") - {chosen}:
+        assert letter(said.format(chosen, other=other)) == chosen
 
 
 def test_true_letters():
@@ -133,6 +212,13 @@ MATH_RIGHT = [
     ("\\boxed{BAC}", "$BAC$"),
     ("The answer is BAC.", "\\boxed{\\text{BAC}}"),
     ("$yx$", "$xy$"),
+    ("0.00001", 1e-05),
+    ("-0.00001", "-1e-05"),
+    ("It is 1E-5.", "0.00001"),
+    ("\\boxed{10^{-5}}", "#### 1e-05"),
+    ("1000", "1e3"),
+    ("10000000000000000000000", 1e22),
+    ("$2e-1$", "2e - 1"),
 ]
 MATH_WRONG = [
     ("81", "18"),
@@ -155,6 +241,8 @@ MATH_WRONG = [
     ("\\boxed{CAB}", "$BAC$"),
     ("\\boxed{bac}", "\\boxed{BAC}"),
     ("BAC, or rather CAB", "$BAC$"),
+    ("5", 1e-05),
+    ("0.0001", 1e-05),
 ]
 
 
@@ -269,6 +357,15 @@ def test_a_verifier_that_does_not_exist_is_named(name):
     with pytest.raises(ValueError, match=r"^reward: ") as error:
         verifier(name)
     assert BAD[name] in str(error.value)
+
+
+def test_a_missing_math_verify_is_named_before_anything_is_checked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs the rewards extra, pip install 'pairgrpo-jax\[rewards\]'"
+    ) as e:
+        verifier("math")
+    assert e.value.name == "math_verify"
 
 
 def test_a_bad_regular_expression_is_named():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 # What the layouts of preferences read; named, they are columns like any other.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.lm.data.rows import PromptRow, with_system
 from pairgrpo_jax.lm.data.split import fold_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -10,6 +11,10 @@ from pairgrpo_jax.lm.data.messages import Drop
 
 _PROMPTS = ("prompt", "messages", "conversations")
 _LIKE_PROMPT = ("question", "instruction", "input", "query", "context")
+_WORDS = re.compile(r"[^\W\d]\S*\s+\S*[^\W\d]|\?\s*$|[？。，]")
+# Names of columns that describe a row, or end so ("prompt_source"): several words there are no prompt.
+_ABOUT = ("category", "comment", "dataset", "domain", "explanation", "id", "language", "license", "model", "rationale")
+_ABOUT += ("reason", "source", "subset", "topic", "type", "url")
 _SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
 _IMAGES = ("images", "image", "videos", "video", "audios", "audio")
 _SCORES = ("score", "rating", "avg_rating", "avg_score", "overall_score", "reward")
@@ -40,7 +45,7 @@ def _second(label: Any) -> float:
     return 2.0 * label - 1 if label in (0, 1) else math.nan
 
 
-_WINNERS = {"model_a": -1.0, "model_b": 1.0, "tie": 0.0, "tie (bothbad)": 0.0}
+_WINNERS = {"model_a": -1.0, "model_b": 1.0, "tie": 0.0, "tie (bothbad)": 0.0, "both_bad": 0.0}
 _LABELLED = (
     _Labelled("response_1", "response_2", "preference_strength", float),  # HelpSteer2
     _Labelled("response1", "response2", "overall_preference", float),  # HelpSteer3
@@ -63,6 +68,22 @@ def prompt_name(row: Mapping[str, Any]) -> str | None:
 def misnamed_prompt(row: Mapping[str, Any]) -> str | None:
     """A column that may hold the prompt by its name."""
     return next((name for name in _LIKE_PROMPT if isinstance(row.get(name), str)), None)
+
+
+def unnamed_prompt(row: Mapping[str, Any], replies: Sequence[str]) -> str | None:
+    """A column that may hold the prompt by its value: messages, or several words that are in none of the `replies`."""
+    return next((name for name in row if not _about(name) and _asks(row[name], replies)), None)
+
+
+def _about(name: str) -> bool:
+    words = re.split(r"[\W_]+", name.lower())
+    return name in _SYSTEMS or words[-1] in _ABOUT or not {"chosen", "rejected"}.isdisjoint(words)
+
+
+def _asks(value: Any, replies: Sequence[str]) -> bool:
+    if isinstance(value, str):
+        return _WORDS.search(value) is not None and not any(value.strip() in reply for reply in replies)
+    return _listed(value) and any(isinstance(x, Mapping) and ("role" in x or "from" in x) for x in value)
 
 
 def system_name(row: Mapping[str, Any]) -> str | None:

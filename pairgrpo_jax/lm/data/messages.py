@@ -11,6 +11,7 @@ Prompt = tuple[Message, ...]
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _OPENING = re.compile(r"\s*(Human|Assistant):")
+_SPEAKER = re.compile(r"^[^\w\n]*(?:\w+[^\w\s]+)*(?:human|user|inst|instruction)[\s*]*[:\]|<>\n]", re.I | re.M)
 _ASKING = re.compile(r"\n\nHuman:.*\n\nAssistant:\s*$", re.DOTALL)
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant"}
 _ROLES |= dict.fromkeys(("gpt", "chatgpt", "model"), "assistant")  # ShareGPT, Gemma
@@ -84,6 +85,11 @@ def transcript(text: str) -> Prompt:
         before, turns = _TURN.split(text, maxsplit=1)[0], text[_first_turn(text) :]
         return ({"role": "system", "content": before.strip()}, *parse_transcript(turns))
     return ()
+
+
+def has_turns(text: str) -> bool:
+    """Whether a line of a text says that a user speaks: "Human:", "<|im_start|>user", "[INST]", "### Instruction:"."""
+    return _SPEAKER.search(text) is not None
 
 
 def _first_turn(text: str) -> int:

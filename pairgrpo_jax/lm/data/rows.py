@@ -1,14 +1,15 @@
 """Preference data read in any common layout and cleaned, with a count per reason."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.lm.data import layouts
 from pairgrpo_jax.lm.data.columns import ALL, NOTHING, Columns, Kinds
-from pairgrpo_jax.lm.data.messages import Drop, Prompt, to_messages, transcript, whole_chat, without_cue
+from pairgrpo_jax.lm.data.messages import Drop, Prompt, has_turns, to_messages, transcript, whole_chat, without_cue
 from pairgrpo_jax.lm.data.readers import read_rows
 
 _log = logging.getLogger("pairgrpo_jax.lm")
@@ -151,12 +152,20 @@ def _load(read: Callable[[dict[str, Any], str], Any], what: str, source: str, sp
         try:
             if (medium := layouts.medium_name(row)) is not None:
                 raise Drop(f"with something in column {medium!r}")
-            rows.append(read(row, where))
+            rows.append(_checked_text(read(row, where)))
         except Drop as reason:
             dropped[str(reason)] += 1
     if not rows:
         raise ValueError(f"{source}: no usable {what} ({_listed(dropped) or 'no row at all'})")
     return Loaded(rows, dict(dropped))
+
+
+def _checked_text(row: Any) -> Any:
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as e:  # half a character of two, which JSON can write
+        raise Drop("with text that is not Unicode") from e
+    return row
 
 
 def _without_prompts(rows: list[Preference], source: str) -> list[Preference]:
@@ -197,13 +206,7 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
     chosen, rejected, scores = layouts.sides(row, where)
     if not chosen or not rejected:
         raise Drop("empty reply")
-    column, misnamed = layouts.prompt_name(row), layouts.misnamed_prompt(row)
-    given = None if column is None else row[column]
-    if misnamed and given is None and isinstance(chosen, str) and not transcript(chosen):
-        raise ValueError(
-            f"{where}: no column 'prompt', but {misnamed!r}; if it holds the prompt: --prompt-column {misnamed}"
-        )
-    prompt, good, bad = _prompt_and_replies(given, chosen, rejected, where)
+    prompt, good, bad = _prompt_and_replies(row, chosen, rejected, where)
     good, bad = good.strip(), bad.strip()
     if not good or not bad:
         raise Drop("empty reply")
@@ -223,13 +226,14 @@ def _system(row: dict[str, Any], where: str) -> str | None:
     return None if name is None else row[name].strip()
 
 
-def _prompt_and_replies(prompt: Any, chosen: Any, rejected: Any, where: str) -> tuple[Prompt, str, str]:
+def _prompt_and_replies(row: dict[str, Any], chosen: Any, rejected: Any, where: str) -> tuple[Prompt, str, str]:
     """Returns the prompt's messages and the two reply texts."""
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError(f"{where}: 'chosen' and 'rejected' must both be texts or both be lists of messages")
-    given = () if prompt is None else without_cue(to_messages(prompt, where))
+    column = layouts.prompt_name(row)
+    given = () if column is None or row[column] is None else without_cue(to_messages(row[column], where))
     if isinstance(chosen, str) and not (transcript(chosen) and transcript(rejected)):
-        return (given, chosen, rejected) if given else _common_text(chosen, rejected)
+        return _common_text(row, chosen, rejected, where) if column is None else (given, chosen, rejected)
     first, second = (whole_chat(given, to_messages(side, where)) for side in (chosen, rejected))
     if any(not side or side[-1]["role"] != "assistant" for side in (first, second)):
         raise Drop("no reply at the end")
@@ -238,11 +242,21 @@ def _prompt_and_replies(prompt: Any, chosen: Any, rejected: Any, where: str) -> 
     return first[:-1], first[-1]["content"], second[-1]["content"]
 
 
-def _common_text(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
-    """Splits two plain texts after the words that both begin with: the prompt, if no column holds it."""
+def _common_text(row: dict[str, Any], chosen: str, rejected: str, where: str) -> tuple[Prompt, str, str]:
+    """Splits two plain texts after the words that both begin with: the prompt, if no column holds it.
+
+    Raises:
+      ValueError: that names a column that may hold it.
+    """
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
     cut = max((i for i in range(same) if chosen[i].isspace()), default=-1) + 1
-    return ({"role": "user", "content": chosen[:cut].strip()},), chosen[cut:], rejected[cut:]
+    common, sides = chosen[:cut].strip(), (chosen, rejected)
+    misnamed = layouts.misnamed_prompt(row) or (None if has_turns(common) else layouts.unnamed_prompt(row, sides))
+    if misnamed and not any(map(transcript, sides)):
+        raise ValueError(
+            f"{where}: no column 'prompt', but {misnamed!r}; if it holds the prompt: --prompt-column {misnamed}"
+        )
+    return ({"role": "user", "content": common},), chosen[cut:], rejected[cut:]
 
 
 def _checked_prompt(prompt: Prompt) -> Prompt:

@@ -10,12 +10,33 @@ _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _SAID = re.compile(r"(?:####|\banswer\s*(?:is|:|=)\s*:?)", re.IGNORECASE)
 # A minus belongs to its number unless it is what lies between two of them.
 _NUMBER = re.compile(
-    r"(?<![\w.])(?:(?<![\d)%])(?<![\d)%]\s)(-\s?\$?|\$\s?-)|(?:\+|\$)\s?)?"
+    r"(?<![\w.])(?:(?<![\d)%])(?<![\d)%]\s)(-\s?\$?|\$\s?-)|(?:\+|\$)\s?)?(?=\.?\d)"
     r"(\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(\.\d+)?(?:e([-+]?\d{1,3}))?(?:\s?/\s?(\d+))?(?![\d])",
     re.IGNORECASE,
 )
 _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,;:! ]|[~\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-_LETTER = re.compile(r"(?<![A-Za-z'’])\(?([A-J])(?![A-Za-z'’])\)?")
+_LONGEST = 300  # digits of a number, where floats end; Python itself refuses to read 4301
+_PLAIN = r"(?:[^\W\d_½¼¾π]|[\s$€£¥₹%°.,)='\"]|(?<!\w)\(|:(?=\s)|(?<=[a-z])/(?=[a-z]))*"
+_MORE = (
+    r"half|dozens?|hundreds?|thousands?|[mbt]r?illions?|minus|negative|squared|cubed|pi|sqrt|root|log|ln|sin|cos|tan"
+)
+# One number, with "0" for its digits, among plain words: "x = 5 cm", but not "5x", "x - 5", "sqrt(5)", "5 million".
+_ALONE = re.compile(
+    rf"(?!.*(?<![a-z])(?:{_MORE})(?![a-z])){_PLAIN}(?:(?<!\w)(?<!\b\w )[-+][\s$]*)?0(?![^\W\d_]\b){_PLAIN}",
+    re.DOTALL | re.IGNORECASE,
+)
+_ONE = r"(?<![A-Za-z'’])\(?[A-J](?![A-Za-z'’])\)?"
+_LETTER = re.compile(_ONE.replace("[A-J]", "([A-J])"))
+_DENIED = re.compile(
+    rf"\b(?:[Nn]ot|rather than|instead of)\s+(?:option\s+)?{_ONE}(?:\s+n?or\s+{_ONE})*"
+    rf"|{_ONE}\s+(?:(?:is|was)\s+(?:wrong|incorrect|false)|(?:is|was|does)\s+not|[a-z]+n['’]t)\b"
+)
+# What may follow a letter, and neither an article nor a person: small words, and verbs in "s".
+_FOLLOWS = r"and|or|nor|but|not|because|since|if|which|that|for|from|in|on|over|to|with|by|is|[a-z]*[a-hj-rtv-z]s"
+_ARTICLE_OR_PERSON = re.compile(
+    rf"(?<![\w,;)] )A +(?!(?:{_FOLLOWS}|can|could|may|might|must|should|will|would)(?![\w-]))[a-z]"
+    rf"|(?<!ption )I +(?!(?!(?:was|always)\b)(?:{_FOLLOWS})(?![\w-]))[a-z]"
+)
 
 
 def stated(reply: str) -> str | None:
@@ -57,18 +78,18 @@ def plain(text: str) -> str:
     return re.sub(r"[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}", "", text.replace("\\$", "$").replace("\\%", "%"))
 
 
-def numbers(text: str) -> list[Fraction]:
-    """The numbers of a text in their order: with signs, thousands commas, decimals, exponents, and fractions `a/b`."""
-    found = []
-    for match in _NUMBER.finditer(plain(text)):
-        sign, whole, decimals, exponent, below = match.groups()
-        if whole is None and decimals is None:
-            continue
-        value = Fraction(f"{(whole or '0').replace(',', '')}{decimals or ''}e{exponent or 0}")
-        if below is not None and int(below):
-            value /= int(below)
-        found.append(-value if sign else value)
-    return found
+def numbers(text: str) -> list[Fraction | None]:
+    """The numbers of a text in their order: with signs, thousands commas, decimals, exponents, and fractions `a/b`;
+    None for one of absurd length.
+    """
+    return [_value(*match.groups(), length=len(match[0])) for match in _NUMBER.finditer(plain(text))]
+
+
+def _value(sign, whole, decimals, exponent, below, *, length: int) -> Fraction | None:
+    if length + abs(int(exponent or 0)) > _LONGEST:
+        return None
+    value = Fraction(f"{(whole or '0').replace(',', '')}{decimals or ''}e{exponent or 0}") / (int(below or 1) or 1)
+    return -value if sign else value
 
 
 def last_number(reply: str) -> Fraction | None:
@@ -79,11 +100,12 @@ def last_number(reply: str) -> Fraction | None:
 
 
 def true_number(answer: Any) -> Fraction | None:
-    """The number of an answer column: a number, a text that is one, or what GSM8K has after `####`."""
-    if isinstance(answer, bool) or answer is None:
-        return None
-    found = numbers(reference(answer))
-    return found[-1] if found else None
+    """The number of an answer column: a number, a text that has one among plain words, currencies and units, perhaps
+    marked as in a reply, or what GSM8K has after `####`; None for anything else, as an expression or two numbers.
+    """
+    text = "" if isinstance(answer, bool) else marked(reference(answer))[1]
+    bare = _NUMBER.sub(lambda number: re.sub(r"[.\d].*", "0", number[0]), plain(text))
+    return numbers(text)[0] if _ALONE.fullmatch(bare) and not re.search(r"\w[*_]+\w", text) else None
 
 
 def reference(answer: Any) -> str:
@@ -94,17 +116,15 @@ def reference(answer: Any) -> str:
 def letter(reply: str) -> str | None:
     """The letter that a reply chooses: of what it marks as its answer, at its beginning, or the last that stands alone.
 
-    "A" before a word in small letters is an article, and "I" a person.
+    A letter that is denied ("not B", "B is wrong") is not chosen. "A" is an article at the beginning of a sentence, and
+    "I" a person, before a word in small letters that does not follow a letter, as "is" and "because" do.
     """
-    marked = stated(reply)
-    text = plain(reply if marked is None else marked).strip()
+    mark, text = marked(reply)
+    text = _DENIED.sub("", plain(text)).strip()
     if first := re.match(r"\(?([A-Ja-j])(?:[).:,]|\s*$)", text):
         return first[1].upper()
-    if marked is not None:
-        found = _LETTER.search(text)
-        return found[1] if found else None
-    alone = [m[1] for m in _LETTER.finditer(text) if not re.match(r"[AI]\s+[a-z]", text[m.start(1) :])]
-    return alone[-1] if alone else None
+    found = [m[1] for m in _LETTER.finditer(text) if mark or not _ARTICLE_OR_PERSON.match(text, m.start(1))]
+    return found[0 if mark else -1] if found else None
 
 
 def true_letter(answer: Any) -> str | None:

@@ -229,7 +229,7 @@ class Asker:
 def _verdict(answer: Any) -> float:
     if answer is None:
         return 0.5
-    if not (isinstance(answer, bool | int | float | np.number) and answer in (0, 1)):
+    if not (isinstance(answer, bool | int | float | np.number | np.bool_) and answer in (0, 1)):
         raise JudgeError(f"expected 0, 1 or None, got {answer!r}")
     return float(answer)
 

@@ -23,6 +23,7 @@ _HOW = {
     "text": "Answer with one word and nothing else: A if reply A is better, B if reply B is better, tie if neither is.",
 }
 _VERDICTS = {"A": 0, "B": 1, "tie": None}
+_FOLDED = {name.casefold(): value for name, value in _VERDICTS.items()}
 _SCHEMA = {
     "type": "object",
     "properties": {"verdict": {"type": "string", "enum": list(_VERDICTS)}},
@@ -130,17 +131,18 @@ class OpenAIJudge:
                 raise ValueError(f"judge {self.model}: {error}") from None
 
     def _verdict(self, content: str) -> int | None:
-        """The verdict in an answer."""
-        text = content.strip()
-        for part in [text, *_OBJECT.findall(text)]:
+        """The verdict in an answer: the last one, after what a model thought."""
+        text = content.rpartition("</think>")[2].strip()
+        for part in [text, *reversed(_OBJECT.findall(text))]:
             try:
                 found = json.loads(part)
             except ValueError:
                 continue
-            if isinstance(found, dict) and found.get("verdict") in list(_VERDICTS):
-                return _VERDICTS[found["verdict"]]
+            word = found.get("verdict") if isinstance(found, dict) else None
+            if isinstance(word, str) and word.casefold() in _FOLDED:
+                return _FOLDED[word.casefold()]
         if words := _WORDS.fullmatch(text):
-            return {name.lower(): value for name, value in _VERDICTS.items()}[words[1].lower()]
+            return _FOLDED[words[1].casefold()]
         raise NoVerdictError(f"expected a verdict A, B or tie, got {self._clean(text) or 'nothing'!r}")
 
     def _refusal(self, error: openai.APIStatusError) -> JudgeError:

@@ -6,14 +6,16 @@ that the group counts as failed and not as wrong; `readable` says so beforehand.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import re
 import threading
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
-from pairgrpo_jax.core.terms import did_you_mean
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.rewards.answers import (
     last_number,
@@ -36,6 +38,7 @@ _NAMED = re.compile(
 _WORDS = re.compile(
     r"[A-Za-z]{3}|[A-Za-z][aeiou]|[aeiouAEIOU][A-Za-z]|\d\s+(?:[a-z]{2}|m\^[23]|\([a-z])|[.!?]\s|\n"
 )  # or units
+_POWER_OF_TEN = re.compile(r"(?<![\w.,])(?:\d+\.?\d*|\.\d+)e[-+]?\d{1,3}(?!\w|\.\d)", re.IGNORECASE)
 NAMES = ("math", "number", "choice", "format", "own")
 
 
@@ -133,12 +136,14 @@ def verifier(name: str, expression: str = "", gym: Gym | None = None) -> Verifie
 
     Raises:
       ValueError: for another name, with the nearest; for a regular expression that is none, or missing; without gym.
+      ModuleNotFoundError: for math, if math-verify is not installed.
     """
     if name == "own":
         if gym is None:
             raise ValueError("reward: verify:own asks a generator's scorer; it needs --data reasoning-gym:NAME")
         return Own(gym)
     if name == "math":
+        _require_math_verify()
         return Verifier("math", _true_expression, _same_expression)
     if name == "number":
         return Verifier("number", true_number, lambda reply, truth: last_number(reply) == truth)
@@ -152,11 +157,19 @@ def verifier(name: str, expression: str = "", gym: Gym | None = None) -> Verifie
     raise ValueError(f"reward: verify:{name} is unknown; {hint}")
 
 
+def _require_math_verify() -> None:
+    try:
+        importlib.import_module("math_verify")
+    except ModuleNotFoundError as error:
+        what = f"{error}: verify:math needs the rewards extra, pip install 'pairgrpo-jax[rewards]'"
+        raise ModuleNotFoundError(what, name=error.name) from error
+
+
 def _true_expression(answer: Any) -> Any:
     """What math-verify reads in an answer column; as LaTeX where it looks like an expression without its dollars."""
     if answer is None or isinstance(answer, bool):
         return None
-    text = _multiplied(plain(reference(answer)))
+    text = _decimal(_multiplied(plain(reference(answer))))
     if letters := _LETTERS.fullmatch(stated(text) or text):
         return letters[1]
     return (_bare(text) and _parse(f"${text}$")) or _parse(text) or None
@@ -165,11 +178,15 @@ def _true_expression(answer: Any) -> Any:
 def _same_expression(reply: str, truth: Any) -> bool:
     """By value, as math-verify has it, but for a problem that is repeated and not worked out: "3 + 4" for 7. Capital
     letters in a row are a word, of which math-verify would take any order: "BAC"."""
-    from math_verify import verify
-
     if isinstance(truth, str):
         return truth == _word(reply)
-    found = _found(_multiplied(_signed(reply)))
+    text = _multiplied(_signed(reply))  # "2e-1" may be meant as 0.2, or as 2e - 1
+    return any(_same(_found(one), truth) for one in dict.fromkeys((_decimal(text), text)))
+
+
+def _same(found: list, truth: list) -> bool:
+    from math_verify import verify
+
     if not any(map(_unfinished, truth)):
         found = [one for one in found if not _unfinished(one)]
     return bool(verify(truth, found, timeout_seconds=_seconds()))  # type: ignore[arg-type]
@@ -212,6 +229,11 @@ def _word(reply: str) -> str | None:
 def _multiplied(text: str) -> str:
     """With the sign of a product, without which math-verify reads "2(3)" as 2 + 3."""
     return re.sub(r"(?<=\d)\((?=-?\d)", r" \\cdot (", text)
+
+
+def _decimal(text: str) -> str:
+    """With "1e-05" as 0.00001, where math-verify reads -5 + e."""
+    return _POWER_OF_TEN.sub(lambda number: format(Decimal(number[0]), "f"), text)
 
 
 def _unfinished(expression: Any) -> bool:

@@ -51,12 +51,14 @@ def reward_function(
       on_error: "raise" or "skip".
 
     Raises:
-      ValueError: for no function, or weights that do not fit.
+      ValueError: for no function, one that takes something else first, or weights that do not fit.
     """
     functions = [functions] if callable(functions) else list(functions)
     weights = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
     if not functions or not all(map(callable, functions)):
         raise ValueError("functions: expected a callable, or a list of at least one")
+    for function in functions:
+        _require_order(function)
     if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
         raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
     names = [name_of(f) for f in functions] if names is None else list(names)
@@ -103,6 +105,22 @@ class _Rewards:
     def __call__(self, prompts: list[Prompt], completions: list[list[str]], **columns: list) -> Judgement:
         """Judges K completions of each of B prompts."""
         return self.total(self.each(prompts, completions, **columns))
+
+
+def _require_order(function: Callable) -> None:
+    """TRL calls its reward functions by name, with flat lists: what its signature would get here is something else."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a builtin
+        return
+    first = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
+    many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    known = {"prompts": 0, "completions": 1}
+    if (len(first) < 2 and not many) or any(known.get(name, place) != place for place, name in enumerate(first)):
+        raise ValueError(
+            f"functions: {name_of(function)} must take (prompts, completions) first, by position: B prompts and B "
+            f"lists of K texts, then columns by name; it takes ({', '.join(p.name for p in parameters)})"
+        )
 
 
 def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> np.ndarray:
