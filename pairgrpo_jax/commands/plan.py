@@ -74,7 +74,9 @@ def main(words: Sequence[str]) -> int:
     _, rest = take(words[1:], ("--topology",))
     run = parse_run(rest, LABELS, preset, "pairgrpo plan align")
     topology = open_topology(name)
-    if topology.devices > 1 and not peek(rest, "mesh", ""):
+    if topology.devices > 1 and run.mesh == "none":
+        if peek(rest, "mesh", ""):
+            raise ValueError(f"mesh='none' uses one of the {topology.devices} devices; choose data or fsdp")
         run = run.replace(mesh="fsdp")
     return report(run, name, topology)
 

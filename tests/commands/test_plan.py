@@ -105,6 +105,7 @@ def test_a_batch_that_devices_do_not_divide_is_planned_with_its_empty_places():
         (("align", "hard", "--topology", "v5e:2x3"), "'v5e:2x3' is unknown; did you mean v5e:2x"),
         (("align", "hard", "--topology", "cpu:0"), "v6e:1x1"),
         (("align", "hard"), "v5p:2x2x1"),
+        (("align", "hard", "--topology", "cpu:2", "--mesh", "none"), "mesh='none' uses one of the 2 devices"),
         (("align", "hard", "--topology", "cpu:99"), "XLA_FLAGS=--xla_force_host_platform_device_count=99"),
         (("align", "hard", "--topology", "cuda", "--candidate", "4"), "--candidates"),
     ],

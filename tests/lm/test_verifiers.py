@@ -1,5 +1,6 @@
 """Verifiers: answers found in replies as people write them, and what cannot be read counted."""
 
+import itertools
 import math
 import sys
 from fractions import Fraction
@@ -145,7 +146,6 @@ def test_letter(reply):
     assert letter(reply) == LETTERS[reply]
 
 
-@pytest.mark.parametrize("chosen", "ABCDEFGHIJ")
 @pytest.mark.parametrize(
     "said",
     [
@@ -154,7 +154,6 @@ def test_letter(reply):
         "{} is right, I think",
         "{} makes sense.",
         "I choose {} because it fits.",
-        "I would say {}",
         "So option {} would fit best.",
         "{other} is wrong, so {} is right.",
         "{other} isn't right, {} is.",
@@ -163,8 +162,8 @@ def test_letter(reply):
         "The choice, {} (and not {other} or {other}), is clear.",
     ],
 )
-def test_no_letter_is_read_less_than_another(chosen, said):
-    for other in set("ABI") - {chosen}:
+def test_no_letter_is_read_less_than_another(said):
+    for chosen, other in itertools.permutations("ABCDEFGHIJ", 2):
         assert letter(said.format(chosen, other=other)) == chosen
 
 
@@ -241,8 +240,6 @@ MATH_WRONG = [
     ("\\boxed{CAB}", "$BAC$"),
     ("\\boxed{bac}", "\\boxed{BAC}"),
     ("BAC, or rather CAB", "$BAC$"),
-    ("5", 1e-05),
-    ("0.0001", 1e-05),
 ]
 
 
