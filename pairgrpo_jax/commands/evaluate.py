@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.exported import chat_of, exported, method_of
+from pairgrpo_jax.commands.exported import chat_of, exported, method_of, started_from
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh
 from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
@@ -62,10 +62,10 @@ class Evaluation(Settings):
 
     a: str = ""
     """The model in question: a folder, a run of pairgrpo align, a .gguf file, a hub id, or smollm2."""
-    b: str = "smollm2"
-    """Its rival."""
-    reference: str = "smollm2"
-    """The model that KL is measured to, and whose trunk the judge's head sits on."""
+    b: str | None = None
+    """Its rival; by default the model that the run `a` started from, or smollm2."""
+    reference: str | None = None
+    """The model that KL is measured to, and whose trunk the judge's head sits on; by default as for `b`."""
     ignore_fields: tuple[str, ...] = ()
     """Fields of the models' configs to load without, that are not implemented here."""
     end_of_turn: str | None = None
@@ -346,21 +346,24 @@ def main(words: Sequence[str]) -> None:
     placement = Placement.over(args.mesh)
     if not args.a:
         raise ValueError("a: name the model in question, such as --a runs/align")
+    started = started_from(args.a)
+    rival, start = args.b or started, args.reference or started
     gym, name = gym_of(args.data, args.system), judge_of(args)
     source = source_of(named_rewards(args.reward, gym), on_error="skip") if args.reward else None
     if not name and source is None:
         raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")
     if name:
-        processes.on_lead(lambda: tell_other_model(args.reference, name))
+        processes.on_lead(lambda: tell_other_model(start, name))
     options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
     chat, head = chat_of(args.a, args.chat), load_head(name) if name else None
     load = functools.partial(as_policy, chat=chat, placement=placement, **options)
-    reference = load(args.reference)
-    a, b = (reference if name == args.reference else load(name) for name in (args.a, args.b))
+    reference = load(start)
+    a, b = (reference if name == start else load(name) for name in (args.a, rival))
     for name, other in (("a", a), ("b", b)):
         sizes = other.model.config.vocab_size, reference.model.config.vocab_size
         if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
-            raise ValueError(f"{name}: a, b and reference must share a vocabulary; sizes are {sizes[0]} and {sizes[1]}")
+            told = f"sizes are {sizes[0]} and {sizes[1]} (--b {rival} --reference {start})"
+            raise ValueError(f"{name}: a, b and reference must share a vocabulary; {told}")
     prompts = held_out_prompts(reference.model, args, gym, source)
     pairs = [] if gym else labelled(reference.model, args)
     judges = Judges(

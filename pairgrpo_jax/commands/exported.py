@@ -21,6 +21,11 @@ def exported(name: str) -> str:
     return str(folder / "model") if (folder / "model" / "config.json").exists() else name
 
 
+def started_from(name: str) -> str:
+    """The model that a run trained; smollm2 for other models."""
+    return _settings_of(name).get("model", "smollm2")
+
+
 def method_of(name: str) -> Method | None:
     """The method of the run that `name` is; None for other models."""
     kept = _settings_of(name).get("config", {}).get("method")

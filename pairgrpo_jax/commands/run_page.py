@@ -39,7 +39,7 @@ def write_report(
       colour: of the curves, the method's.
     """
     parts = [html.element("h1", title), html.listed(summary)]
-    parts += [f"<p>Made again by {html.element('code', command)}.</p>"] if command else []
+    parts += [f"<p>The same run again: {html.element('code', command)}</p>"] if command else []
     parts += ["<h2>Curves</h2>", curves(read_metrics(folder), shown, axis, colour)]
     parts += [*_video(folder / "cheetah.mp4"), *_replies(folder / "replies.md")]
     for heading, name in (("Settings", "config.json"), ("Versions", "versions.json")):

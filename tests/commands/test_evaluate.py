@@ -10,7 +10,7 @@ from byte_model import write_model
 from pairgrpo_jax.commands import cheetah, evaluate
 from pairgrpo_jax.commands.align_settings import preset
 from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, labelled, pair_accuracy
-from pairgrpo_jax.commands.exported import chat_of, method_of
+from pairgrpo_jax.commands.exported import chat_of, method_of, started_from
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.lm import Policy, Sampling
 from pairgrpo_jax.lm.alignment import EncodedPrompt
@@ -134,3 +134,9 @@ def test_options_that_a_template_does_not_name_are_refused(tmp_path, run_here):
     words = ["--a", tmp_path / "model", "--reference", tmp_path / "model", "--judge", "", "--reward", "verify:math"]
     done = run_here(evaluate.main, *words, "--template-option", "enable_thinking=false")
     assert done.returncode == 2 and "template_option: the chat template does not name 'enable_thinking'" in done.stderr
+
+
+def test_a_runs_rival_is_the_model_it_started_from(tmp_path):
+    (tmp_path / "versions.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"model": "some/model"}))
+    assert started_from(str(tmp_path)) == "some/model" and started_from("other") == "smollm2"

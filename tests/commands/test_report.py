@@ -65,7 +65,7 @@ def test_it_holds_all_and_needs_nothing_else(folder):
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     for words in ("hard & <soft>", "win rate 50%", "config.method.clip", "0.2", "<b>x</b>", "3.11", "caf\u00e9"):
         assert words in page.words
-    assert "Made again by pairgrpo align soft --x." in page.words
+    assert "The same run again: pairgrpo align soft --x" in page.words
     assert "reward in training" in page.words and "batches" in page.words and "nothing" not in page.words
     assert "pairgrpo generate --model runs/x" in page.words and "</pre><script>" in page.words
     assert "script" not in page.tags and {"svg", "video", "table"} <= {*page.tags}
@@ -77,7 +77,7 @@ def test_a_run_without_a_film_or_replies_has_a_page_too(folder):
     (folder / "replies.md").unlink()
     write_report(folder, "x", [], {"none": "none"}, axis="batches", command=None, after=[])
     page = Page((folder / "report.html").read_text())
-    assert "Made again" not in page.words
+    assert "same run again" not in page.words
     assert "video" not in page.tags and "Replies" not in page.words and "svg" in page.tags
 
 

@@ -505,7 +505,7 @@ def test_prompts(tmp_path):
         "duplicate prompt": 1,
     }
     assert data.describe(loaded) == "3 prompts; dropped 3: 1 duplicate prompt, 2 empty prompt"
-    with pytest.raises(ValueError, match=r"column 'prompt' or 'messages'.*--prompt-column question"):
+    with pytest.raises(ValueError, match=r"column 'prompt', 'messages' or 'conversations'.*--prompt-column question"):
         load_prompts(write(tmp_path / "z.jsonl", [{"question": "q"}]))
 
 
@@ -725,3 +725,9 @@ def test_prompts_that_come_again_are_counted(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": f"Question {i % 3}?"}) for i in range(5)))
     assert data.describe(data.load_prompts(str(file))) == "3 prompts; dropped 2: 2 duplicate prompt"
+
+
+def test_a_file_of_prompts_under_an_unknown_name_names_its_option(tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"user_query": "Why is it so?", "want": "rain"}) + "\n")
+    with pytest.raises(ValueError, match="if 'user_query' holds the prompt: --prompt-column user_query"):
+        load_prompts(str(tmp_path / "p.jsonl"))

@@ -36,7 +36,8 @@ def to_messages(content: Any, where: str) -> Prompt:
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, Sequence) or not all(isinstance(m, Mapping) for m in content):
-        raise ValueError(f"{where}: messages must be a list of {{'role': ..., 'content': text}}")
+        what = "a prompt must be a text or a list of messages, and messages must be a list of"
+        raise ValueError(f"{where}: {what} {{'role': ..., 'content': text}}; got {type(content).__name__}")
     return tuple(_message(m, where) for m in content)
 
 

@@ -188,11 +188,10 @@ def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
     if row.keys() >= {"chosen", "rejected"} or (column is None and layouts.is_preference(row)):
         return _preference(row, where).prompt
     if column is None:
-        like = layouts.misnamed_prompt(row)
+        like = layouts.misnamed_prompt(row) or layouts.unnamed_prompt(row, ())
         hint = f"; if {like!r} holds the prompt: --prompt-column {like}" if like else ""
-        raise ValueError(
-            f"{where}: expected a column 'prompt' or 'messages', or those of preferences; got {sorted(row)}{hint}"
-        )
+        what = "expected a column 'prompt', 'messages' or 'conversations', or those of preferences"
+        raise ValueError(f"{where}: {what}; got {sorted(row)}{hint}")
     if row[column] is None:
         raise Drop("empty prompt")
     messages = to_messages(row[column], where)

@@ -235,7 +235,8 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
             raise ValueError(f"prompts[{i}]: an empty prompt; give at least one token")
         if len(prompt) + new > limit:
             total = f"{len(prompt)} + max_new_tokens={new}"
-            raise ValueError(f"prompts[{i}]: {total} tokens exceed the context of {limit}")
+            left = f"; at most {limit - len(prompt)} can follow" if len(prompt) < limit else ""
+            raise ValueError(f"prompts[{i}]: {total} tokens exceed the context of {limit}{left}")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise ValueError(f"prompts[{i}]: ids outside the vocabulary of {config.vocab_size}")
 

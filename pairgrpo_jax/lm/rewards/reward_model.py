@@ -94,7 +94,8 @@ def check_head(head: RewardHead, config: ModelConfig) -> None:
     """Raises ValueError if the head was made for features of another size, as those of another model are."""
     count = feature_count(head.features, config.hidden_size)
     if len(head.weight) != count:
-        raise ValueError(f"head: made for {len(head.weight)} features, and this model gives {count}; choose another")
+        what = f"head: made for {len(head.weight)} features, and this model gives {count}"
+        raise ValueError(f"{what}; fit one on it with pairgrpo reward-model, or reward it otherwise")
 
 
 def rewards(head: RewardHead, features: jax.Array) -> jax.Array:

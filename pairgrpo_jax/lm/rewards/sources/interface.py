@@ -116,7 +116,8 @@ def group_shape(prompts: list, completions: list[list[str]]) -> tuple[int, int]:
 
 def give_up(function: Callable, problem: str, cause: Exception | None, policy: ErrorPolicy) -> None:
     """Raises `SourceError`, or warns, of a function that failed in all tries."""
-    message = f"{name_of(function)} failed ({policy.retries + 1} tries): {problem}"
+    tries = f" ({policy.retries + 1} tries)" if policy.retries else ""
+    message = f"{name_of(function)} failed{tries}: {problem}"
     if policy.on_error == "raise":
         raise SourceError(f'{message}; on_error="skip" goes on without the groups concerned') from cause
     log.warning("%s; skipped", message)
