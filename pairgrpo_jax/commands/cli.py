@@ -113,7 +113,8 @@ def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[st
     named = bool(words) and not words[0].startswith("-")
     method, rest = (words[0], words[1:]) if named else ("hard", words)
     if method not in methods:
-        raise ValueError(f"method {method!r} is unknown; {did_you_mean(method, methods, about)}")
+        hint = did_you_mean(method, methods, f"choose one of {', '.join(methods)}")
+        raise ValueError(f"method {method!r} is unknown; {hint}")
     default: Any = preset(method, rest)
     stored = Path(peek(rest, "output", str(default.output))) / "config.json"
     if "--resume" in rest and stored.exists():
