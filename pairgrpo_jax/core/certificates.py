@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pairgrpo_jax.core.advantages import as_groups, group_advantages, reward_rank_correlation
 from pairgrpo_jax.core.hard import require_distribution, require_transfer
 from pairgrpo_jax.core.pairs import Pairs, pair_rewards, scatter_pairs, usable_pairs
-from pairgrpo_jax.core.terms import Metrics, as_float
+from pairgrpo_jax.core.terms import Metrics, as_float, divisor
 
 
 def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
@@ -32,7 +32,7 @@ def scheme_cosine(rewards: jax.Array, pairs: Pairs) -> jax.Array:
     a, b = group_advantages(rewards, eps=0.0), pair_rewards(pairs, rewards.shape[-1])
     norms = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
     both_zero = jnp.all(a == 0, axis=-1) & jnp.all(b == 0, axis=-1)
-    return jnp.where(both_zero, 1, jnp.sum(a * b, axis=-1) / jnp.sqrt(jnp.where(norms > 0, norms, 1)))
+    return jnp.where(both_zero, 1, jnp.sum(a * b, axis=-1) / jnp.sqrt(divisor(norms)))
 
 
 def bradley_terry_bound(rewards: jax.Array) -> jax.Array:
@@ -130,7 +130,7 @@ def conditions(
         "tied_groups": jnp.mean(tied, dtype=rewards.dtype),
         "binary_groups": jnp.mean(two_levels, dtype=rewards.dtype),
         "smallest_gap": jnp.mean(smallest_gap(rewards)),
-        "bradley_terry_remainder": jnp.sum(bradley_terry_bound(rewards)) / jnp.where(total > 0, total, 1),
+        "bradley_terry_remainder": jnp.sum(bradley_terry_bound(rewards)) / divisor(total),
     }
     if pairs is None:
         return metrics

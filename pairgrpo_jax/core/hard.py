@@ -26,13 +26,16 @@ from pairgrpo_jax.core.checks import (
 )
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
 from pairgrpo_jax.core.surrogate import AGGREGATES, aggregate_steps, policy_kl, prepare, with_steps
-from pairgrpo_jax.core.terms import Objective, as_float, frozen, loss, masked, mean_term
+from pairgrpo_jax.core.terms import Objective, as_float, divisor, frozen, loss, masked, mean_term
 
 CANDIDATES = ("empirical", "likelihood")
 FLOOR = 1e-3
 Fit = Literal["reverse", "forward"]
 TrustRegion = Literal["hinge", "lagrangian"]
 FITS, TRUST_REGIONS = get_args(Fit), get_args(TrustRegion)
+
+
+_require_factor = functools.partial(require_values, "in (0, 1]", lambda x: (x > 0) & (x <= 1))
 
 
 def delta_schedule(delta_0: jax.typing.ArrayLike, gamma: jax.typing.ArrayLike) -> optax.Schedule:
@@ -44,7 +47,7 @@ def delta_schedule(delta_0: jax.typing.ArrayLike, gamma: jax.typing.ArrayLike) -
       ValueError: for delta_0 < 0 or gamma outside (0, 1].
     """
     require_nonnegative(delta_0=delta_0)
-    require_values("in (0, 1]", lambda x: (x > 0) & (x <= 1), gamma=gamma)
+    _require_factor(gamma=gamma)
     return lambda count: delta_0 * gamma ** jnp.asarray(count, float)
 
 
@@ -62,15 +65,13 @@ def travel_schedule(budget: float, updates: int, *, final: float = 0.1) -> optax
     Raises:
       ValueError: for budget < 0, updates < 1 or final outside (0, 1].
     """
-    if not budget >= 0:
-        raise ValueError(f"budget must be >= 0, got {budget}")
+    require_nonnegative(budget=budget)
     if updates < 1:
         raise ValueError(f"updates must be >= 1, got {updates}")
-    if not 0 < final <= 1:
-        raise ValueError(f"final must be in (0, 1], got {final}")
+    _require_factor(final=final)
     gamma = final ** (1 / max(updates - 1, 1))
-    delta_0 = budget / sum(gamma**t for t in range(updates))
-    return lambda count: jnp.where(jnp.asarray(count) < updates, delta_0 * gamma ** jnp.asarray(count, float), 0)
+    delta = delta_schedule(budget / sum(gamma**t for t in range(updates)), gamma)
+    return lambda count: jnp.where(jnp.asarray(count) < updates, delta(count), 0)
 
 
 def candidate_log_probs(
@@ -102,8 +103,7 @@ def candidate_log_probs(
 
 def _candidates(log_ratio, old_logp, mask, candidates, length_normalize):
     require_choice("candidates", candidates, CANDIDATES)
-    lengths = jnp.sum(mask, axis=-1)
-    steps = jnp.where(lengths > 0, lengths, 1) if length_normalize else 1
+    steps = divisor(jnp.sum(mask, axis=-1)) if length_normalize else 1
     log_ratio = jnp.sum(log_ratio * mask, axis=-1) / steps
     old_logp = jnp.sum(old_logp * mask, axis=-1) / steps
     log_p0 = jax.nn.log_softmax(jnp.zeros_like(old_logp) if candidates == "empirical" else old_logp)
@@ -150,7 +150,7 @@ def _flow(p0, pairs, delta, floor, max_kl):
     require_transfer(delta, floor)
     asked = as_float(pairs.weight) * delta
     outflow = scatter_pairs(pairs, jnp.zeros_like(asked), asked, p0.shape[-1])
-    share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / jnp.where(outflow > 0, outflow, 1))
+    share = jnp.minimum(1, jnp.maximum(p0 - floor, 0) / divisor(outflow))
     moved = asked * jnp.take_along_axis(share, pairs.rejected, axis=-1)
     flow = scatter_pairs(pairs, moved, -moved, p0.shape[-1])
     return flow if max_kl is None else flow * _shrinkage(p0, flow, max_kl)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pairgrpo_jax.core.advantages import as_groups
 from pairgrpo_jax.core.checks import concrete, require_choice, require_nonnegative
-from pairgrpo_jax.core.terms import as_float
+from pairgrpo_jax.core.terms import as_float, divisor
 
 Scheme = Literal["best_worst", "matched", "all", "bradley_terry", "margin_weighted"]
 PAIR_SCHEMES = get_args(Scheme)
@@ -114,7 +114,7 @@ def _full_weight(rewards: jax.Array, gap: jax.Array, scheme: str) -> jax.Array:
     size = rewards.shape[-1]
     if scheme == "margin_weighted":
         std, count = _spread(rewards)
-        weight = gap / (count * jnp.where(std > 0, std, 1))
+        weight = gap / (count * divisor(std))
         return jnp.where(jnp.isfinite(weight), weight, 0)
     full = 1.0 / (size - 1) if scheme in ("all", "bradley_terry") else 1.0
     return jnp.full_like(gap, full)

@@ -17,7 +17,7 @@ from pairgrpo_jax.core.checks import (
     require_values,
 )
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, usable_pairs
-from pairgrpo_jax.core.terms import Objective, Term, as_float, frozen, loss, masked, mean_term
+from pairgrpo_jax.core.terms import Objective, Term, as_float, divisor, frozen, loss, masked, mean_term
 
 Level = Literal["token", "sequence"]
 Aggregate = Literal["sequence_mean", "token_mean", "constant"]
@@ -129,7 +129,7 @@ def aggregate_steps(
     mask = mask * (alive > 0)[..., None]  # what is left out is not read
     sums, lengths = jnp.sum(masked(x, mask) * mask, axis=-1), jnp.sum(mask, axis=-1)
     if rule == "sequence_mean":
-        total, count = jnp.sum(alive * sums / jnp.where(lengths > 0, lengths, 1)), jnp.sum(alive)
+        total, count = jnp.sum(alive * sums / divisor(lengths)), jnp.sum(alive)
     elif rule == "token_mean":
         total, count = jnp.sum(alive * sums), jnp.sum(alive * lengths)
     else:
@@ -231,8 +231,7 @@ def grpo_loss(
     advantages = masked(with_steps("advantages", frozen(advantages), log_ratio.shape), mask)
     require_finite(advantages=advantages)
     if level == "sequence":
-        lengths = jnp.sum(mask, axis=-1)
-        mean = jnp.sum(log_ratio * mask, axis=-1) / jnp.where(lengths > 0, lengths, 1)
+        mean = jnp.sum(log_ratio * mask, axis=-1) / divisor(jnp.sum(mask, axis=-1))
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
     if policy_loss == "clip":
         policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)

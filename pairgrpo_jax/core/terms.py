@@ -42,8 +42,7 @@ class Term(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         """The average, 0 for an empty term."""
-        count = jax.lax.stop_gradient(self.count)
-        return self.total / jnp.where(count > 0, count, 1)
+        return self.total / divisor(jax.lax.stop_gradient(self.count))
 
     @property
     def is_metric(self) -> bool:
@@ -159,6 +158,11 @@ def mean_term(
     require_nonnegative(mask=mask)
     counted = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
     return Term(jnp.sum(jnp.where(counted > 0, x, 0) * counted), jnp.sum(counted), weight)
+
+
+def divisor(x: jax.Array) -> jax.Array:
+    """`x`, and 1 where it is not above 0, so that an empty sum divided by its count is 0."""
+    return jnp.where(x > 0, x, 1)
 
 
 def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:

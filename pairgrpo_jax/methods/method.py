@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Settings
 from pairgrpo_jax.core.pairs import groups_with_pairs
-from pairgrpo_jax.core.terms import frozen, masked
+from pairgrpo_jax.core.terms import divisor, frozen, masked
 
 
 class Verdict(NamedTuple):
@@ -69,8 +69,8 @@ class Likelihoods(NamedTuple):
 
     def sequences(self, logp: jax.Array, mean: bool = False) -> jax.Array:
         """Log-probability of each sequence, `[B,K]`: the sum over its steps, or their mean."""
-        total, lengths = jnp.sum(masked(logp, self.steps) * self.steps, axis=-1), jnp.sum(self.steps, axis=-1)
-        return total / jnp.where(lengths > 0, lengths, 1) if mean else total
+        total = jnp.sum(masked(logp, self.steps) * self.steps, axis=-1)
+        return total / divisor(jnp.sum(self.steps, axis=-1)) if mean else total
 
 
 class Adaptive(NamedTuple):

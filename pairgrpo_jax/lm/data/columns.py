@@ -53,21 +53,28 @@ class Columns(NamedTuple):
         return tuple(n for n in common if self.others or n in (*self.required, *self.optional))
 
 
+def parameters_of(function: Callable, given: int) -> tuple[list[inspect.Parameter], list[inspect.Parameter]] | None:
+    """The parameters that take the first `given` arguments, but for `*args`, and the others; None of a builtin."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    own = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:given]
+    return own, [p for p in parameters if p not in own]
+
+
 def asked_by(function: Callable, given: int) -> Columns:
     """The columns that a function asks for: its parameters after the first `given`, and all with `**columns`.
 
     A parameter without a default is required, one with a default optional.
     """
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a builtin
+    if (found := parameters_of(function, given)) is None:
         return Columns()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    own = [p for p in parameters if p.kind in positional][:given]
-    named = [p for p in parameters if p not in own and p.kind in (positional[1], inspect.Parameter.KEYWORD_ONLY)]
+    _, others = found
+    named = [p for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = tuple(p.name for p in named if p.default is p.empty)
     optional = tuple(p.name for p in named if p.default is not p.empty)
-    return Columns(required, optional, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters))
+    return Columns(required, optional, any(p.kind is p.VAR_KEYWORD for p in others))
 
 
 ALL = Columns(others=True)

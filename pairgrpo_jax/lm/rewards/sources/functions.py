@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pairgrpo_jax.lm.data import Columns, Prompt, asked_by
+from pairgrpo_jax.lm.data.columns import parameters_of
 from pairgrpo_jax.lm.rewards.asking import in_thread
 from pairgrpo_jax.lm.rewards.sources.interface import (
     ErrorPolicy,
@@ -109,17 +110,14 @@ class _Rewards:
 
 def _require_order(function: Callable) -> None:
     """TRL calls its reward functions by name, with flat lists: what its signature would get here is something else."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # a builtin
+    if (found := parameters_of(function, 2)) is None:
         return
-    first = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
-    many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    known = {"prompts": 0, "completions": 1}
-    if (len(first) < 2 and not many) or any(known.get(name, place) != place for place, name in enumerate(first)):
+    own, others = found
+    many, known = any(p.kind is p.VAR_POSITIONAL for p in others), {"prompts": 0, "completions": 1}
+    if (len(own) < 2 and not many) or any(known.get(p.name, place) != place for place, p in enumerate(own)):
         raise ValueError(
             f"functions: {name_of(function)} must take (prompts, completions) first, by position: B prompts and B "
-            f"lists of K texts, then columns by name; it takes ({', '.join(p.name for p in parameters)})"
+            f"lists of K texts, then columns by name; it takes ({', '.join(p.name for p in (*own, *others))})"
         )
 
 
