@@ -29,17 +29,21 @@ from pairgrpo_jax.commands.runs import (
 )
 from pairgrpo_jax.lm.alignment import Placement
 from pairgrpo_jax.lm.files.tokenizer import with_chat
-from pairgrpo_jax.lm.rewards.sources import SourceError
+from pairgrpo_jax.lm.rewards.sources import CallError, SourceError
 from pairgrpo_jax.training import Schedule, open_folder, processes, require_free, settings
+
+DEFAULTS = """Defaults are those of sums of one digit. With --data or --reward of your own, and offline, they are
+those of preferences: name them beside --help to see which."""
 
 
 def main(words: Sequence[str]) -> int:
     """Parses the command line, trains, and says where everything is."""
-    run = parse_run(words, LABELS, preset, "pairgrpo align")
+    run = parse_run(words, LABELS, preset, "pairgrpo align", " ".join(DEFAULTS.split()))
     try:
         return execute(run, make_console())
     except SourceError as error:  # the user's own function
-        print(f"pairgrpo align: error: {error}", file=sys.stderr)
+        skip = "; mend it, or --reward-on-error skip if it fails on some replies alone"
+        print(f"pairgrpo align: error: {error}{skip * isinstance(error, CallError)}", file=sys.stderr)
         return 1
 
 

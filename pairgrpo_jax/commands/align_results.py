@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from rich.console import Console
 from pairgrpo_jax.commands.align_settings import Run, judge_of
 from pairgrpo_jax.commands.evaluate import Judges, dialogues, figures
 from pairgrpo_jax.commands.plots import colour_of
-from pairgrpo_jax.commands.run_page import REPORT, write_report
+from pairgrpo_jax.commands.run_page import REPLIES, REPORT, scored, write_report
 from pairgrpo_jax.commands.runs import DONE, checkpoints_of, open_checkpoints, print_files
 from pairgrpo_jax.lm import save_pretrained
 from pairgrpo_jax.lm.alignment import EncodedPair, Trainer, merged
@@ -68,10 +69,23 @@ def make_evaluation(
         measured += ["implicit_accuracy"] if pairs else []
         row["score"] = row.get(measured[0], np.nan) if measured else 0.0
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
-        processes.on_lead(lambda: (run.output / "replies.md").write_text(page(run, iteration, row, replies)))
+        processes.on_lead(lambda: keep_replies(run, iteration, row, replies))
         return row | {"time/evaluation": time.perf_counter() - began}
 
     return evaluate
+
+
+def keep_replies(run: Run, iteration: int, row: dict, replies: list[dict]) -> None:
+    """Writes the replies of an evaluation, to be read as they are and for the run's page."""
+    (run.output / "replies.md").write_text(page(run, iteration, row, replies), encoding="utf-8")
+    kept = {"iteration": iteration, "about": about_replies(run), "replies": replies}
+    (run.output / REPLIES).write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
+def about_replies(run: Run) -> str:
+    """How the shown replies were made and scored."""
+    scored = f", and scored by {judge_of(run) or run.reward}" if judge_of(run) or run.reward else ""
+    return f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}."
 
 
 def report(run: Run, exported: dict[str, str], console: Console) -> None:
@@ -79,7 +93,7 @@ def report(run: Run, exported: dict[str, str], console: Console) -> None:
     rows = read_metrics(run.output)
     last = [row for row in rows if "score" in row][-1]
     files = {"page": REPORT, "metrics": "metrics.jsonl, tensorboard/", "settings": "config.json, versions.json"}
-    files |= {"checkpoints": checkpoints_of(run), "replies": "replies.md"}
+    files |= {"checkpoints": checkpoints_of(run), "replies": f"replies.md, {REPLIES}"}
     files |= exported
     where = shlex.quote(str(run.output))
     after = [f"pairgrpo generate --model {where}"] if run.export else []
@@ -158,13 +172,12 @@ def page(run: Run, iteration: int, row: dict, replies: list[dict]) -> str:
     """A Markdown page: the figures of an evaluation, then each prompt with the reply before and after."""
     lines = [f"# {title(run)}", "", f"After {iteration} of {run.iterations} batches:", ""]
     lines += [*[f"- {line}" for line in summary(row)], ""]
-    scored = f", and scored by `{judge_of(run) or run.reward}`" if judge_of(run) or run.reward else ""
-    lines.append(f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}.")
+    lines.append(about_replies(run))
     for item in replies:
         lines += ["", "---", ""]
         lines += [f"**{message['role']}**: {message['content']}\n" for message in item["prompt"]]
         for side in ("before", "after"):
             text, reward = item[side]
             quoted = "\n".join(f"> {line}" for line in text.strip().splitlines() or [""])
-            lines += [side if reward is None else f"{side}, reward {reward:.2f}", "", quoted, ""]
+            lines += [scored(side, reward), "", quoted, ""]
     return "\n".join(lines) + "\n"

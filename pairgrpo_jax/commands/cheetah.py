@@ -38,7 +38,7 @@ from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
 from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
-from pairgrpo_jax.methods import METHODS
+from pairgrpo_jax.methods import ONLINE
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 from pairgrpo_jax.training.placement import filled_up, mesh_of_all
 from pairgrpo_jax.training.services import Tracking
@@ -48,7 +48,6 @@ SHOWN = {"score": "return", "stochastic_score": "stochastic", "return": "in trai
 SHOWN |= {"delta": "delta"}
 DRAWN = {"score": "return, deterministic", "stochastic_score": "return, stochastic", "return": "return in training"}
 DRAWN |= {"realised_kl": "KL(new, old), nats a step", "std": "action std", "delta": "delta"}
-ONLINE = tuple(method.name for method in METHODS if method.online)
 DECIDING = ("advantage",)
 """Options on which the preset depends."""
 

@@ -91,7 +91,13 @@ def _unknown(word: str, default: Any) -> str:
     return f"{option} is no option here; {hint}"
 
 
-def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[str, Sequence[str]], T], prog: str) -> T:
+def parse_run(
+    words: Sequence[str],
+    methods: Sequence[str],
+    preset: Callable[[str, Sequence[str]], T],
+    prog: str,
+    about: str | None = None,
+) -> T:
     """The settings of `METHOD --option value ...`; "hard" where no method is named.
 
     With `--resume` they are those of the run in `--output`, where there is one, but for what the words change.
@@ -101,14 +107,16 @@ def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[st
       methods: names to choose from.
       preset: `(method, words) -> settings`, which have `output`, `label` (their method's name) and so on.
       prog: the command, for help and errors.
+      about: what its settings' help begins with.
 
     Raises:
       ValueError: for an unknown method, with the nearest.
     """
     words = list(words)
-    about = f"Methods: {', '.join(methods)}. `{prog} METHOD --help` lists the settings that have an effect there."
     if words[:1] in (["-h"], ["--help"]):
-        print(f"usage: {prog} [METHOD] [--option value ...]\n\n{about}\nWithout a method: hard.")
+        first = f"Methods: {', '.join(methods)}. `{prog} METHOD --help` lists the settings that have an effect there."
+        told = "\n\n".join(filter(None, (f"{first}\nWithout a method: hard.", about)))
+        print(f"usage: {prog} [METHOD] [--option value ...]\n\n{told}")
         sys.exit(0)
     named = bool(words) and not words[0].startswith("-")
     method, rest = (words[0], words[1:]) if named else ("hard", words)
@@ -122,7 +130,7 @@ def parse_run(words: Sequence[str], methods: Sequence[str], preset: Callable[[st
         if named and before.label != method:
             raise ValueError(f"resume: the run in {stored.parent} is one of {before.label}, not of {method}")
         default, method = before, before.label
-    return parse(default, rest, f"{prog} {method}", None)
+    return parse(default, rest, f"{prog} {method}", about)
 
 
 def _settings_of(cls: type[T], stored: Path) -> T:

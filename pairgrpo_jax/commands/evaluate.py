@@ -189,7 +189,7 @@ class Judges:
         try:
             return by_share(len(self.prompts), judge)[1]
         except SourceError as error:
-            raise SourceError(f"held-out prompts: {error}") from error
+            raise type(error)(f"held-out prompts: {error}") from error
 
 
 def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -306,6 +306,14 @@ def tell_other_model(model: str, head: str) -> None:
         print(f"pairgrpo: warning: {head} was made on {made_on}; is {model} the same model?", file=sys.stderr)
 
 
+def tell_fewer(found: int, args: Evaluation) -> None:
+    """Warns of fewer prompts than were asked for."""
+    if found < args.prompts:
+        more = "" if args.fold < 0 else "; with --fold -1 those of training count too"
+        told = f"pairgrpo: warning: {found} prompts are held out, and --prompts asks for {args.prompts}{more}"
+        print(told, file=sys.stderr)
+
+
 def as_policy(name: str, chat: Chat, placement: Placement, **options: Any) -> Policy:
     """Loads a model as a policy, in its place, with options of `load_model`."""
     model = placement.model(load_model(exported(name), shardings=placement.shardings, **options))
@@ -365,6 +373,7 @@ def main(words: Sequence[str]) -> None:
             told = f"sizes are {sizes[0]} and {sizes[1]} (--b {rival} --reference {start})"
             raise ValueError(f"{name}: a, b and reference must share a vocabulary; {told}")
     prompts = held_out_prompts(reference.model, args, gym, source)
+    processes.on_lead(lambda: tell_fewer(len(prompts), args))
     pairs = [] if gym else labelled(reference.model, args)
     judges = Judges(
         reference,

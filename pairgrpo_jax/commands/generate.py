@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 
@@ -24,6 +24,8 @@ from pairgrpo_jax.lm import Model, generate, load_model
 from pairgrpo_jax.lm.files.text_files import check_mark
 from pairgrpo_jax.lm.files.tokenizer import check_ids, encode, encode_chat, with_chat
 from pairgrpo_jax.lm.models.chat import Chat
+
+LONGEST = 256  # tokens of a reply, where none are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Args(Settings):
       out: where the replies to `prompts` go, as .jsonl; the terminal if absent.
       chat: put prompts through the model's chat template.
       system: a system message for the chat template.
-      max_new_tokens: the longest reply.
+      max_new_tokens: the longest reply; None: 256, or what the model's context leaves after the longest prompt.
       num_samples: replies to each prompt of `prompts`.
       batch_size: prompts of `prompts` completed together.
       temperature: 0 takes the most likely token.
@@ -60,7 +62,7 @@ class Args(Settings):
     out: Path | None = None
     chat: bool = True
     system: str | None = None
-    max_new_tokens: Annotated[int, AtLeast(1)] = 256
+    max_new_tokens: Annotated[int | None, AtLeast(1)] = None
     num_samples: Annotated[int, AtLeast(1)] = 1
     batch_size: Annotated[int, AtLeast(1)] = 8
     temperature: float = 0.7
@@ -92,10 +94,12 @@ class Args(Settings):
         """Returns what stands before the first turn."""
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    def sampling(self) -> dict:
-        """Returns the options of `generate`."""
-        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
-        return {name: getattr(self, name) for name in names} | {"stop_strings": self.stop}
+    def sampling(self, model: Model, prompts: Sequence[list[int]]) -> dict:
+        """Returns the options of `generate` for these prompts."""
+        names = ("temperature", "top_k", "top_p", "min_p")
+        room = model.config.context - max(map(len, prompts))
+        longest = self.max_new_tokens or max(1, min(LONGEST, room))
+        return {name: getattr(self, name) for name in names} | {"max_new_tokens": longest, "stop_strings": self.stop}
 
 
 def encode_messages(model: Model, messages: list[dict[str, str]], chat: bool) -> list[int]:
@@ -119,7 +123,7 @@ def reply(model: Model, args: Args, ids: list[int], key: jax.Array) -> str:
         sys.stdout.flush()
         shown = len(whole)
 
-    generate(model, model.params, [ids], key=key, on_tokens=show, **args.sampling())
+    generate(model, model.params, [ids], key=key, on_tokens=show, **args.sampling(model, [ids]))
     print(text[shown:])
     return text
 
@@ -141,8 +145,12 @@ def _turns(model: Model, args: Args) -> None:
         elif text:
             messages.append({"role": "user", "content": text})
             key, now = jax.random.split(key)
-            ids = encode_messages(model, messages, args.chat)
-            messages.append({"role": "assistant", "content": reply(model, args, ids, now)})
+            ids, limit = encode_messages(model, messages, args.chat), model.config.context
+            if args.prompt is None and len(ids) + (args.max_new_tokens or 1) > limit:
+                messages.pop()
+                print(f"with this there would be {len(ids)} tokens, of {limit} in all; say less, or /new to start over")
+            else:
+                messages.append({"role": "assistant", "content": reply(model, args, ids, now)})
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -180,19 +188,12 @@ def complete(model: Model, args: Args, prompts: list[str]) -> None:
     sink = args.out.open("w", encoding="utf-8") if args.out else sys.stdout
     keys = jax.random.split(jax.random.key(args.seed), len(prompts) * args.num_samples)
     keys = keys.reshape(len(prompts), args.num_samples)
+    ids = [encode_messages(model, [*args.opening(), {"role": "user", "content": x}], args.chat) for x in prompts]
+    options: dict[str, Any] = args.sampling(model, ids) | {"num_samples": args.num_samples}
     for start in range(0, len(prompts), args.batch_size):
-        texts = prompts[start : start + args.batch_size]
-        chats = [[*args.opening(), {"role": "user", "content": x}] for x in texts]
-        ids = [encode_messages(model, messages, args.chat) for messages in chats]
-        out = generate(
-            model,
-            model.params,
-            ids,
-            key=keys[start : start + len(texts)],
-            num_samples=args.num_samples,
-            **args.sampling(),
-        )
-        for text, tokens, lengths in zip(texts, out.tokens, out.lengths):
+        part = slice(start, start + args.batch_size)
+        out = generate(model, model.params, ids[part], key=keys[part], **options)
+        for text, tokens, lengths in zip(prompts[part], out.tokens, out.lengths):
             rows = [row[:n].tolist() for row, n in zip(tokens, lengths)]
             replies = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
             print(json.dumps({"prompt": text, "replies": replies}), file=sink, flush=True)

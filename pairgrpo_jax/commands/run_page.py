@@ -12,7 +12,7 @@ import numpy as np
 from pairgrpo_jax.commands import html
 from pairgrpo_jax.training.run import flatten, read_metrics
 
-REPORT = "report.html"
+REPORT, REPLIES = "report.html", "replies.json"
 
 
 def write_report(
@@ -29,7 +29,7 @@ def write_report(
     """Writes the page of the run in `folder`: summary, curves, video or replies, settings, what to do next.
 
     Args:
-      folder: of the run, with its metrics, `config.json`, `versions.json`, and `cheetah.mp4` or `replies.md` if any.
+      folder: of the run, with its metrics, `config.json`, `versions.json`, and `cheetah.mp4` or `replies.json` if any.
       title: what the run was.
       summary: its figures in words.
       shown: metrics to draw and what they are called; those that the run does not have are left out.
@@ -41,7 +41,7 @@ def write_report(
     parts = [html.element("h1", title), html.listed(summary)]
     parts += [f"<p>The same run again: {html.element('code', command)}</p>"] if command else []
     parts += ["<h2>Curves</h2>", curves(read_metrics(folder), shown, axis, colour)]
-    parts += [*_video(folder / "cheetah.mp4"), *_replies(folder / "replies.md")]
+    parts += [*_video(folder / "cheetah.mp4"), *_replies(folder / REPLIES)]
     for heading, name in (("Settings", "config.json"), ("Versions", "versions.json")):
         parts += [html.element("h2", heading), _settings(folder / name)]
     parts += ["<h2>What next</h2>", html.listed(after, "code")]
@@ -68,6 +68,7 @@ def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = 
             place.plot(x, y, color=colour, alpha=0.35, linewidth=0.8)
             place.plot(x, y.mean(axis=1), dots, color=colour, markersize=3)
             place.set(title=words, xlabel=axis)
+            place.xaxis.get_major_locator().set_params(integer=True)
         for place in axes.flat[len(panels) :]:
             place.set_axis_off()
         return html.svg(figure)
@@ -83,7 +84,18 @@ def _video(path: Path) -> list[str]:
 def _replies(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return ["<h2>Replies</h2>", html.element("pre", path.read_text(encoding="utf-8"))]
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    parts = ["<h2>Replies</h2>", html.element("p", kept["about"])]
+    for number, dialogue in enumerate(kept["replies"], 1):
+        asked = [(message["role"], message["content"]) for message in dialogue["prompt"]]
+        sides = [(scored(side, dialogue[side][1]), dialogue[side][0]) for side in ("before", "after")]
+        parts += [html.element("h3", f"Prompt {number}"), html.table([*asked, *sides])]
+    return parts
+
+
+def scored(side: str, reward: float | None) -> str:
+    """What stands beside a reply."""
+    return side if reward is None else f"{side}, reward {reward:.2f}"
 
 
 def _settings(path: Path) -> str:

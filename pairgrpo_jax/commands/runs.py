@@ -27,7 +27,7 @@ from pairgrpo_jax.training import (
 )
 from pairgrpo_jax.training.checkpoint import is_bucket
 from pairgrpo_jax.training.console import LineConsole
-from pairgrpo_jax.training.run import flatten, renew_settings, versions
+from pairgrpo_jax.training.run import flatten, option, renew_settings, versions
 
 DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
@@ -234,6 +234,6 @@ def is_finished(run: Any) -> bool:
 
 
 def _require_same(run: Any, before: dict[str, Any], what: str, remedy: str) -> None:
-    changed = [name for name, _, _ in changed_settings(before, settings(run), run.free)]
+    changed = [option(name) for name, _, _ in changed_settings(before, settings(run), run.free)]
     if changed:
         raise ValueError(f"{what} made with other settings ({', '.join(changed)}); {remedy}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pairgrpo_jax.control.config import Collection, ControlConfig, ControlOptimizer
-from pairgrpo_jax.methods import HardPair, SoftPair, method_class
+from pairgrpo_jax.methods import ONLINE, HardPair, SoftPair, method_class
 
 # Large batches: what a long run without a critic needs is better gradients, not more of them.
 _LARGE = {"groups": 640, "candidates": 8, "horizon": 25, "fork": True, "gamma": 0.97}
@@ -19,7 +19,7 @@ def tuned(method: str = "hard", advantage: str = "value") -> ControlConfig:
     With a critic one setting came out best for all five methods: they differ in their objective, and Soft in dropping
     near ties: gaps up to 0.1 of advantages, which a critic gives of rewards times max(1 - gamma, 1 / horizon).
     """
-    plain = method_class(method)()
+    plain = method_class(method, ONLINE)()
     if advantage == "value":
         return ControlConfig(_WITH_CRITIC.get(method, plain))
     collection = Collection(advantage, **_LARGE)  # type: ignore[arg-type]

@@ -15,7 +15,9 @@ from pairgrpo_jax.control.env import Env
 from pairgrpo_jax.control.networks import Networks, action_distribution, make_networks, to_control
 from pairgrpo_jax.control.normalizer import Normalizer
 from pairgrpo_jax.control.rollout import Batch, collect, make_batch, mend, next_states, start_states
+from pairgrpo_jax.core.terms import with_more
 from pairgrpo_jax.methods import Adaptive, Likelihoods, Verdict
+from pairgrpo_jax.methods.method import terms_of
 from pairgrpo_jax.training import TrainState, annealed_to, make_update_step
 from pairgrpo_jax.training.optimizer import clipped_adam
 
@@ -155,15 +157,12 @@ def make_loss(config: ControlConfig, networks: Networks, adaptive: Adaptive, old
         logp = distribution.log_prob(batch.action)
         kl = core.gaussian_kl(mean, log_std, batch.old_mean, old_log_std)
         likelihoods = Likelihoods(jnp.asarray(logp), batch.old_logp, kl=kl)
-        terms = config.method.objective(likelihoods, batch.signal, adaptive)
-        terms["kl_old"] = core.mean_term(kl)
-        terms["entropy"] = core.mean_term(jnp.asarray(distribution.entropy()), weight=-config.optimizer.entropy_weight)
+        entropy, how = jnp.asarray(distribution.entropy()), config.optimizer
+        more = {"kl_old": core.mean_term(kl), "entropy": core.mean_term(entropy, weight=-how.entropy_weight)}
         values = networks.values(params, batch.obs)
-        if values is None or batch.value is None or batch.value_target is None:
-            return terms
-        return terms | core.value_terms(
-            values, batch.value, batch.value_target, value_weight=config.optimizer.value_weight
-        )
+        if values is not None and batch.value is not None and batch.value_target is not None:
+            more |= core.value_terms(values, batch.value, batch.value_target, value_weight=how.value_weight)
+        return with_more(terms_of(config.method, likelihoods, batch.signal, adaptive), more)
 
     return loss
 

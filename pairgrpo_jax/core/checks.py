@@ -17,7 +17,7 @@ from jax.core import Tracer
 def require_rank(name: str, x: jax.Array, ranks: set[int], shape: str) -> None:
     """Raises ValueError that names the argument and the shape it should have."""
     _require_array(name, x)
-    chex.assert_rank(x, ranks, custom_message=f"{name} must be {shape}", exception_type=ValueError)
+    _require(functools.partial(chex.assert_rank, x, ranks), f"{name} must be {shape}, got shape {jnp.shape(x)}")
 
 
 def require_same_shape(**arrays: jax.Array | None) -> None:
@@ -25,11 +25,16 @@ def require_same_shape(**arrays: jax.Array | None) -> None:
     given = {name: x for name, x in arrays.items() if x is not None}
     for name, x in given.items():
         _require_array(name, x)
-    chex.assert_equal_shape(
-        list(given.values()),
-        custom_message=f"{', '.join(f'{name} {jnp.shape(x)}' for name, x in given.items())} must have the same shape",
-        exception_type=ValueError,
-    )
+    told = ", ".join(f"{name} {jnp.shape(x)}" for name, x in given.items())
+    _require(functools.partial(chex.assert_equal_shape, list(given.values())), f"{told} must have the same shape")
+
+
+def _require(check: Callable[..., None], message: str) -> None:
+    """Raises ValueError with the message alone where a check of chex fails."""
+    try:
+        check(exception_type=ValueError)
+    except ValueError:
+        raise ValueError(message) from None
 
 
 def _require_array(name: str, x: object) -> None:

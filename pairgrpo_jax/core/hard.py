@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Literal, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,7 +263,8 @@ def hard_pair_grpo_loss(
         flow = frozen(_flow(p0, pairs, delta, floor, beta if project_target else None))
         target = _target(p0, flow, floor)
     else:
-        chex.assert_equal_shape([p0, target], custom_message="target must be [B,K]", exception_type=ValueError)
+        if jnp.shape(target) != p0.shape:
+            raise ValueError(f"target must be [B,K] = {p0.shape}, got shape {jnp.shape(target)}")
         target = jnp.where(active[:, None] > 0, frozen(target), 1 / target.shape[-1])
         flow = target - p0
         require_positive(target=jnp.where(flow == 0, 1, target))

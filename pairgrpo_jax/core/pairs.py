@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,20 +35,20 @@ def usable_pairs(pairs: Pairs, groups: int, group_size: int) -> tuple[Pairs, jax
     """The pairs without those that make no sense, which get weight 0, and where those are, boolean `[B,P]`.
 
     Raises:
-      ValueError: unless K >= 2, the fields are `[B,P]` with B = `groups` and the indices integers; for a pair that
-        makes no sense where all fields are concrete.
+      ValueError: unless they are `Pairs`, K >= 2, the fields are `[B,P]` with B = `groups` and the indices integers;
+        for a pair that makes no sense where all fields are concrete.
     """
     if group_size < 2:
         raise ValueError(f"pairs need K >= 2 candidates in a group, got K = {group_size}")
+    if not isinstance(pairs, Pairs):
+        got = "an array" if hasattr(pairs, "shape") else type(pairs).__name__
+        raise ValueError(f"pairs must be Pairs, got {got}; pairs_from_rewards makes them of rewards")
     for name in ("preferred", "rejected"):
         if not jnp.issubdtype(getattr(pairs, name).dtype, jnp.integer):
             raise ValueError(f"pairs.{name} must hold integer indices, got {getattr(pairs, name).dtype}")
-    chex.assert_shape(
-        list(pairs),
-        (groups, *pairs.preferred.shape[-1:]),
-        custom_message=f"pairs must hold preferred, rejected and weight of shape [B,P] with B = {groups}",
-        exception_type=ValueError,
-    )
+    if {*map(jnp.shape, pairs)} != {(groups, *pairs.preferred.shape[-1:])}:
+        told = ", ".join(str(jnp.shape(x)) for x in pairs)
+        raise ValueError(f"pairs must hold preferred, rejected and weight [B,P] with B = {groups}, got shapes {told}")
     known = [x for x in map(concrete, pairs) if x is not None]
     if len(known) == 3 and np.any(bad := _makes_no_sense(known[0], known[1], known[2], group_size)):
         where = tuple(np.argwhere(bad)[0].tolist())

@@ -78,6 +78,9 @@ def evaluate(objective: Objective) -> tuple[jax.Array, Metrics]:
 def require_objective(objective: Objective) -> None:
     """Raises ValueError that names the terms if none has a weight, or one is called like a metric of the update, or is
     no `Term`."""
+    if not isinstance(objective, dict):
+        what = f"objective must be a dict of Terms, got {type(objective).__name__}"
+        raise ValueError(f"{what}; a function under @core.loss gives its own as .objective")
     for name, term in objective.items():
         if not isinstance(term, Term):
             what = f"objective: {name} must be a Term, such as core.mean_term(x), got {type(term).__name__}"
@@ -91,6 +94,12 @@ def require_names(names: Iterable[str], others: Iterable[str] = ()) -> None:
     """Raises ValueError if a term or metric is called like what the update reports, or like one of `others`."""
     if taken := sorted({*REPORTED, *others} & {*names}):
         raise ValueError(f"objective: {', '.join(taken)} is what the update itself reports; rename the term or metric")
+
+
+def with_more(objective: Objective, more: Objective) -> Objective:
+    """A method's terms and those that a trainer adds; ValueError for a name in both."""
+    require_names(objective, more)
+    return objective | more
 
 
 def has_signal(objective: Objective) -> jax.Array:

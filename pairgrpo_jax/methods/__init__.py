@@ -15,19 +15,21 @@ from pairgrpo_jax.methods.soft_pair import SoftPair
 
 METHODS: tuple[type[Method], ...] = (Grpo, RankGrpo, Ppo, SoftPair, HardPair, Dpo, Ipo, Orpo, SimPo, Kto)
 NAMES = tuple(method.name for method in METHODS)
+ONLINE = tuple(method.name for method in METHODS if method.online)
 
 
-def method_class(name: str) -> type[Method]:
-    """The method of this name; ValueError that suggests the nearest for an unknown one."""
+def method_class(name: str, offered: tuple[str, ...] = NAMES) -> type[Method]:
+    """The method of this name; ValueError that suggests the nearest of those offered for an unknown one."""
     if name in NAMES:
         return METHODS[NAMES.index(name)]
-    hint = did_you_mean(name, NAMES, "")
-    raise ValueError(f"method {name!r} is unknown{f'; {hint}' if hint else ''} ({', '.join(NAMES)})")
+    hint = did_you_mean(name, offered, "")
+    raise ValueError(f"method {name!r} is unknown{f'; {hint}' if hint else ''} ({', '.join(offered)})")
 
 
 __all__ = [
     "METHODS",
     "NAMES",
+    "ONLINE",
     "Adaptive",
     "Advantages",
     "Dpo",

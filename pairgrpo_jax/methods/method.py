@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from pairgrpo_jax import core
 from pairgrpo_jax.core.bounds import Settings
 from pairgrpo_jax.core.pairs import groups_with_pairs
-from pairgrpo_jax.core.terms import divisor, frozen, masked
+from pairgrpo_jax.core.terms import divisor, frozen, masked, require_objective
 
 
 class Verdict(NamedTuple):
@@ -111,8 +113,11 @@ class Labels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Method(Settings):
+class Method(Settings, ABC):
     """A method of the family. Frozen, hashable, compared by value; its fields are its own hyper-parameters.
+
+    Raises:
+      TypeError: on construction, for a class without a `name`, or with fields and no `@dataclass(frozen=True)`.
 
     Facts that trainers ask (class attributes):
       name: what the command line calls it.
@@ -136,6 +141,14 @@ class Method(Settings):
     reference: ClassVar[bool] = False
     ranks_alone: ClassVar[bool] = False
 
+    def __new__(cls, *_, **__):
+        """The object, of a class that is declared as a method has to be."""
+        if not isinstance(getattr(cls, "name", None), str):
+            raise TypeError(f"{cls.__name__} has no name, which config.json keeps: name: ClassVar[str] = ...")
+        if inspect.get_annotations(cls) and "__dataclass_fields__" not in vars(cls):
+            raise TypeError(f"{cls.__name__}: write @dataclass(frozen=True) above it, or its fields are none")
+        return super().__new__(cls)
+
     @property
     def dual(self) -> bool:
         """No."""
@@ -155,13 +168,14 @@ class Method(Settings):
         """`[B]` bool: groups whose scores `[B,K]` tell candidates apart."""
         return scores.max(-1) > scores.min(-1)
 
+    @abstractmethod
     def signal(self, verdict: Verdict, key: jax.Array, adaptive: Adaptive) -> Any:
         """What the updates on a batch share: a pytree whose leaves begin with B. `key` is for random labels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def objective(self, likelihoods: Likelihoods, signal: Any, adaptive: Adaptive) -> core.Objective:
-        """Exact terms of one update; the one that the method improves is called `surrogate`."""
-        raise NotImplementedError
+        """Exact terms of one update; the one that the method improves is called `surrogate`, as in every method's
+        curves."""
 
     def renewed(self, adaptive: Adaptive, kl: jax.Array | None = None) -> Adaptive:
         """For the next batch; `kl` (nats per step) is what the updates ended at, None where none was made."""
@@ -177,3 +191,10 @@ class Method(Settings):
     def report(self, adaptive: Adaptive) -> core.Metrics:
         """What of it is worth logging with a batch."""
         return {}
+
+
+def terms_of(method: Method, likelihoods: Likelihoods, signal: Any, adaptive: Adaptive) -> core.Objective:
+    """The method's objective, for trainers to add to; ValueError for a pair, no `Term`, or none with a weight."""
+    terms = method.objective(likelihoods, signal, adaptive)
+    require_objective(terms)
+    return terms

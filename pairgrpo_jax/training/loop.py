@@ -132,13 +132,14 @@ def train(
         _Progress(schedule, start, shown or {}, console or LineConsole()) as progress,
     ):
         for count in schedule.chunks(start):
-            before = state
+            before, called = state, time.perf_counter()
             try:
                 state, metrics = program(state, count)
             except Exception:
                 _save_if_alive(checkpoints, done, before)
                 raise
             metrics = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
+            seconds = time.perf_counter() - called
             diverged = check_finite(state, reported=diverged)
             rows = [_row(metrics, i, done + i + 1, schedule) for i in range(count)]
             done += count
@@ -150,9 +151,8 @@ def train(
             rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
             for row in rows:
                 log.write(row)
-            try:
-                progress.show(rows)
-            except BrokenPipeError:  # of a console that nobody reads any more
+            progress.show(rows, seconds)
+            if progress.unread:
                 stop.signal = signal.SIGPIPE
             if score is not None or done // schedule.save_every > (done - count) // schedule.save_every:
                 checkpoints.save(done, state, score)
@@ -178,34 +178,53 @@ def _row(metrics, index, iteration, schedule):
 
 
 class _Progress:
-    """A live line on a terminal; elsewhere a plain line per evaluation."""
+    """A live line on a terminal; elsewhere a plain line per evaluation.
+
+    Its speed is the program's since the line before, without evaluations, and without the first call, which compiles,
+    once there has been another.
+    """
 
     def __init__(self, schedule: Schedule, start: int, shown: Mapping[str, str], console: Console):
         self.schedule, self.start, self.shown, self.console = schedule, start, shown, console
         columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.unread = False  # whether nobody reads the console any more
 
     def __enter__(self):
         self.bar.__enter__()
         self.task = self.bar.add_task("compiling", total=self.schedule.iterations, completed=self.start)
-        self.began, self.tokens = time.perf_counter(), 0.0
+        self.began, self.calls, self.work, self.busy = time.perf_counter(), 0, 0.0, 0.0
+        if not self.console.is_terminal:
+            lines = sum(done > self.start for done in self.schedule.evaluated())
+            self._tell(f"compiling; progress is told at each evaluation ({lines} to come)")
         return self
 
     def __exit__(self, *error):
         self.bar.__exit__(*error)
 
-    def show(self, rows):
+    def show(self, rows, seconds):
         row = rows[-1]
-        done = row["iteration"]
+        done, inner = row["iteration"], "tokens" in row
         elapsed = time.perf_counter() - self.began
-        self.tokens += sum(row.get("tokens", 0.0) for row in rows)
-        count = self.tokens or (done - self.start) * self.schedule.steps_per_iteration * self.schedule.seeds
+        if self.calls == 1:
+            self.work = self.busy = 0.0
+        self.calls, self.busy = self.calls + 1, self.busy + seconds
+        steps = self.schedule.steps_per_iteration * self.schedule.seeds
+        self.work += sum(row["tokens"] if inner else steps for row in rows)
         named = {"score": "score"} | dict(self.shown)
         values = "  ".join(f"{words} {np.mean(row[name]):z.4g}" for name, words in named.items() if name in row)
         left = elapsed * (self.schedule.iterations - done) / max(done - self.start, 1)
-        unit = "tokens" if self.tokens else "steps"
-        where = f"batch {done} of {self.schedule.iterations}" if self.tokens else f"{row['steps']:,} steps"
-        line = f"{where}  {count / elapsed:,.0f} {unit}/s  {values}"
+        unit = "tokens" if inner else "steps"
+        where = f"batch {done} of {self.schedule.iterations}" if inner else f"{row['steps']:,} steps"
+        line = f"{where}  {self.work / self.busy:,.0f} {unit}/s  {values}"
         self.bar.update(self.task, completed=done, description=line)
         if "score" in row:
-            self.console.print(f"{line}  {elapsed:.0f} s, {left:.0f} s left")
+            self._tell(f"{line}  {elapsed:.0f} s, {left:.0f} s left")
+            if self.calls > 1:
+                self.work = self.busy = 0.0
+
+    def _tell(self, line):
+        try:
+            self.console.print(line)
+        except BrokenPipeError:
+            self.unread = True

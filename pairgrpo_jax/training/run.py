@@ -138,7 +138,7 @@ def _compare_versions(path: Path) -> None:
 
 def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> None:
     before = json.loads(path.read_text())
-    changed = [f"{n}: {old!r} -> {new!r}" for n, old, new in changed_settings(before, config, free)]
+    changed = [f"{option(n)}: {old!r} -> {new!r}" for n, old, new in changed_settings(before, config, free)]
     if changed:
         raise RunFolderError(
             f"resume: the run in {path.parent} was made with other settings ({'; '.join(changed)}); "
@@ -164,6 +164,11 @@ def changed_settings(
     old, new = dict(flatten(before)), dict(flatten(after))
     names = (n for n in sorted(old.keys() | new.keys()) if n not in free and n.split(".")[0] not in free)
     return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
+
+
+def option(name: str) -> str:
+    """What a nested setting is called on the command line: "clip" for "config.method.clip"; no two share one."""
+    return name.removesuffix(".name").rsplit(".", 1)[-1]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -161,7 +161,7 @@ def test_a_failing_reward_saves_and_names_the_batch(workplace, monkeypatch, run_
     monkeypatch.chdir(workplace)
     words = [*ARGUMENTS, "--reward", "rewards:broken"]
     done = run_here(align.main, "hard", *words, "--output", "broken")
-    assert done.returncode == 1 and "batch 0: broken failed: KeyError: 'nothing'" in done.stderr
+    assert done.returncode == 1 and "batch 1: broken failed: KeyError: 'nothing'; mend it" in done.stderr
     done = run_here(align.main, "hard", *words, "--reward-on-error", "skip", "--output", "skipped")
     assert done.returncode == 0, done.stderr
     rows = read_metrics(workplace / "skipped")

@@ -1,5 +1,6 @@
 """What `pairgrpo generate` shows, asks and refuses; what the model says is made up here, in bytes."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -61,6 +62,23 @@ def test_a_new_conversation_is_asked_for_by_hand_alone(model, asked, monkeypatch
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     generate.talk(model, Args(system="Short."))
     assert asked[1:] == ["sShort.\nuOne\na", "sShort.\nuOne\naok\nuTwo\na", "sShort.\nuThree\na"]
+
+
+def test_a_chat_goes_on_after_a_text_that_does_not_fit(model, asked, monkeypatch, capsys):
+    lines = iter(["One", "x" * model.config.context, "Two"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    generate.talk(model, Args())
+    assert asked == ["uOne\na", "uOne\naok\nuTwo\na"]
+    assert f"of {model.config.context} in all; say less, or /new to start over" in capsys.readouterr().out
+
+
+def test_a_reply_is_by_default_as_long_as_the_context_lets_it(model):
+    context = model.config.context
+    for prompt, longest in ((1, min(256, context - 1)), (context - 7, 7), (context, 1)):  # the last one is refused
+        assert Args().sampling(model, [[5], [5] * prompt])["max_new_tokens"] == longest
+    assert Args(max_new_tokens=300).sampling(model, [[5] * context])["max_new_tokens"] == 300
+    wide = dataclasses.replace(model, config=dataclasses.replace(model.config, max_positions=300))
+    assert Args().sampling(wide, [[5]])["max_new_tokens"] == 256
 
 
 def test_a_file_of_prompts_is_completed_under_the_system_message(model, asked, tmp_path):

@@ -45,7 +45,9 @@ def folder(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "config.json").write_text(json.dumps({"model": "<b>x</b>", "config": {"method": {"clip": 0.2}}}))
     (tmp_path / "versions.json").write_text(json.dumps({"python": "3.11"}))
-    (tmp_path / "replies.md").write_text("after\n\n> </pre><script>alert(1)</script> caf\u00e9", encoding="utf-8")
+    said = {"before": ["</td><script>alert(1)</script>", None], "after": ["a\n\n  caf\u00e9", 0.5]}
+    kept = {"about": "cut at 8 tokens", "replies": [{"prompt": [{"role": "user", "content": "# Why?"}]} | said]}
+    (tmp_path / "replies.json").write_text(json.dumps(kept), encoding="utf-8")
     (tmp_path / "cheetah.mp4").write_bytes(b"not a film")
     shown = {"score": "score", "reward": "reward in training", "kl": "KL", "missing": "nothing"}
     after = ["pairgrpo generate --model runs/x"]
@@ -67,14 +69,15 @@ def test_it_holds_all_and_needs_nothing_else(folder):
         assert words in page.words
     assert "The same run again: pairgrpo align soft --x" in page.words
     assert "reward in training" in page.words and "batches" in page.words and "nothing" not in page.words
-    assert "pairgrpo generate --model runs/x" in page.words and "</pre><script>" in page.words
+    assert "pairgrpo generate --model runs/x" in page.words and "</td><script>" in page.words
+    assert "user# Why?" in page.words and "after, reward 0.50a\n\n  caf" in page.words and "cut at 8" in page.words
     assert "script" not in page.tags and {"svg", "video", "table"} <= {*page.tags}
     assert len(page.loads) == 1 and page.loads[0].startswith("data:video/mp4;base64,")
 
 
 def test_a_run_without_a_film_or_replies_has_a_page_too(folder):
     (folder / "cheetah.mp4").unlink()
-    (folder / "replies.md").unlink()
+    (folder / "replies.json").unlink()
     write_report(folder, "x", [], {"none": "none"}, axis="batches", command=None, after=[])
     page = Page((folder / "report.html").read_text())
     assert "same run again" not in page.words

@@ -198,8 +198,16 @@ BAD = [
     "name, function, arguments", BAD, ids=lambda x: getattr(x, "__name__", x if isinstance(x, str) else "")
 )
 def test_bad_input_names_the_argument(name, function, arguments):
-    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+    with pytest.raises(ValueError, match=rf"\b{name}\b") as error:
         function(**arguments)
+    assert "Chex" not in str(error.value)
+
+
+def test_rewards_in_the_place_of_pairs_are_told_how_to_become_some():
+    with pytest.raises(ValueError, match="pairs must be Pairs, got an array; pairs_from_rewards makes them of rewards"):
+        pg.soft_pair_grpo_loss(jnp.zeros((2, 4)), jnp.zeros((2, 4)), jnp.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"with B = 2, got shapes \(3, 6\), \(3, 6\), \(3, 6\)"):
+        pg.soft_pair_grpo_loss(jnp.zeros((2, 4)), jnp.zeros((2, 4)), pg.pairs_from_rewards(jnp.eye(3, 4), scheme="all"))
 
 
 @pytest.mark.parametrize("position", range(1, 6))

@@ -8,6 +8,7 @@ import pytest
 from cases import AGGREGATES, make
 
 import pairgrpo_jax as pg
+from pairgrpo_jax.core.terms import with_more
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -155,3 +156,10 @@ def test_the_mean_of_floats_is_their_sum_over_their_count_bit_for_bit(dtype):
         (pg.mean_term(x, mask > 0.5), jnp.sum(jnp.where(mask > 0.5, x, 0)), jnp.sum(mask > 0.5)),
     ):
         assert found.total.dtype == found.count.dtype == dtype and (found.total, found.count) == (total, count)
+
+
+def test_a_term_that_a_trainer_adds_does_not_replace_a_methods_own():
+    own, more = {"surrogate": pg.mean_term(jnp.ones(3), weight=1.0)}, {"entropy": pg.mean_term(jnp.ones(3))}
+    assert [*with_more(own, more)] == ["surrogate", "entropy"]
+    with pytest.raises(ValueError, match="entropy is what the update itself reports; rename the term"):
+        with_more(own | {"entropy": pg.mean_term(jnp.ones(3), weight=0.1)}, more)

@@ -24,6 +24,7 @@ from pairgrpo_jax.methods import (
     Kto,
     Labels,
     Likelihoods,
+    Method,
     Orpo,
     Ppo,
     RankGrpo,
@@ -32,6 +33,7 @@ from pairgrpo_jax.methods import (
     Verdict,
     method_class,
 )
+from pairgrpo_jax.methods.method import terms_of
 
 EACH = pytest.mark.parametrize("cls", METHODS, ids=NAMES)
 B, K, T = 5, 4, 6
@@ -269,6 +271,52 @@ def test_a_judges_pairs_are_read_in_their_direction(cls):
     there, back = core.Pairs(first, second, ones), core.Pairs(K - 1 - first, K - 1 - second, ones)
     np.testing.assert_allclose(loss(back, turned(ALL)), loss(there, ALL), rtol=1e-5)
     assert abs(float(loss(core.Pairs(second, first, ones), ALL) - loss(there, ALL))) > 1e-4
+
+
+def test_a_method_of_ones_own_is_declared_as_one():
+    """What would be forgotten without a word: a field that config.json has not, a part of a method, a name."""
+
+    class Nameless(Grpo):
+        name = None
+
+    class Undecorated(Grpo):
+        rejected: float = 0.5
+
+    class Renamed(Grpo):
+        name = "renamed"
+
+    @dataclasses.dataclass(frozen=True)
+    class Unfinished(Method):
+        name = "unfinished"
+
+    with pytest.raises(TypeError, match=r"Nameless has no name, which config\.json keeps"):
+        Nameless()
+    for options in ({}, {"rejected": 0.3}):
+        with pytest.raises(TypeError, match=r"Undecorated: write @dataclass\(frozen=True\) above it"):
+            Undecorated(**options)
+    with pytest.raises(TypeError, match=r"objective.*signal|signal.*objective"):
+        Unfinished()
+    assert Renamed(clip=0.1).clip == 0.1
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda x: (jnp.mean(x), {}), "must be a dict of Terms, got tuple; a function under @core.loss"),
+        (lambda x: {"surrogate": jnp.mean(x)}, "surrogate must be a Term"),
+        (lambda x: {"surrogate": core.mean_term(x)}, "no term has a weight"),
+    ],
+)
+def test_what_is_no_objective_is_named(objective, message):
+    @dataclasses.dataclass(frozen=True)
+    class Own(Grpo):
+        name = "own"
+
+        def objective(self, likelihoods, signal, adaptive):
+            return objective(likelihoods.logp)
+
+    with pytest.raises(ValueError, match=message):
+        terms_of(Own(), ALL, Own().signal(Verdict(SCORES), KEY, ADAPTIVE), ADAPTIVE)
 
 
 def test_a_verdict_that_does_not_do_is_named():

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -93,15 +94,15 @@ def test_a_signal_saves_and_stops_after_the_chunk(tmp_path):
 
 
 def test_a_reader_that_leaves_saves_and_stops_too(tmp_path, monkeypatch):
-    """As of `pairgrpo ... | head`: the first line that nobody reads is that of the evaluation at 4."""
+    """As of `pairgrpo ... | head`: the first line that nobody reads is the one before the first chunk."""
     read, write = os.pipe()
     os.close(read)
     with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as nobody:  # closing it writes what was left
         monkeypatch.setattr(sys, "stdout", nobody)
         _, done, stopped = run(tmp_path, console=LineConsole())
         monkeypatch.undo()
-    assert (done, stopped) == (4, signal.SIGPIPE)
-    assert Checkpoints(tmp_path / "checkpoints").steps() == [4]
+    assert (done, stopped) == (2, signal.SIGPIPE)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2]
 
 
 @pytest.mark.parametrize(
@@ -188,9 +189,30 @@ def test_a_line_of_progress_is_one_line_names_what_it_shows_and_has_no_minus_0(t
         console = Console(soft_wrap=True, highlight=False, width=40)
         run(tmp_path / folder, step=made, judge=lambda *_: {"score": -0.00000001}, shown=shown, console=console)
     lines = capsys.readouterr().out.splitlines()
+    assert lines.count("compiling; progress is told at each evaluation (3 to come)") == 2
+    lines = [line for line in lines if not line.startswith("compiling")]
     assert len(lines) == 6 and all(line.endswith(" s left") for line in lines)
     assert lines[0].startswith("40 steps  ") and " steps/s  return -1e-08  " in lines[0]
     assert lines[5].startswith("batch 12 of 12  ") and " tokens/s  return " in lines[5]
+
+
+def test_speed_is_the_programs_without_compiling_and_evaluations(tmp_path, capsys):
+    calls = []
+
+    def step(state, count):
+        calls.append(count)
+        time.sleep(0.6 if len(calls) == 1 else 0.01 * count)
+        return program(state, count)
+
+    def judge(*_):
+        time.sleep(0.3)
+        return {"score": 1.0}
+
+    run(tmp_path, step=step, judge=judge, console=Console(soft_wrap=True, highlight=False, width=40))
+    first, *_, last = [line for line in capsys.readouterr().out.splitlines() if "steps/s" in line]
+    speeds = [float(line.split("  ")[1].removesuffix(" steps/s").replace(",", "")) for line in (first, last)]
+    assert speeds[1] == pytest.approx(10 / 0.01, rel=0.5)  # 10 steps an iteration
+    assert all(speed > 200 for speed in speeds)  # 40 steps a line, in 0.9 s with what is left out
 
 
 def test_zero_has_no_sign(tmp_path, capsys):

@@ -28,7 +28,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
 def test_resume_names_the_settings_that_differ(tmp_path):
     open_folder(tmp_path / "run", CONFIG, resume=False)
     changed = CONFIG | {"output": "b", "config": {"algo": "soft", "clip": 0.2}}
-    with pytest.raises(RunFolderError, match=r"config\.algo: 'hard' -> 'soft'") as error:
+    with pytest.raises(RunFolderError, match=r"algo: 'hard' -> 'soft'") as error:
         open_folder(tmp_path / "run", changed, resume=True, free=("output",))
     assert "clip" not in str(error.value) and "output:" not in str(error.value)
     open_folder(tmp_path / "run", CONFIG | {"output": "b"}, resume=True, free=("output",))

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from pairgrpo_jax import core
 from pairgrpo_jax.core.preference import ranked_right
 from pairgrpo_jax.core.surrogate import aggregate_steps
+from pairgrpo_jax.core.terms import with_more
 from pairgrpo_jax.lm.alignment.batch import Batch
 from pairgrpo_jax.lm.alignment.config import AlignConfig
 from pairgrpo_jax.lm.models.scoring import Scores
 from pairgrpo_jax.methods import Adaptive, Likelihoods
+from pairgrpo_jax.methods.method import terms_of
 
 _KL = {"k2": core.kl_k2, "k3": core.kl_k3}
 
@@ -32,16 +34,17 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
       Exact terms; the one that the method improves is called `surrogate`.
     """
     likelihoods = Likelihoods(scores.logp, batch.old_logp, batch.ref_logp, batch.mask)
-    terms = of_whole_batch(batch, config.method.objective(likelihoods, batch.signal, adaptive))
+    terms = of_whole_batch(batch, terms_of(config.method, likelihoods, batch.signal, adaptive))
     terms.pop("groups_without_pair", None)  # of the whole batch it is known before
+    more: core.Objective = {}
     if config.critic is not None:
         how = {"mask": batch.alive_mask, "value_weight": config.critic.value_weight}
-        terms |= core.value_terms(values, batch.old_values, batch.returns, **how)
+        more |= core.value_terms(values, batch.old_values, batch.returns, **how)
     elif config.reference.ref_beta > 0:
         penalty = _KL[config.reference.ref_kl](scores.logp, batch.ref_logp, batch.alive_mask)
         alive = batch.alive[:, None] * jnp.ones(batch.lengths.shape)
         rule = getattr(config.method, "aggregate", "sequence_mean")
-        terms["ref_penalty"] = aggregate_steps(
+        more["ref_penalty"] = aggregate_steps(
             penalty, batch.mask, rule, candidate_weight=alive, weight=config.reference.ref_beta
         )
     if batch.pairs is not None and (batch.ref_logp is not None or config.method.ranks_alone):
@@ -49,8 +52,8 @@ def objective(config: AlignConfig, batch: Batch, scores: Scores, values: Any, ad
         reward = config.method.implicit_reward(frozen)
         won, lost = (jnp.take_along_axis(reward, index, axis=1) for index in batch.pairs[:2])
         terms.pop("accuracy", None)  # the same
-        terms["pair_accuracy"] = core.mean_term(ranked_right(won - lost), (batch.pairs.weight > 0).astype(won.dtype))
-    return terms | diagnostics(batch, scores)
+        more["pair_accuracy"] = core.mean_term(ranked_right(won - lost), (batch.pairs.weight > 0).astype(won.dtype))
+    return with_more(terms, more | diagnostics(batch, scores))
 
 
 def of_whole_batch(batch: Batch, terms: core.Objective) -> core.Objective:

@@ -170,15 +170,17 @@ class Online:
         try:
             judgement, each = by_share(b, judge)
         except SourceError as error:
-            raise SourceError(f"batch {position}: {error}") from error
+            raise type(error)(f"batch {position + 1}: {error}") from error
         if np.any(judgement.failed):
-            _log.warning("batch %d: no verdict on groups %s", position, np.flatnonzero(judgement.failed).tolist())
+            _log.warning("batch %d: no verdict on groups %s", position + 1, np.flatnonzero(judgement.failed).tolist())
         rewards, failed = judgement.rewards, np.asarray(judgement.failed, bool)
         if rewards is None:
             return judgement, each
         rewards = np.asarray(rewards, np.float32)
         if rewards.shape != (b, k) or not np.all(np.isfinite(rewards[~failed])):
-            raise ValueError(f"reward: batch {position}: expected {b} x {k} finite numbers, got shape {rewards.shape}")
+            raise ValueError(
+                f"reward: batch {position + 1}: expected {b} x {k} finite numbers, got shape {rewards.shape}"
+            )
         return judgement._replace(rewards=np.where(failed[:, None], 0, rewards)), each
 
 

@@ -81,6 +81,15 @@ class ModelConfig:
     reply_end: int | None = None
     pad_id: int | None = None
 
+    @property
+    def context(self) -> int:
+        """The longest text that can be generated, prompt included.
+
+        Beyond `original_max` longrope would turn the keys already cached; so does dynamic scaling, slowly.
+        """
+        short = self.rope is not None and self.rope.by_length and self.rope.kind == "longrope"
+        return self.rope.original_max if short else self.max_positions  # type: ignore[union-attr]
+
 
 class FieldReader:
     """Hands out the fields of a config and refuses, by name, those that nobody asked for."""

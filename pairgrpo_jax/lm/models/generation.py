@@ -227,9 +227,7 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
         raise ValueError(f"max_new_tokens={new} and num_samples={samples} must be positive")
     if len(prompts) == 0:
         raise ValueError("prompts: an empty batch")
-    limit, rope = config.max_positions, config.rope
-    if rope is not None and rope.by_length and rope.kind == "longrope":
-        limit = rope.original_max  # beyond it, longrope would turn the keys already cached; so does dynamic, slowly
+    limit = config.context
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompts[{i}]: an empty prompt; give at least one token")

@@ -3,6 +3,7 @@
 from pairgrpo_jax.lm.rewards.sources.functions import reward_function
 from pairgrpo_jax.lm.rewards.sources.heads import head_source
 from pairgrpo_jax.lm.rewards.sources.interface import (
+    CallError,
     ErrorPolicy,
     Judgement,
     Source,
@@ -15,6 +16,7 @@ from pairgrpo_jax.lm.rewards.sources.interface import (
 from pairgrpo_jax.lm.rewards.sources.judges import dataset_labels, judge
 
 __all__ = [
+    "CallError",
     "ErrorPolicy",
     "Judgement",
     "Source",

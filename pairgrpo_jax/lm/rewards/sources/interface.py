@@ -49,7 +49,11 @@ def columns_of(source: Any) -> Columns:
 
 
 class SourceError(RuntimeError):
-    """A user's function failed, after all retries, and the policy is to raise."""
+    """A user's function cannot be used, or failed where the policy is to raise."""
+
+
+class CallError(SourceError):
+    """A call failed, after all retries; `ErrorPolicy(on_error="skip")` goes on without the groups concerned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +123,7 @@ def give_up(function: Callable, problem: str, cause: Exception | None, policy: E
     tries = f" ({policy.retries + 1} tries)" if policy.retries else ""
     message = f"{name_of(function)} failed{tries}: {problem}"
     if policy.on_error == "raise":
-        raise SourceError(f'{message}; on_error="skip" goes on without the groups concerned') from cause
+        raise CallError(message) from cause
     log.warning("%s; skipped", message)
 
 
