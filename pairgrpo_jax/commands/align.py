@@ -32,8 +32,8 @@ from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.rewards.sources import CallError, SourceError
 from pairgrpo_jax.training import Schedule, open_folder, processes, require_free, settings
 
-DEFAULTS = """Defaults are those of sums of one digit. With --data or --reward of your own, and offline, they are
-those of preferences: name them beside --help to see which."""
+DEFAULTS = """Defaults are those of sums of one digit; with data or a reward of your own (name them beside --help), and
+offline, those of preferences."""
 
 
 def main(words: Sequence[str]) -> int:

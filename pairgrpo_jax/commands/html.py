@@ -10,7 +10,8 @@ from typing import Any
 STYLE = """body { font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 svg, video { max-width: 100%; height: auto } pre { white-space: pre-wrap } code, pre { background: #f4f4f4 }
 table { border-collapse: collapse } td { border-bottom: 1px solid #ddd; padding: 0.1em 1em 0.1em 0 }
-td:last-child { white-space: pre-wrap; overflow-wrap: anywhere } td { vertical-align: top }"""
+td { vertical-align: top } td:first-child { white-space: nowrap }
+td:last-child { white-space: pre-wrap; overflow-wrap: anywhere }"""
 
 
 def page(title: str, parts: Iterable[str]) -> str:

@@ -99,10 +99,10 @@ def test_leaves_what_it_says(finished):
     rows = read_metrics(output)
     assert len(rows) == 6 and len(rows[0]["grad_norm"]) == 2 and "score" in rows[-1]
     names = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "replies.md", "model", "adapter", "done"}
-    assert names | {"report.html"} <= {path.name for path in output.iterdir()}
+    assert names | {"report.html", "replies.json"} <= {path.name for path in output.iterdir()}
     page = (output / "replies.md").read_text()
     assert page.count("before") == 2 and page.count("after") == 2 and "Question" in page
-    assert "After 6 of 6 batches" in page and "scored by `head.safetensors`" in page
+    assert "After 6 of 6 batches" in page and "scored by head.safetensors" in page
     assert len(rows[-1]["wins"]) == 2 and rows[-1]["win_rate"] == np.mean(rows[-1]["wins"])
     held_out = "held_out/rewards:vowels"
     assert rows[-1]["score"] == rows[-1][held_out] == pytest.approx(np.mean(rows[-1][f"{held_out}/each"]))
@@ -179,7 +179,7 @@ def test_a_failure_in_the_middle_loses_nothing_nor_does_a_night(workplace, finis
     monkeypatch.delitem(sys.modules, "rewards", raising=False)  # late counts its calls
     words = [*ARGUMENTS, "--reward", "rewards:late=0.25,rewards:vowels=0.75", "--save-every", "100", "--no-export"]
     done = run_here(align.main, "hard", *words, "--output", "late")
-    assert done.returncode == 1 and "batch 3: late failed: ZeroDivisionError" in done.stderr
+    assert done.returncode == 1 and "batch 4: late failed: ZeroDivisionError" in done.stderr
     assert len(read_metrics(workplace / "late")) == 3
     monkeypatch.setattr(tokenizer, "date", types.SimpleNamespace(today=lambda: began + timedelta(days=1)))
     done = run_here(align.main, "hard", *words, "--output", "late", "--resume", "--reward-on-error", "skip")
@@ -524,4 +524,5 @@ def test_made_problems_are_checked_by_what_made_them():
 def test_help_lists_only_what_has_an_effect(run_here):
     hard, dpo = (run_here(align.main, method, "--help").stdout for method in ("hard", "dpo"))
     assert "--delta-0" in hard and "--temperature" in hard and "--clip" not in hard and "--gae-lambda" not in hard
+    assert all("offline, those of preferences" in " ".join(words.split()) for words in (hard, dpo))
     assert "--label-smoothing" in dpo and not any(x in dpo for x in ("--temperature", "--reward ", "--delta-0"))

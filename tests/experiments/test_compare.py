@@ -104,7 +104,7 @@ def test_other_commits_versions_and_settings_are_refused_before_anything_runs(go
         (lambda x: x["versions"].update(jax="0.1"), "different versions: jax 0.1 and"),
         (
             lambda x: x["settings"]["config"]["collection"].update(gamma=0.5),
-            r"other settings \(gamma",
+            r"other settings \(config.collection.gamma",
         ),
         (lambda x: x.pop("settings"), "is no result of a run"),
     ):

@@ -127,6 +127,16 @@ def test_old_and_new_rope_spellings_are_the_same():
     assert read_config(old, "old").rope == RopeConfig(5e5, "linear", 2.0, 2048)
 
 
+@pytest.mark.parametrize(
+    ("kind", "most", "context"),
+    [("yarn", 32, 128), ("yarn", 256, 256), ("linear", 128, 128), ("dynamic", 32, 32), ("llama3", 64, 64)],
+)
+def test_a_text_may_be_as_long_as_its_rope_is_stretched(kind, most, context):
+    """Yarn's config may name the unscaled maximum, as Qwen2.5's card says; those of linear name the scaled one."""
+    rope = RopeConfig(kind=kind, factor=4.0, original_max=32)
+    assert dataclasses.replace(BASE, max_positions=most, rope=rope).context == context
+
+
 @pytest.mark.parametrize("spelling", [{"type": "su"}, {"rope_type": "su"}, {"type": "su", "rope_type": "su"}])
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_su_is_the_older_name_of_longrope(name, spelling):

@@ -106,6 +106,35 @@ def test_saving_over_a_sharded_model_leaves_nothing_of_it(tiny, tmp_path):
         np.testing.assert_array_equal(load_model(tmp_path).params["embed"], other["embed"])
 
 
+def test_saving_leaves_weights_of_other_names_alone(tiny, folder):
+    others = [folder / name for name in ("model.fp16.safetensors", "model_ema.safetensors", "model-00001.safetensors")]
+    for other in others:
+        other.write_bytes(b"not ours")
+    save_pretrained(tiny, tiny.params, folder, max_shard_bytes=50_000)
+    assert all(other.read_bytes() == b"not ours" for other in others)
+
+
+def test_a_single_file_goes_before_an_index_as_in_transformers(tiny, folder, tmp_path):
+    other = jax.tree.map(lambda x: x + 1, tiny.params)
+    save_pretrained(tiny, other, tmp_path / "many", max_shard_bytes=50_000)
+    for path in (tmp_path / "many").glob("model*"):
+        path.rename(folder / path.name)
+    np.testing.assert_array_equal(load_model(folder).params["embed"], tiny.params["embed"])
+
+
+def test_buffers_that_nobody_reads_may_have_any_dtype(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model = tiny_model("gpt2", 0)
+    save_pretrained(model, model.params, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    mask = np.tri(4, dtype=np.uint8)[None, None]  # as in GPT-2's first checkpoints
+    save_file(tensors | {"transformer.h.0.attn.bias": mask}, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(load_model(tmp_path).params["embed"], model.params["embed"])
+    save_file(tensors | {"transformer.h.0.attn.c_attn.bias": mask}, tmp_path / "model.safetensors")
+    fails(tmp_path, "dtypes other than BF16, F16, F32, F64: transformer.h.0.attn.c_attn.bias (U8)")
+
+
 def test_parameter_dtype_is_kept_and_cast(tiny, folder):
     half = load_model(folder, dtype=jnp.bfloat16)
     assert half.params["embed"].dtype == jnp.bfloat16 and half.dtype == jnp.bfloat16
@@ -222,6 +251,14 @@ def test_ignored_fields_must_be_named(folder):
     load_model(folder, ignore_fields=("attention_sinks",))
 
 
+def test_ignored_fields_may_be_those_of_rope(folder):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "finetuned_on": "books"}
+    edit_config(folder, rope_parameters=scaling | {"rope_theta": 1e4})
+    assert "--ignore-fields finetuned_on" in fails(folder, "finetuned_on = books")
+    config = load_model(folder, ignore_fields=("finetuned_on",)).config
+    assert config.rope.kind == "yarn" and config.context == 128 == 4 * 32
+
+
 def test_missing_or_broken_files(tmp_path, folder):
     with pytest.raises(ValueError, match="no such"):
         load_model(tmp_path / "absent")
@@ -246,6 +283,7 @@ def test_missing_or_broken_files(tmp_path, folder):
 
 
 def test_index_cannot_leave_the_folder(folder):
+    (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
     for weight_map in ({}, {"a": "../model.safetensors"}, {"a": 3}, {"a": "model.safetensors"}):
         index.write_text(json.dumps({"weight_map": weight_map}))

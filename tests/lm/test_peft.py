@@ -151,6 +151,11 @@ def test_what_is_not_plain_lora_is_refused_by_name(adapter, changes, words):
     assert words in str(error.value), error.value
 
 
+def test_a_scale_of_0_is_one(adapter, tiny):
+    edit(adapter, lora_alpha=0)
+    assert jax.tree.all(jax.tree.map(np.array_equal, load_model(adapter).params, tiny.params))
+
+
 def test_unknown_fields_of_adapters_can_be_ignored(adapter, run_here):
     edit(adapter, something_new=3)
     assert "--ignore-fields something_new" in run_here(generate.main, "--model", adapter).stderr

@@ -14,7 +14,7 @@ from pairgrpo_jax.lm.models.attention import KV, attend
 from pairgrpo_jax.lm.models.decoder import run
 from pairgrpo_jax.lm.models.generation import generate
 from pairgrpo_jax.lm.models.sampling import transform
-from pairgrpo_jax.lm.models.scoring import completion_hidden, piecewise_limit, score_hidden
+from pairgrpo_jax.lm.models.scoring import completion_hidden, score_hidden
 
 from .conftest import double, tiny_model
 
@@ -180,7 +180,7 @@ def test_texts_whose_length_turns_the_prompts_keys_are_refused(index):
     """Beyond their original context `dynamic` and `longrope` cannot be run in parts."""
     model = tiny_model("llama", index)
     limit = model.config.rope.original_max
-    assert model.config.rope.by_length and piecewise_limit(model.config) == limit
+    assert model.config.rope.by_length and model.config.context == limit
     tokens = jnp.ones((1, limit), jnp.int32)
     batch = (tokens, jnp.asarray([limit - 3]), tokens[None, :, :3], jnp.asarray([[3]]))
     assert np.isfinite(score(Policy(model, model.params), *batch).logp).all()

@@ -139,6 +139,8 @@ class Adapters(Settings):
         super().__post_init__()
         for name in () if self.lora_rank else ("quantize", "lora_alpha", "lora_dropout"):
             require_idle(self, name, "with lora_rank=0, which freezes nothing and has no adapters")
+        if "lm_head" in self.lora_targets:
+            require_idle(self, "lora_dropout", "on the target lm_head, whose input is not dropped")
 
     @property
     def lora(self) -> LoraConfig | None:

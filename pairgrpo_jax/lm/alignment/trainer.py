@@ -24,7 +24,7 @@ from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.generation import check_slots
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.quantized import quantized
-from pairgrpo_jax.lm.models.scoring import Policy, piecewise_limit
+from pairgrpo_jax.lm.models.scoring import Policy
 from pairgrpo_jax.lm.rewards.reward_model import RewardHead, check_head
 from pairgrpo_jax.lm.rewards.sources import Source, compares
 from pairgrpo_jax.training import TrainState, annealed_to, processes
@@ -110,7 +110,7 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
         if config.samples.overlong_buffer and compares(source):
             raise ValueError(NO_REWARDS)
     longest = texts.prompt_tokens + texts.completion_tokens
-    if longest > (limit := piecewise_limit(model.config)):
+    if longest > (limit := model.config.context):
         raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
 
 

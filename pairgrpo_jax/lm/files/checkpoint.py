@@ -90,7 +90,7 @@ def load_model(
       ignore_fields: config fields to accept without implementing them.
       end_of_turn: the token (or its id) that ends a reply, instead of what the chat template writes.
       quantize: "int8", "q8_0" or "nf4" holds the matrices as codes, to be frozen under adapters (`quantized`); one
-        parameter at a time is there in `dtype`.
+        parameter at a time is there in `dtype`, of a folder of adapters the whole model until they are added in.
 
     Raises:
       ValueError: naming the file and the field or tensors, for anything malformed, missing,

@@ -27,7 +27,8 @@ def read_rope(file: GGUFModel, arch: str, own: dict[str, Any]) -> dict[str, Any]
         raise error("rope.scaling.factor", f"without '{arch}.rope.scaling.type'")
     found: dict[str, Any] = {}
     if arch == "phi3":
-        found["original_max_position_embeddings"] = own.get("rope.scaling.original_context_length")
+        original = own.get("rope.scaling.original_context_length", own["context_length"])  # old files lack it
+        found["original_max_position_embeddings"] = original
         head_dim = own["embedding_length"] // own["attention.head_count"]
         found["partial_rotary_factor"] = own.get("rope.dimension_count", head_dim) / head_dim
         if LONG in file or SHORT in file:

@@ -167,7 +167,7 @@ def load_peft(folder: str | Path, config: ModelConfig, *, ignore_fields: Iterabl
         if len(a) != (want := _patterned(ranks, module, rank)):
             raise ValueError(f"{folder / _WEIGHTS}: {module}: rank {len(a)}, and {CONFIG} says {want}")
         scales[module] = _patterned(alphas, module, alpha) / (math.sqrt(len(a)) if root else len(a))
-    common = next(iter(scales.values())) if len(set(scales.values())) == 1 else 1.0
+    common = next(iter(scales.values())) or 1.0 if len(set(scales.values())) == 1 else 1.0
     flat: dict[str, np.ndarray] = {}
     for module, (a, b) in pairs.items():
         for part in modules[module]:
@@ -186,9 +186,8 @@ def load_peft(folder: str | Path, config: ModelConfig, *, ignore_fields: Iterabl
 def _read_config(folder: Path, ignore_fields: Iterable[str]) -> FieldReader:
     """The fields that are on, those of other kinds of adapters left unread, so that `finish` names them."""
     fields = read_json(folder / CONFIG)
-    on = {
-        name: value for name, value in fields.items() if name not in _NOTES and value not in (None, False, [], {}, "")
-    }
+    off = (None, False, [], {}, "")
+    on = {x: value for x, value in fields.items() if x not in _NOTES and (value not in off or x == "lora_alpha")}
     reader = FieldReader(on, str(folder / CONFIG), ignore_fields)
     reader.choice("peft_type", ("LORA",))
     reader.choice("task_type", ("CAUSAL_LM",), "CAUSAL_LM")

@@ -1,6 +1,7 @@
 """Reads and writes safetensors checkpoints: one file, or shards with an index."""
 
 import json
+import re
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
@@ -9,8 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.lm.files.text_files import read_json
+from pairgrpo_jax.lm.files.weights import UNUSED
 
 _INDEX = "model.safetensors.index.json"
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _DTYPES = {"F64", "F32", "F16", "BF16"}
 
 
@@ -41,7 +44,8 @@ class SafetensorsReader:
         if expected is not None and expected != names:
             differ = ", ".join(sorted(expected ^ names)[:20])
             raise ValueError(f"{path}: tensors differ from those in {_INDEX}: {differ}")
-        odd = sorted(f"{name} ({kind})" for name, kind in kinds.items() if kind not in _DTYPES)
+        read = {name: kind for name, kind in kinds.items() if not name.endswith(UNUSED)}
+        odd = sorted(f"{name} ({kind})" for name, kind in read.items() if kind not in _DTYPES)
         if odd:
             allowed = ", ".join(sorted(_DTYPES))
             raise ValueError(f"{path}: dtypes other than {allowed}: {', '.join(odd[:20])}")
@@ -62,12 +66,11 @@ class SafetensorsReader:
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
     """Returns the weight files and, where there is an index, the tensors each must hold."""
-    index = folder / _INDEX
-    if not index.exists():
-        single = folder / "model.safetensors"
-        if not single.exists():
-            raise ValueError(f"{folder}: no model.safetensors, no {_INDEX} and no .gguf file{_other_weights(folder)}")
+    index, single = folder / _INDEX, folder / "model.safetensors"
+    if single.exists():  # beside an index too, as in transformers
         return {single: None}
+    if not index.exists():
+        raise ValueError(f"{folder}: no model.safetensors, no {_INDEX} and no .gguf file{_other_weights(folder)}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: field 'weight_map' must map tensor names to files")
@@ -115,8 +118,9 @@ def write(folder: Path, tensors: dict, max_bytes: int) -> None:
     for file, shard in zip(names, shards):
         arrays = {name: np.ascontiguousarray(make()) for name, make in shard.items()}  # views come out scrambled
         save_file(arrays, folder / file, metadata={"format": "pt"})
-    for stale in {*folder.glob("model*.safetensors"), folder / _INDEX} - {folder / x for x in names}:
-        stale.unlink(missing_ok=True)  # of a model saved here before
+    before = (path.name for path in folder.glob("model*.safetensors") if _OURS.fullmatch(path.name))
+    for stale in {*before, _INDEX} - {*names}:
+        (folder / stale).unlink(missing_ok=True)  # of a model saved here before
     if count > 1:
         weight_map = {name: file for file, shard in zip(names, shards) for name in shard}
         total = sum(nbytes for nbytes, _ in tensors.values())

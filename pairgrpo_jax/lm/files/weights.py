@@ -11,7 +11,7 @@ import numpy as np
 
 from pairgrpo_jax.lm.models.names import Source
 
-_UNUSED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old releases
+UNUSED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # buffers of old releases
 HEAD = "lm_head.weight"
 _ROWS = 4096  # read at once where two tensors are compared
 _PREFIXES = ("model.", "transformer.")  # absent from checkpoints saved without their head
@@ -106,7 +106,7 @@ def _match(reader: Reader, names: dict[str, Source], flat: dict[str, Any]) -> di
             where[name] = stored
     tied = () if any(path.startswith("lm_head") for path in flat) else (HEAD,)
     extra = reader.shapes.keys() - set(where.values()) - set(wanted)
-    problems += [f"extra {x}" for x in sorted(extra) if not x.endswith((*_UNUSED, *tied))]
+    problems += [f"extra {x}" for x in sorted(extra) if not x.endswith((*UNUSED, *tied))]
     if problems:
         more = f" and {len(problems) - 40} more" if len(problems) > 40 else ""
         tie = '; is it the embedding? then set "tie_word_embeddings": true in config.json'

@@ -83,12 +83,16 @@ class ModelConfig:
 
     @property
     def context(self) -> int:
-        """The longest text that can be generated, prompt included.
+        """The longest text, tokens, that may be run in pieces: as a prompt and then a completion.
 
-        Beyond `original_max` longrope would turn the keys already cached; so does dynamic scaling, slowly.
+        Beyond the original context `dynamic` and `longrope` rotate all keys by the whole text's length, which the keys
+        of a prompt that was run before do not know. Yarn stretches the original one, whatever the config's maximum.
         """
-        short = self.rope is not None and self.rope.by_length and self.rope.kind == "longrope"
-        return self.rope.original_max if short else self.max_positions  # type: ignore[union-attr]
+        if self.rope is None:
+            return self.max_positions
+        if self.rope.kind == "yarn":
+            return max(self.max_positions, int(self.rope.original_max * self.rope.factor))
+        return self.rope.original_max if self.rope.by_length else self.max_positions
 
 
 class FieldReader:

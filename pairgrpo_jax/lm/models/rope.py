@@ -41,7 +41,7 @@ def read_rope(fields: dict[str, Any], config: FieldReader, head_dim: int, partia
     """
     if not isinstance(fields, dict):
         raise config.error("rope_parameters", "expected an object")
-    reader = FieldReader(fields, f"{config.where}: rope_parameters")
+    reader = FieldReader(fields, f"{config.where}: rope_parameters", config.ignore)
     kind = reader.choice("rope_type", _KINDS, "default")
     reader.get("type")
     share = reader.typed("partial_rotary_factor", float, 1.0, lambda v: v == 1 or (partial and 0 < v < 1))

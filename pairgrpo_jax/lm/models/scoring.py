@@ -11,7 +11,6 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from pairgrpo_jax.lm.models import layout
-from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
 from pairgrpo_jax.lm.models.sampling import Sampling, check, transform
@@ -263,15 +262,6 @@ def _expectation(log_probs: jax.Array, values: jax.Array) -> jax.Array:
     return products.sum(axis=-1)
 
 
-def piecewise_limit(config: ModelConfig) -> int:
-    """Longest text, in tokens, that may be run as a prompt and then a completion.
-
-    Beyond the original context `dynamic` and `longrope` rotate all keys by the whole text's length, which the keys of a
-    prompt that was run before do not know.
-    """
-    return config.rope.original_max if config.rope is not None and config.rope.by_length else config.max_positions
-
-
 def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> None:
     if prompts.ndim != 2 or completions.ndim != 3 or 0 in completions.shape + prompts.shape:
         shapes = f"{prompts.shape} and {completions.shape}"
@@ -289,7 +279,7 @@ def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> 
 
 def _check_values(prompt_lengths, lengths, policy: Policy, sampling: Sampling | None) -> None:
     """Checks what only concrete arrays tell."""
-    config, limit = policy.model.config, piecewise_limit(policy.model.config)
+    config, limit = policy.model.config, policy.model.config.context
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((prompt_lengths, lengths, sampling))):
         return
     if sampling is not None:
