@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from experiments.grid import Cell, Grid
+from experiments.grid import Cell, Grid, runs_of
 from experiments.matched import curve_of, matched
 from pairgrpo_jax.commands import align, align_settings
 from pairgrpo_jax.commands.comparison import compared, interval, markdown
@@ -77,12 +77,13 @@ class Aligned(Grid):
         changes |= {"operands": self.operands}
         return self.preset(_named(cell.method)[0]).replace(**changes)
 
-    def table_of(self, rows: dict[str, list[list[dict]]]) -> str:
+    def table_of(self, rows: dict[str, dict[int, list[dict]]]) -> str:
         """Methods at the end of their runs, and where they are equally far from the start."""
         curves = {
-            method: [curve_of(metrics, self.each, self.start) for metrics in runs] for method, runs in rows.items()
+            method: {seed: curve_of(metrics, self.each, self.start) for seed, metrics in runs.items()}
+            for method, runs in rows.items()
         }
-        return f"{self.ends(rows)}\n\n{matched(curves, self.distances)}"
+        return f"{self.ends(runs_of(rows))}\n\n{matched(curves, self.distances)}"
 
     def ends(self, rows: dict[str, list[list[dict]]]) -> str:
         """A Markdown table of methods, each with the metrics of its runs; the first is the baseline."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments import sweeps
 from experiments.benchmarks import random_policy
-from experiments.grid import Cell, Grid, carry_out
+from experiments.grid import Cell, Grid, carry_out, runs_of
 from experiments.plots import comparison
 from pairgrpo_jax.commands import cheetah, cli
 from pairgrpo_jax.commands.comparison import compared, interval, markdown
@@ -92,7 +92,7 @@ def main() -> int:
     untrained = random_policy.stored(args.env)
     draw = functools.partial(comparison, learned_nothing=None if untrained is None else float(untrained.mean()))
     title = f"HalfCheetah, {args.env}, {args.steps:,.0f} steps"
-    return carry_out(args, draw, title, lambda rows: table_of(until(rows, args.at), untrained))
+    return carry_out(args, draw, title, lambda rows: table_of(until(runs_of(rows), args.at), untrained))
 
 
 def parse(method: str) -> ControlConfig:

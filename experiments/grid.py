@@ -175,6 +175,7 @@ class Grid(Settings, ABC):
 
     def _make(self, cell: Cell, made_by: dict[str, Any], console: Console) -> tuple[int, str]:
         run = self.run_of(cell, made_by["commit"])
+        results.require_same_versions(run.output, made_by)
         try:
             if code := complete(self.program, run, cell.title, console):
                 return code, ""
@@ -187,25 +188,30 @@ class Grid(Settings, ABC):
         return 0, ""
 
 
-def rows_of(found: dict[Cell, list[dict]]) -> dict[str, list[list[dict]]]:
-    """The metrics of each method (and trial), one list a seed."""
+def rows_of(found: dict[Cell, list[dict]]) -> dict[str, dict[int, list[dict]]]:
+    """The metrics of each method (and trial), by seed."""
     rows = {}
     for cell, metrics in found.items():
-        rows.setdefault(f"{cell.method} {cell.trial}".strip(), []).append(metrics)
+        rows.setdefault(f"{cell.method} {cell.trial}".strip(), {})[cell.seed] = metrics
     return rows
+
+
+def runs_of(rows: dict[str, dict[int, list[dict]]]) -> dict[str, list[list[dict]]]:
+    """The metrics of each method, one list a run, whatever its seed."""
+    return {method: [*runs.values()] for method, runs in rows.items()}
 
 
 def carry_out(
     grid: Grid,
     draw: Callable[[dict[str, list[list[dict]]], Path, str], None],
     title: str,
-    table_of: Callable[[dict[str, list[list[dict]]]], str],
+    table_of: Callable[[dict[str, dict[int, list[dict]]]], str],
 ) -> int:
     """Makes the runs that are missing, draws and tells; the exit code, 1 if one of them could not be finished.
 
     Args:
       grid: what to compare.
-      draw: `(rows, path, title)`, see `experiments.plots`.
+      draw: `(runs, path, title)` of `runs_of`, see `experiments.plots`.
       title: of the picture.
       table_of: of `rows_of`, in Markdown.
     """
@@ -225,7 +231,7 @@ def _report(grid: Grid, draw: Callable, title: str, table_of: Callable, console:
     found = grid.finished()
     rows = rows_of(found)
     table = grid.where / f"{grid.table}.md"
-    draw(rows, grid.where / f"{grid.step}.png", title)
+    draw(runs_of(rows), grid.where / f"{grid.step}.png", title)
     made = table_of(rows)
     if missing := [cell.title for cell in grid.cells() if cell not in found]:
         made += f"\n\nNot finished, and not counted: {'; '.join(missing)}."

@@ -47,20 +47,28 @@ def start_of(rows: Sequence[dict], start: str | float) -> float:
 
 
 def score_at(curve: Curve, kl: float) -> np.ndarray | None:
-    """Scores `[N]` where a run's straight lines between evaluations first pass a KL; None where they never do."""
-    for i in range(1, len(curve.kl)):
-        before, after = curve.kl[i - 1], curve.kl[i]
-        if min(before, after) <= kl <= max(before, after):
-            share = (kl - before) / (after - before) if after != before else 1.0
+    """Scores `[N]` where a run first passes a KL, on straight lines between its evaluations against the KL's root.
+
+    Scores rise about with the root (arXiv 2210.10760): lines against the KL itself would lie below the path where
+    evaluations are far apart. None where the run never gets there, or where its first evaluation is beyond twice the
+    KL: nothing was measured near it.
+    """
+    if curve.kl[1] > 2 * kl:
+        return None
+    roots, root = np.sqrt(np.maximum(curve.kl, 0)), np.sqrt(kl)
+    for i in range(1, len(roots)):
+        before, after = roots[i - 1], roots[i]
+        if min(before, after) <= root <= max(before, after):
+            share = (root - before) / (after - before) if after != before else 1.0
             return (1 - share) * curve.scores[i - 1] + share * curve.scores[i]
     return None
 
 
-def matched(curves: dict[str, list[Curve]], distances: Sequence[float]) -> str:
+def matched(curves: dict[str, dict[int, Curve]], distances: Sequence[float]) -> str:
     """A Markdown table of scores at each KL, with intervals over seeds and prompts; the first method is the baseline.
 
     Args:
-      curves: of each method, in the order of the seeds.
+      curves: of each method, by seed; a difference is one between runs of the same seed.
       distances: the KLs, nats a reply.
     """
     first, *_ = curves
@@ -68,20 +76,26 @@ def matched(curves: dict[str, list[Curve]], distances: Sequence[float]) -> str:
     lines: dict[str, tuple[str, ...]] = {method: (method,) for method in curves}
     for kl in distances:
         head += (f"at {kl:g} nat{'s' * (kl != 1)}, % [95% interval] (seeds)", f"less {first} [95% interval], P(more)")
-        scores = {method: [score_at(curve, kl) for curve in runs] for method, runs in curves.items()}
+        scores = {method: _reached(runs, kl) for method, runs in curves.items()}
         for method, mine in scores.items():
-            reached = [x for x in mine if x is not None]
-            apart = [x - y for x, y in zip(mine, scores[first]) if x is not None and y is not None]
+            reached = [*mine.values()]
+            apart = [score - scores[first][seed] for seed, score in mine.items() if seed in scores[first]]
             sure = f", {crossed_probability(np.array(apart)):.2f}" if len(apart) > 1 else ""
             lines[method] += (_mean(reached, ".1f", f" ({len(reached)})"),)
             lines[method] += ("–" if method == first else _mean(apart, "+.1f", sure),)
     return markdown([head, *lines.values()])
 
 
+def _reached(runs: dict[int, Curve], kl: float) -> dict[int, np.ndarray]:
+    """The scores of the seeds that have any there."""
+    found = {seed: score_at(curve, kl) for seed, curve in runs.items()}
+    return {seed: score for seed, score in found.items() if score is not None}
+
+
 def _mean(scores: list[np.ndarray], form: str, more: str) -> str:
     """Of runs and prompts, in percent, with its interval and what is to be said beside it."""
     if not scores:
-        return "not reached"
+        return "not measured"
     values = 100 * np.array(scores)
     bold, (low, high) = "", crossed_interval(values)
     if not form.startswith("+"):  # a share, not a difference of two

@@ -275,9 +275,15 @@ def main_table(args: Tables, runs: dict) -> str:
 
 
 def updates(seed: list[dict], name: str, window: int) -> np.ndarray:
-    """A metric of each of the last `window` updates of a run; skipped ones, which are not finite, left out."""
-    values = np.concatenate([np.atleast_1d(row[name]) for row in seed if name in row] or [np.zeros(0)])
-    return values[np.isfinite(values)][-window:]
+    """A metric of the updates of a run's last batches, `[U,T]`: of the first of each batch, of the second, and so on.
+
+    They are kept apart because what differs between them, such as a gradient's norm at the policy that sampled and
+    beyond it, is no noise. About `window` updates in all; batches with one that is not finite are left out.
+    """
+    rows = [np.atleast_1d(row[name]) for row in seed if name in row] or [np.zeros(0)]
+    values = np.array([row[: min(map(len, rows))] for row in rows], float)
+    values = values[np.isfinite(values).all(-1)]
+    return values[-max(window // max(values.shape[1], 1), 1) :].T
 
 
 def stability_table(args: Tables, runs: dict) -> str:
@@ -289,15 +295,15 @@ def stability_table(args: Tables, runs: dict) -> str:
             continue
         norms = [updates(seed, "grad_norm", args.window) for seed in of]
         kls = [updates(seed, "kl_ref", args.window) for seed in of]
-        changes = [np.sqrt(noise_variance(kl)) for kl in kls if len(kl) > 2]
+        changes = [np.sqrt(noise_variance(kl)).mean() for kl in kls if kl.shape[-1] > 2]
         paper = paper_of(method)
         rows.append(
             [
                 method,
-                f"{len(kls[0])} of {len(updates(of[0], 'kl_ref', 10**9))}",
+                f"{kls[0].size} of {updates(of[0], 'kl_ref', 10**9).size}",
                 f"{np.mean([noise_variance(x) for x in norms]):.4g}",
                 f"{np.mean([relative_noise_variance(x) for x in norms]):.3f}",
-                f"{np.mean([x.std() for x in kls]):.3f}",
+                f"{np.mean([x.std(-1) for x in kls]):.3f}",
                 f"{np.mean(changes):.3f}" if changes else "-",
                 f"{paper.variance}, {paper.kl_std}" if paper else "-",
             ]
@@ -360,7 +366,7 @@ def draw(args: Tables, runs: dict, path: Path) -> None:
     frontier.set(xlabel="KL to the start, nats a reply", xscale="log")
     for label in labels:
         of = [seed for (_, m), seeds in runs.items() if m == label for seed in seeds]
-        kl = [updates(seed, "kl_ref", 10**9) for seed in of]
+        kl = [updates(seed, "kl_ref", 10**9).T.ravel() for seed in of]
         shortest = min(map(len, kl))
         if shortest:
             along.plot(np.mean([x[:shortest] for x in kl], axis=0), label=label, linewidth=1)

@@ -53,10 +53,28 @@ def read(path: Path, asked: dict[str, Any], free: tuple[str, ...]) -> dict[str, 
         before = result["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"results: {path} is no result of a run ({error}); move it away") from error
-    if changed := [name for name, _, _ in changed_settings(before, asked, free)]:
+    if changed := [name for name, _, _ in changed_settings(_unplaced(before), _unplaced(asked), free)]:
         where = f"results: {path} was made with other settings ({', '.join(changed)})"
         raise ValueError(f"{where}; move it away or choose another --results")
     return result
+
+
+def _unplaced(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that name data by what it is called, wherever it lies."""
+    return settings | ({"data": Path(settings["data"]).name} if "data" in settings else {})
+
+
+def require_same_versions(folder: Path, now: dict[str, Any]) -> None:
+    """Raises ValueError if the run in `folder` was begun with other package versions than those of `now`."""
+    begun = folder / "versions.json"
+    if begun.exists() and (changed := _differences(json.loads(begun.read_text()), now["versions"])):
+        raise ValueError(f"output: {folder} was begun with other versions: {changed}; install those, or remove it")
+
+
+def _differences(first: dict[str, Any], other: dict[str, Any]) -> str:
+    """What differs between two sets of versions, whatever the machines; "" for nothing."""
+    names = sorted(name for name in (first.keys() | other.keys()) - {*_HARDWARE} if first.get(name) != other.get(name))
+    return ", ".join(f"{name} {first.get(name)} and {other.get(name)}" for name in names)
 
 
 def require_one_origin(results: Iterable[dict[str, Any]], now: dict[str, Any] | None = None) -> None:
@@ -66,7 +84,6 @@ def require_one_origin(results: Iterable[dict[str, Any]], now: dict[str, Any] | 
         if result["commit"] != found[0]["commit"]:
             both = f"{found[0]['commit'][:12]} and {result['commit'][:12]}"
             raise ValueError(f"results: rows of different commits, {both}; check one out, or choose another --results")
-        first, other = ({k: v for k, v in x["versions"].items() if k not in _HARDWARE} for x in (found[0], result))
-        if changed := sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name)):
-            what = ", ".join(f"{name} {first.get(name)} and {other.get(name)}" for name in changed)
-            raise ValueError(f"results: rows of different versions: {what}; install one, or choose another --results")
+        if changed := _differences(found[0]["versions"], result["versions"]):
+            what = f"results: rows of different versions: {changed}"
+            raise ValueError(f"{what}; install one, or choose another --results")

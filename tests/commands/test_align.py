@@ -354,6 +354,14 @@ def test_intervals_and_length_control():
     assert length_controlled_rate(np.array([1, 1, 0.5]), np.zeros(3)) > 0.6
 
 
+def test_what_differs_between_the_updates_on_a_batch_is_no_noise():
+    rows = [{"grad_norm": [1.0, 3.0]} for _ in range(9)] + [{"grad_norm": [1.0, float("nan")]}]
+    kept = paper_tables.updates(rows, "grad_norm", 8)
+    assert kept.tolist() == [[1.0] * 4, [3.0] * 4] and paper_tables.updates(rows, "grad_norm", 10**9).size == 18
+    assert paper_tables.noise_variance(kept).tolist() == [0, 0]
+    assert paper_tables.updates([{}], "grad_norm", 8).size == 0
+
+
 def test_an_unknown_method_of_the_tables_is_named(tmp_path, run_here):
     done = run_here(paper_tables.main, "--methods", "soft-ofline", "--output", tmp_path)
     assert done.returncode == 2 and "methods: 'soft-ofline' is unknown" in done.stderr

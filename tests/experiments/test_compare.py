@@ -11,6 +11,7 @@ from experiments.compare import Comparison, parse
 from experiments.grid import Cell
 from pairgrpo_jax.commands.runs import DONE
 from pairgrpo_jax.training import NonFiniteError, settings
+from pairgrpo_jax.training.run import versions
 
 SCORES = {"ppo": 0, "hard": 50}
 
@@ -116,6 +117,18 @@ def test_other_commits_versions_and_settings_are_refused_before_anything_runs(go
     with pytest.raises(ValueError, match=f"{path.name} is no result of a run"):
         go("--seeds", "2")
     assert len(stub[0]) == 2
+
+
+def test_a_run_that_other_versions_began_is_not_gone_on_with(go, stub, tmp_path):
+    cell = tmp_path / "runs" / ("a" * 12) / "mujoco" / "3000000" / "ppo-value" / "seed100"
+    cell.mkdir(parents=True)
+    (cell / "versions.json").write_text(json.dumps(versions() | {"jax": "0.1", "machine": "another"}))
+    with pytest.raises(
+        ValueError, match=r"was begun with other versions: jax 0\.1 and .*; install those, or remove it"
+    ):
+        go("--seeds", "1")
+    (cell / "versions.json").write_text(json.dumps(versions() | {"machine": "another"}))
+    assert go("--seeds", "1") == 0 and len(stub[0]) == 2
 
 
 def test_a_commit_is_that_of_the_package_and_its_files(tmp_path, monkeypatch):
@@ -229,8 +242,9 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     assert "| **95.0** [" in hard and "| 3 of 3, 2 |" in hard and "| 1.00 [" in hard and "| 1.5 | 3 |" in hard
     assert (tmp_path / "results" / "24" / "compare.png").exists()
     grpo, hard = (tmp_path / "results" / "24" / "compare.md").read_text().splitlines()[-2:]
-    assert grpo.startswith("| grpo | **9.3** [") and "| **22.3** [" in grpo and grpo.endswith("not reached | – |")
-    assert "| +14.0 [" in hard and hard.endswith(", 1.00 | not reached | not reached |")  # a third of 92 less 50
+    assert grpo.startswith("| grpo | **9.2** [") and "| **23.9** [" in grpo and grpo.endswith("not measured | – |")
+    share = (2**0.5 - 1.5**0.5) / (3**0.5 - 1.5**0.5)  # of 92 less 50
+    assert f"| +{42 * share:.1f} [" in hard and hard.endswith(", 1.00 | not measured | not measured |")
     asked = sums.Sums("tune", methods=("grpo", "hard"), seeds=1)
     assert [cell.method for cell in asked.cells()].count("hard") == len(sums.Sums.rates) == len(asked.cells()) / 2
     assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align_settings.SUMS}

@@ -10,10 +10,21 @@ from experiments.sums import Sums
 
 def test_a_score_is_read_off_where_the_path_first_passes():
     curve = Curve(np.array([0.0, 2.0, 1.0, 4.0]), np.array([[0.0, 0.2], [1.0, 0.2], [0.5, 0.6], [0.5, 0.9]]))
-    np.testing.assert_allclose(score_at(curve, 1.0), [0.5, 0.2])  # on the way out, not on the way back
+    np.testing.assert_allclose(score_at(curve, 1.0), [0.5**0.5, 0.2])  # on the way out, not on the way back
     np.testing.assert_allclose(score_at(curve, 2.0), [1.0, 0.2])
-    np.testing.assert_allclose(score_at(curve, 3.0), [0.5, 0.8])
+    np.testing.assert_allclose(score_at(curve, 3.0), [0.5, 0.6 + 0.3 * (3**0.5 - 1)])
     assert score_at(curve, 4.1) is None
+    assert score_at(curve, 0.99) is None  # the first evaluation is twice as far: nothing was measured there
+    back = Curve(np.array([0.0, 0.5, -0.01, 2.0]), np.zeros((4, 1)))  # an estimate below 0
+    assert score_at(back, 1.0) == 0
+
+
+def test_differences_are_those_of_the_same_seed():
+    def runs(levels):
+        return {seed: Curve(np.array([0.0, 1.0]), np.full((2, 3), level)) for seed, level in levels.items()}
+
+    table = matched({"grpo": runs({7: 0.1, 8: 0.9, 9: 0.5}), "hard": runs({9: 0.75, 8: 1.0})}, (1.0,))
+    assert "+17.5 [" in table  # 25 and 10
 
 
 def test_a_curve_begins_at_the_start():
@@ -30,17 +41,18 @@ def paths(rise, seeds=5, prompts=40):
     levels = np.random.default_rng(0).uniform(0.2, 0.5, prompts)
     noise = np.random.default_rng(int(1000 * rise) + 1).normal(0, 0.01, (seeds, prompts))
     kl = np.array([0.0, 1.0, 2.0])
-    return [Curve(kl, levels + rise * kl[:, None] + kl[:, None] * of) for of in noise]
+    return {seed: Curve(kl, levels + rise * kl[:, None] + kl[:, None] * of) for seed, of in enumerate(noise)}
 
 
 def test_what_a_method_gains_at_equal_distance_is_told_with_an_interval():
     table = matched({"grpo": paths(0.1), "soft": paths(0.1), "hard": paths(0.2)}, (1.5, 3.0)).splitlines()
     head, _, grpo, _, hard = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
     assert head[1:3] == ["at 1.5 nats, % [95% interval] (seeds)", "less grpo [95% interval], P(more)"]
-    assert grpo[2] == "–" and grpo[1].endswith("(5)") and grpo[3] == hard[3] == hard[4] == "not reached"
-    assert abs(float(hard[2].split()[0]) - 15) < 1 and hard[2].endswith(", 1.00")
+    assert grpo[2] == "–" and grpo[1].endswith("(5)") and grpo[3] == hard[3] == hard[4] == "not measured"
+    gained = 10 * (1 + (1.5**0.5 - 1) / (2**0.5 - 1))  # half way in roots
+    assert abs(float(hard[2].split()[0]) - gained) < 1 and hard[2].endswith(", 1.00")
     low, high = (float(x) for x in hard[2].split("[")[1].split("]")[0].split(","))
-    assert low < 15 < high and high - low < 2, "prompts are alike for both, and their levels cancel"
+    assert low < gained < high and high - low < 2, "prompts are alike for both, and their levels cancel"
     low, high = (float(x) for x in hard[1].split("[")[1].split("]")[0].split(","))
     assert high - low > 4, "a mean alone is as uncertain as the prompts are different"
 

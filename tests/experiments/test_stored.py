@@ -10,6 +10,7 @@ from experiments.sums import Sums
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 AT_1M = {"methods": ("ppo:value", "grpo:value", "soft:value", "hard:value"), "steps": 1e6, "seeds": 5}
+AT_15M = {"methods": ("hard:value",), "steps": 1.5e7, "seeds": 5}
 SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
 PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
@@ -22,12 +23,20 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
     [
         (Comparison(results=RESULTS / "halfcheetah"), 50),
         (Comparison(results=RESULTS / "halfcheetah", **AT_1M), 20),
+        (Comparison(results=RESULTS / "halfcheetah", **AT_15M), 5),
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
         (Preferences(**PREFERENCES, **HELPFUL), 9),
         (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
     ],
-    ids=["cheetah, 3M", "cheetah, 1M", "sums", "harmless", "helpful", "UltraFeedback"],
+    ids=["cheetah, 3M", "cheetah, 1M", "cheetah, 15M", "sums", "harmless", "helpful", "UltraFeedback"],
 )
 def test_stored_runs_are_those_of_todays_settings(grid, runs):
     assert len(grid.finished()) == runs
+
+
+def test_data_may_lie_elsewhere():
+    grid = Preferences(**PREFERENCES, **HARMLESS | {"data": "/somewhere/else/hh-rlhf-harmless-base"})
+    assert len(grid.finished()) == 15
+    with pytest.raises(ValueError, match="made with other settings"):
+        Preferences(**PREFERENCES, **HARMLESS | {"data": "data/hh-rlhf-helpful-base"}).finished()
