@@ -52,11 +52,15 @@ def title(run: Stored) -> str:
 def section(runs: list[Stored]) -> list[str]:
     """Table, curves, origin and settings of runs that can be compared."""
     methods = rows_of(runs)
-    parts = [html.table(table(methods)), curves(methods)]
+    quantity = runs[0].quantity
+    parts = [html.element("p", f"Score: {quantity.words}."), html.table(table(methods))]
     parts += [
-        "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs); P(beats the first) "
-        "by Newcombe's method 5. One run gives no interval.</p>"
+        "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs"
+        f"{', cut at 0 and 1' if quantity.share else ''}); P(beats the first) by Newcombe's method 5. "
+        "One run gives no interval.</p>"
     ]
+    parts += [curves(methods)]
+    parts += ["<p>Line: interquartile mean over seeds; band: from the lowest seed to the highest, no interval.</p>"]
     parts += ["<h3>Where it comes from</h3>", html.listed(origins(runs)), *commands(methods), "<h3>Settings</h3>"]
     flat = {name: dict(flatten(of[0].settings)) for name, of in methods.items()}
     names = sorted({key for of in flat.values() for key in of})
@@ -83,9 +87,11 @@ def table(methods: dict[str, list[Stored]]) -> list[tuple[str, ...]]:
     """The scores of each method's last evaluations; the first is the baseline."""
     highest = max(abs(run.rows[-1]["score"]) for runs in methods.values() for run in runs)
     form = ".0f" if highest > 100 else ".3f"
+    share = next(iter(methods.values()))[0].quantity.share
 
     def figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
-        return f"{interquartile_mean(scores):{form}}" + interval(*interquartile_interval(scores), form), beats
+        low, high = np.clip(interquartile_interval(scores), *((0, 1) if share else (-np.inf, np.inf)))
+        return f"{interquartile_mean(scores):{form}}" + interval(low, high, form), beats
 
     columns = ("score, IQM [95% interval]", "P(beats {first}) [95% interval]")
     lines = compared({name: [run.rows for run in runs] for name, runs in methods.items()}, columns, figures)
@@ -115,7 +121,7 @@ def curves(methods: dict[str, list[Stored]]) -> str:
 
 
 def _curve(axis: Any, name: str, colour: str, runs: list[Stored]) -> tuple[float, str, str]:
-    """Draws where all seeds were evaluated; the line's end."""
+    """Draws where all seeds were evaluated, their interquartile mean and a band that holds them; the line's end."""
     each = [{row["steps"]: row["score"] for row in run.rows if "score" in row} for run in runs]
     steps = sorted(set.intersection(*(set(of) for of in each)))
     scores = np.array([[of[step] for step in steps] for of in each])

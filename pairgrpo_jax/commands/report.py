@@ -1,8 +1,8 @@
 """A page of many runs, in one file that needs nothing else.
 
 `pairgrpo report --folder runs` makes that of all finished runs below a folder: of run folders, and of result files
-that `experiments.compare` and `experiments.sums` leave. A table is of one setting; what is not finished
-or cannot be read is named, and the rest is made.
+that `experiments.compare`, `experiments.sums` and `experiments.preferences` leave. A table is of one setting; what is
+not finished or cannot be read is named, and the rest is made.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +20,19 @@ APART = (*FREE, "config", "seed", "seeds")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
+class Quantity(NamedTuple):
+    """What a score is, in words, and whether it lies between 0 and 1."""
+
+    words: str
+    share: bool = False
+
+
+WIN_RATE = Quantity("held-out win rate over the start, by the reward head that judges", share=True)
+
+
 @dataclass(frozen=True)
 class Stored:
-    """One seed of a finished run: who made it, and its metrics, a number each.
+    """One seed of a finished run: who made it, and its metrics, a number each; `score` is of the `quantity`.
 
     Raises:
       ValueError: for a field of another kind, settings without a `config`, or a last row without a finite score.
@@ -34,6 +44,7 @@ class Stored:
     settings: dict[str, Any]
     versions: dict[str, Any]
     commit: str
+    quantity: Quantity
     rows: list[dict[str, float]]
 
     def __post_init__(self):
@@ -52,9 +63,9 @@ class Stored:
 
     @property
     def setting(self) -> str:
-        """What runs of one table share, as text."""
-        told = flatten(self.settings)
-        return json.dumps({k: v for k, v in told if k not in APART and k.split(".")[0] not in APART}, sort_keys=True)
+        """What runs of one table share, as text: settings, and what their score is."""
+        told = {k: v for k, v in flatten(self.settings) if k not in APART and k.split(".")[0] not in APART}
+        return json.dumps(told | {"score": self.quantity.words}, sort_keys=True)
 
     @property
     def config(self) -> str:
@@ -108,11 +119,12 @@ class _NotCounted(Exception):
 
 
 def _of_file(path: Path) -> list[Stored]:
-    """A result of `experiments.compare` or `experiments.sums`."""
+    """A result of `experiments.compare`, `experiments.sums` or `experiments.preferences`."""
     kept = json.loads(path.read_text())
     name = f"{kept['method']} {kept['trial']}".strip()
-    rows = [_row(row) for row in kept["metrics"]]
-    return [Stored(name, kept["seed"], path, kept["settings"], kept["versions"], kept["commit"], rows)]
+    quantity = _quantity(kept["settings"], kept["metrics"][-1])
+    rows = [_row(row, quantity) for row in kept["metrics"]]
+    return [Stored(name, kept["seed"], path, kept["settings"], kept["versions"], kept["commit"], quantity, rows)]
 
 
 def _of_folder(folder: Path) -> list[Stored]:
@@ -126,18 +138,43 @@ def _of_folder(folder: Path) -> list[Stored]:
         raise _NotCounted("not finished; go on with --resume")
     versions = json.loads((folder / "versions.json").read_text())
     rows, method = read_metrics(folder), settings["config"]["method"]["name"]
+    quantity = _quantity(settings, rows[-1])
     many: int | None = settings.get("seeds")
     if (seeds := 1 if many is None else many) < 1:
         raise ValueError(f"seeds={seeds}")
+    parts = ([_row(row, quantity, i, many) for row in rows] for i in range(seeds))
     return [
-        Stored(method, settings["seed"] + i, folder, settings, versions, "", [_row(row, i, many) for row in rows])
-        for i in range(seeds)
+        Stored(method, settings["seed"] + i, folder, settings, versions, "", quantity, part)
+        for i, part in enumerate(parts)
     ]
 
 
-def _row(row: dict[str, Any], place: int = 0, seeds: int | None = None) -> dict[str, float]:
+def _quantity(settings: dict[str, Any], last: dict[str, Any]) -> Quantity:
+    """What runs of these settings, with this last row, are compared by.
+
+    That is their own `score`, unless a reward head trains them: their score is then what that head gives, and what
+    counts are the wins by the head that judges, which they have not seen.
+    """
+    if "env" in settings:
+        return Quantity("return of the deterministic policy")
+    reward = (settings.get("judging") or {}).get("reward", "")
+    reward = "" if reward.startswith("judge:") else reward  # it compares, and gives no rewards
+    if "wins" in last and ":" not in reward:
+        return WIN_RATE
+    if reward:
+        named = f"the first of {reward}" if "," in reward else reward
+        right = reward.startswith("verify:")
+        return Quantity(f"held-out {'pass@1' if right else 'mean reward'} by {named}", right)
+    if "implicit_accuracy" in last:
+        return Quantity("accuracy of implicit rewards on held-out pairs", share=True)
+    return Quantity("the runs' own; their settings do not say of what")
+
+
+def _row(row: dict[str, Any], quantity: Quantity, place: int = 0, seeds: int | None = None) -> dict[str, float]:
     """The part of one of `seeds`; lists that are not of seeds are left out, all of them for None."""
     each = {name: x[place] if isinstance(x, list) and len(x) == seeds else x for name, x in row.items()}
+    if quantity == WIN_RATE and "score" in row:
+        each["score"] = float(np.mean(row["wins"]))
     return {name: float(x) for name, x in each.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
 
 

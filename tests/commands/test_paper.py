@@ -3,7 +3,9 @@
 import dataclasses
 import html
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from pairgrpo_jax.commands.plots import COLOURS, colours_of
 from pairgrpo_jax.commands.runs import FREE
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.core.statistics import interquartile_interval, probability_of_improvement
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def leave(folder, method, seed, scores, *, env="mujoco", done=True):
@@ -118,6 +122,9 @@ BAD = {
     "versions as text": lambda p: keep(p / "seed1.json", "x", 1, 1.0, versions="1"),
     "a seed as text": lambda p: keep(p / "seed1.json", "x", "1", 1.0),
     "no steps": lambda p: keep(p / "seed1.json", "x", 1, 1.0, metrics=[{"score": 1.0}]),
+    "wins of nobody": lambda p: keep(
+        p / "seed1.json", "x", 1, 1.0, settings={"judging": None, "config": {}}, metrics=[{"steps": 1, "wins": []}]
+    ),
     "rows of numbers": lambda p: keep(p / "seed1.json", "x", 1, 1.0, metrics=[1.0]),
     "no float": lambda p: keep(p / "seed1.json", "x", 1, 1.0, metrics=[{"steps": 10**400, "score": 1.0}]),
     "half a surrogate pair": lambda p: keep(p / "seed1.json", "\ud800", 1, 1.0),
@@ -149,6 +156,74 @@ def test_the_figures_are_those_of_the_runs(folder):
     assert hard[:2] == ("hard", f"550 [{low:.0f}, {high:.0f}]") and hard[3] == "3 (0, 1, 2)"
     assert probability_of_improvement([450, 550, 650], [300, 400, 500]) == pytest.approx(8 / 9)
     assert hard[2].startswith("0.89 [") and grpo[2] == "–" and head[2] == "P(beats grpo) [95% interval]"
+
+
+@pytest.mark.parametrize(
+    ("domain", "told"),
+    [
+        ("harmless", {"grpo": (86.0, 74.7, 97.3), "soft": (85.5, 71.8, 99.3), "hard": (88.4, 64.3, 100)}),
+        ("helpful", {"grpo": (72.7, 61.6, 83.9), "soft": (73.8, 64.5, 83.2), "hard": (72.2, 59.1, 85.3)}),
+        ("ultrafeedback", {"grpo": (63.2, 58.1, 68.2), "soft": (64.2, 60.9, 67.5), "hard": (66.2, 61.5, 70.9)}),
+    ],
+)
+def test_preferences_are_compared_by_what_their_experiment_compares(domain, told):
+    """The win rates of docs/results/alignment.md, in percent there, and not the trained head's rewards."""
+    found, left = stored.read_stored(RESULTS / "preferences" / domain)
+    methods = {name: runs for name, runs in rows_of(found).items() if name in told}
+    for name, score, _, _ in table(methods)[1:]:
+        assert [100 * float(x) for x in re.findall(r"[\d.]+", score)] == pytest.approx(told[name], abs=0.1)
+    assert not left and {run.quantity for run in found} == {stored.WIN_RATE}
+
+
+WINS = {"steps": 1, "score": 5.0, "wins": [1.0, 0.5]}
+MEASURED = {
+    "a learned reward": ({"judging": {"reward": "harmless-a"}}, WINS, 0.75, "win rate over the start"),
+    "pairs of a data set": ({"judging": None}, WINS, 0.75, "win rate over the start"),
+    "a judge of pairs": ({"judging": {"reward": "judge:mine:f"}}, WINS, 0.75, "win rate over the start"),
+    "a function": ({"judging": {"reward": "mine:f"}}, WINS, 5.0, "held-out mean reward by mine:f."),
+    "functions": ({"judging": {"reward": "mine:f,mine:g"}}, WINS, 5.0, "mean reward by the first of mine:f,mine:g."),
+    "no judge": (
+        {"judging": {"reward": "mine.safetensors"}},
+        {"steps": 1, "score": 5.0},
+        5.0,
+        "mean reward by mine.safetensors.",
+    ),
+    "a verifier": ({"judging": {"reward": "verify:own"}}, {"steps": 1, "score": 0.5}, 0.5, "pass@1 by verify:own."),
+    "margins": ({"judging": None}, {"steps": 1, "score": 0.5, "implicit_accuracy": 0.5}, 0.5, "implicit rewards"),
+    "a simulator": ({"env": "mujoco"}, {"steps": 1, "score": 5.0}, 5.0, "return of the deterministic policy."),
+}
+
+
+@pytest.mark.parametrize("kind", MEASURED)
+def test_the_page_says_what_its_score_is(tmp_path, kind):
+    settings, row, score, words = MEASURED[kind]
+    settings = settings | {"seed": 0, "config": {"method": {"name": "soft"}}}
+    keep(tmp_path / "seed0.json", "soft", 0, 0.0, settings=settings, metrics=[{"steps": 0}, row])
+    (run,), _ = stored.read_stored(tmp_path)
+    assert [row.get("score") for row in run.rows] == [None, score]
+    page = paper.page([run], [], "x")
+    assert (
+        re.search(rf"<p>Score: [^<]*{re.escape(words)}", page) and "Line: interquartile mean over seeds; band:" in page
+    )
+
+
+def test_runs_of_another_score_are_in_another_table(tmp_path):
+    """Where one of them has kept no wins."""
+    settings = {"judging": {"reward": "harmless-a"}, "config": {"method": {"name": "soft"}}}
+    keep(tmp_path / "a" / "seed0.json", "soft", 0, 0.0, settings=settings, metrics=[WINS])
+    keep(tmp_path / "b" / "seed1.json", "soft", 1, 0.0, settings=settings, metrics=[{"steps": 1, "score": 5.0}])
+    first, other = stored.read_stored(tmp_path)[0]
+    assert first.setting != other.setting
+    (line,) = stored.differences(first, other)
+    assert line.startswith("score: 'held-out win rate") and "mean reward by harmless-a" in line
+
+
+def test_an_interval_of_shares_ends_at_0_and_1(tmp_path):
+    for seed, share in enumerate((0.0, 1.0, 0.5)):
+        settings = {"judging": {"reward": "verify:own"}, "config": {"method": {"name": "soft"}}}
+        keep(tmp_path / f"seed{seed}.json", "soft", seed, share, settings=settings)
+    found, _ = stored.read_stored(tmp_path)
+    assert table(rows_of(found))[1][1] == "0.500 [0.000, 1.000]"
 
 
 def test_methods_of_ones_own_can_be_told_apart():

@@ -773,7 +773,11 @@ BAD = [
     ("hard", {"quantize": "nf4", "lora_rank": 0}, "quantize='nf4' has no effect with lora_rank=0"),
     ("dpo", {"lora_alpha": 8.0, "lora_rank": 0}, "lora_alpha=8.0 has no effect with lora_rank=0"),
     ("dpo", {"lora_dropout": 0.1, "lora_rank": 0}, "lora_dropout=0.1 has no effect with lora_rank=0"),
-    ("dpo", {"lora_dropout": 0.1, "lora_targets": ("q", "lm_head")}, "lora_dropout=0.1 has no effect on the target lm_"),
+    (
+        "dpo",
+        {"lora_dropout": 0.1, "lora_targets": ("q", "lm_head")},
+        "lora_dropout=0.1 has no effect on the target lm_",
+    ),
     ("grpo", {"ref_kl": "k2"}, "ref_kl='k2' has no effect without ref_beta"),
     ("ppo", {"ref_kl": "k2", "ref_beta": 0.1}, "ref_kl='k2' has no effect"),
     ("soft", {"samples": None, "scheme": "matched"}, "scheme='matched' has no effect on a data set's pairs"),

@@ -31,14 +31,34 @@ THINKS = (
     "{% if add_generation_prompt %}{{ 'assistant\n' }}"
     "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
+# As Zephyr: a line break, not a control token, stands before the reply.
+LINES = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<eot>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "S"}
 
 
-def tokenizer(single="$A", template=None, **flags):
-    """Bytes, and three control tokens; `single` is what the post-processor makes of a text."""
+def byte_level():
     inner = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def spaced(scheme):
+    """Characters and a merged `▁y`, as SentencePiece: a space before the "first" piece of a text, or "always"."""
+    known = ["<unk>", "▁", "▁y", "\n", *map(chr, range(33, 127))]
+    vocab = {c: i for i, c in enumerate([*known, *(f"<{i}>" for i in range(len(known), 256))])}
+    inner = Tokenizer(models.BPE(vocab, [("▁", "y")], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    inner.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return inner
+
+
+def tokenizer(single="$A", template=None, scheme=None, **flags):
+    """Bytes, and three control tokens; `single` is what the post-processor makes of a text."""
+    inner = spaced(scheme) if scheme else byte_level()
     inner.add_special_tokens([AddedToken(x, special=True) for x in ("<bos>", "<eos>", "<eot>", "<pad>")])
     adds = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
     inner.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), adds])
@@ -81,10 +101,12 @@ def test_what_the_tokenizer_adds_before_a_text_is_there_once(random_model, tmp_p
     assert text(chats, encode_prompt(chats, (USER,), 99)) == "<bos>" * len(want) + "user:hi<eot>assistant:"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scheme", [None, "first", "always"])
 @pytest.mark.parametrize("options", [(), ("enable_thinking=false",), ("enable_thinking=true",)])
-@pytest.mark.parametrize("template", [TURNS + ASK, THINKS, "<bos>" + TURNS + ASK])
-def test_the_trained_reply_is_what_the_template_renders(random_model, template, options):
-    model = with_tokenizer(random_model, "<bos> $A", template, template_option=options)
+@pytest.mark.parametrize("template", [TURNS + ASK, THINKS, "<bos>" + TURNS + ASK, LINES])
+def test_the_trained_reply_is_what_the_template_renders(random_model, template, options, scheme):
+    model = with_tokenizer(random_model, "<bos> $A", template, scheme, template_option=options)
     for reply in ("yes", "yes <eot> no", "a\n\nb", "<think>\nhm\n</think>\n\nyes"):
         prompt, chosen, _ = encode_pair(model, Preference((USER,), reply, "no"), 99, 99)
         chat = [USER, {"role": "assistant", "content": reply}]
@@ -93,6 +115,15 @@ def test_the_trained_reply_is_what_the_template_renders(random_model, template, 
         got = [BOS, *whole] if whole[0] != BOS else whole
         assert got[: len(prompt) + len(chosen)] == prompt + chosen
     assert encode_reply(model, "yes", 3) == encode_reply(model, "yes", 99)[:3]
+
+
+def test_a_reply_that_the_tokenizer_joins_to_the_prompt_is_told(random_model):
+    """The prompt ends with a space, which begins a piece of the reply; the prompt stays as it is without a reply."""
+    model = with_tokenizer(random_model, "$A", LINES.replace("|>\n", "|>\n "), "first")
+    assert encode_prompt(model, (USER,), 99)[-1] == 1
+    with pytest.warns(UserWarning, match="joins to the prompt"):
+        reply = encode_reply(model, "yes", 99)
+    assert model.tokenizer.convert_ids_to_tokens(reply) == ["▁y", "e", "s", "<eot>"]
 
 
 def test_thinking_is_in_the_prompt_or_in_the_reply(random_model):

@@ -141,6 +141,22 @@ def test_a_phi3_file_that_does_not_name_its_window_is_told(tmp_path, caplog):
     assert "no field 'phi3.attention.sliding_window'" in caplog.text
 
 
+def test_an_old_phi3_file_without_the_original_context_was_never_stretched(tmp_path):
+    path, model = tmp_path / "model.gguf", tiny_model("phi3", 0)
+    write(model, path)
+    name = b"phi3.rope.scaling.original_context_length"
+    path.write_bytes(path.read_bytes().replace(name, name.replace(b"phi3", b"note")))
+    assert load_model(path).config.context == model.config.max_positions
+
+
+def test_the_base_of_gemma3s_local_layers_is_read_where_a_file_has_it(tmp_path):
+    path, model = tmp_path / "model.gguf", tiny_model("gemma3_text", 1)
+    write(model, path, **{"rope.freq_base_swa": 5e4})
+    assert load_model(path).config.local_rope.theta == 5e4 != model.config.local_rope.theta
+    write(model, path)
+    assert load_model(path).config.local_rope.theta == model.config.local_rope.theta
+
+
 @pytest.fixture(params=[{"split_max_tensors": 4}, {"split_max_tensors": 7, "small_first_shard": True}])
 def parts(request, tmp_path):
     """A model in parts, all with tensors or all but the first, in a folder of its own."""
@@ -303,7 +319,7 @@ FIELDS = {
 
 def test_pre_tokenizers_split_digits_as_they_should():
     merged = {"smollm": False, "qwen2": False, "gpt-2": True, "llama-bpe": True, "smaug-bpe": True, "dbrx": True}
-    merged["gpt-4o"] = True
+    merged |= {"gpt-4o": True, "llama3": True, "llama-v3": True, "deepseek-r1-qwen": False}
     for kind, whole in merged.items():
         tokenizer = from_gguf(FIELDS | {"tokenizer.ggml.pre": kind}, "x.gguf")
         assert (6 in encode(tokenizer, "12")) == whole, kind
@@ -320,9 +336,84 @@ def test_bos_is_added_exactly_once():
     assert encode(tokenizer, "<s>ab") == [8, 5]
 
 
-def test_unknown_tokenizers_are_none_and_broken_ones_refused():
+LLAMA_3 = ("llama-bpe", "llama3", "llama-v3")
+
+
+@pytest.mark.parametrize("kind", [*LLAMA_3, "qwen2", "gpt-2", "dbrx", "smaug-bpe"])
+def test_llama_3_has_bos_where_the_file_does_not_say_and_takes_whole_words(kind):
+    """As in llama.cpp; the piece of two digits is in the vocabulary, and no merges lead to it."""
+    fields = FIELDS | {"tokenizer.ggml.pre": kind, "tokenizer.ggml.merges": ["a b"]}
+    bos = [8] if kind in LLAMA_3 else []
+    tokenizer = from_gguf(fields, "x.gguf")
+    assert tokenizer("ab")["input_ids"] == encode(tokenizer, "ab") == [*bos, 5]
+    assert (encode(tokenizer, "12") == [*bos, 6]) == (kind in LLAMA_3)
+    for said in (True, False):
+        tokenizer = from_gguf(fields | {"tokenizer.ggml.add_bos_token": said}, "x.gguf")
+        assert tokenizer("ab")["input_ids"] == [8] * said + [5]
+    del fields["tokenizer.ggml.bos_token_id"]
+    assert from_gguf(fields, "x.gguf")("ab")["input_ids"] == [5]
+
+
+CONTROLS = ["<s>", "</s>", "<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"]
+PIECES = ["<unk>", *CONTROLS, "▁Hi", "▁[", "▁H", "Hi", "▁", "[", "H", "i", "\n"]
+SPACED = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": PIECES,
+    "tokenizer.ggml.scores": [0.0] * 7 + [-float(i) for i in range(9)],
+    "tokenizer.ggml.token_type": [2] + [3] * 6 + [1] * 9,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 5,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_bos_token": False,
+}
+
+
+def split(tokenizer, text):
+    return tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+
+
+def test_a_space_stands_before_all_that_follows_a_control_token():
+    """As in llama.cpp, and in `transformers` for what says `legacy`; its GGUF loader has one before a text alone."""
+    from transformers import LlamaTokenizer
+
+    ours = from_gguf(SPACED | {"general.architecture": "llama"}, "x.gguf")
+    text = "<s>[Hi [Hi</s>\nHi<|user|>Hi"
+    want = ["<s>", "▁[", "Hi", "▁[", "Hi", "</s>", "▁", "\n", "Hi", "<|user|>", "▁Hi"]
+    assert split(ours, text) == want
+    merges = [("▁", "Hi"), ("▁H", "i"), ("▁", "["), ("▁", "H"), ("H", "i")]
+    vocab = {piece: i for i, piece in enumerate(PIECES)}
+    legacy, other = (LlamaTokenizer(vocab=vocab, merges=merges, legacy=x, add_bos_token=False) for x in (True, False))
+    for tokenizer in (legacy, other):
+        tokenizer.add_tokens(CONTROLS, special_tokens=True)
+    for some in (text, "Hi Hi", " Hi", "</s> Hi", "</s>", "<s></s>[", "Hi<s> \n [", ""):
+        assert split(ours, some) == split(legacy, some)
+    assert split(other, text) != want
+    bare = from_gguf(SPACED | {"tokenizer.ggml.add_space_prefix": False}, "x.gguf")
+    assert split(bare, text) == [{"▁Hi": "Hi"}.get(x, x) for x in ["<s>", "[", *want[2:6], *want[7:]]]
+
+
+def test_the_control_tokens_of_phi3_take_the_space_behind_them(tmp_path):
+    """As Phi-3's own tokenizer.json says, and llama.cpp."""
+    from transformers import AutoTokenizer
+
+    phi = from_gguf(SPACED | {"general.architecture": "phi3"}, "x.gguf")
+    phi.save_pretrained(tmp_path)
+    chat = "<|user|>\nHi<|end|>\n<|assistant|>\n"
+    for tokenizer in (phi, AutoTokenizer.from_pretrained(tmp_path)):
+        assert split(tokenizer, chat) == ["<|user|>", "▁Hi", "<|end|>", "<|assistant|>"]
+        assert split(tokenizer, "</s> \nHi") == ["</s>", "▁Hi"]
+        for kept in ("<s>", "<|endoftext|>"):
+            assert split(tokenizer, f"{kept}\nHi") == [kept, "▁", "\n", "Hi"]
+    llama = from_gguf(SPACED | {"general.architecture": "llama"}, "x.gguf")
+    assert split(llama, "<|user|>\nHi") == ["<|user|>", "▁", "\n", "Hi"]
+
+
+def test_unknown_tokenizers_are_none_and_broken_ones_refused(caplog):
+    assert from_gguf({}, "x.gguf") is None and not caplog.text
     assert from_gguf(FIELDS | {"tokenizer.ggml.pre": "martian"}, "x.gguf") is None
+    assert "x.gguf: no tokenizer: field 'tokenizer.ggml.pre' = 'martian' is not known" in caplog.text
     assert from_gguf({"tokenizer.ggml.model": "t5"}, "x.gguf") is None
+    assert "x.gguf: no tokenizer: field 'tokenizer.ggml.model' = 't5' is not known" in caplog.text
     for name, value in [
         ("merges", ["a z"]),
         ("merges", [3]),

@@ -22,9 +22,11 @@ from .test_gguf import write
 
 PROMPTS = (Path(__file__).parent / "prompts.txt").read_text(encoding="utf-8").splitlines()
 ODD = [
-    "", " ", "  ", "\n", " hi", "  hi\n\n", "a  b   c\t\td", "naïve café, 日本語 🙂", "<s> hi</s> there", "<0x41>",
-    "x▁y", "</s", "a" * 200, "\r\n\r\n y", "\x00\x01", "<turn>user\nhi</turn>\n", "e\u0301 \ufb01",
+    "", " ", "  ", "\n", " hi", "  hi\n\n", "a  b   c\t\td", "naïve café, 日本語 🙂", "<0x41>",
+    "x▁y", "</s", "a" * 200, "\r\n\r\n y", "\x00\x01", "e\u0301 \ufb01",
 ]  # fmt: skip
+CONTROLS = ["<s>", "</s>", "<turn>", "</turn>"]
+MARKED = ["<s> hi</s> there", "<turn>user\nhi</turn>\n", "</s></s>hi<s>"]
 
 
 LONG = "     "  # longer than the runs of spaces that a vocabulary here holds
@@ -99,6 +101,8 @@ def test_the_ids_are_those_of_transformers(tokenizers):
     ours, theirs = tokenizers
     texts = [*PROMPTS, *ODD]
     assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
+    has_prefix = ours("a")["input_ids"][-1] != ours.convert_tokens_to_ids("a")
+    assert has_prefix or ours(MARKED)["input_ids"] == theirs(MARKED)["input_ids"]
     assert sum(len(ids) for ids in ours(PROMPTS)["input_ids"]) < sum(map(len, PROMPTS)) / 1.5, "nothing was merged"
     assert ours.batch_decode(ours(PROMPTS)["input_ids"], skip_special_tokens=True) == PROMPTS
 
@@ -110,10 +114,25 @@ def test_the_ids_of_random_texts_are_those_of_transformers(tokenizers, text):
     assert ours(text)["input_ids"] == theirs(text)["input_ids"]
 
 
+def test_a_text_behind_a_control_token_is_as_in_legacy_tokenizers(tmp_path):
+    """transformers' GGUF loader puts a space before a text alone; Phi-3's control tokens take one: `test_gguf.py`."""
+    from transformers import LlamaTokenizer
+
+    ours, theirs = both(tmp_path)
+    merges = [tuple(m) for m in json.loads(ours.backend_tokenizer.to_str())["model"]["merges"]]
+    vocab = {t: i for i, (t, _, _) in enumerate(pieces())}
+    oracle = LlamaTokenizer(vocab=vocab, merges=merges, legacy=True)
+    oracle.add_tokens(CONTROLS, special_tokens=True)
+    texts = [*MARKED, *(f"{a}{t}{b}{t}" for a, b, t in zip(CONTROLS * 9, PROMPTS, [*PROMPTS[::-1], *ODD]))]
+    want = oracle(texts, add_special_tokens=False)["input_ids"]
+    assert ours(texts, add_special_tokens=False)["input_ids"] == want
+    assert theirs(texts, add_special_tokens=False)["input_ids"] != want
+
+
 @pytest.mark.slow
 def test_the_ids_of_all_real_texts_are_those_of_transformers(tokenizers, real_texts):
     ours, theirs = tokenizers
-    texts = [t for t in real_texts if LONG not in t]
+    texts = [t for t in real_texts if not any(x in t for x in (LONG, *CONTROLS))]
     assert len(texts) > 1000 and ours(texts)["input_ids"] == theirs(texts)["input_ids"]
 
 
@@ -204,7 +223,8 @@ def test_a_model_with_such_a_vocabulary_generates_and_is_saved(tmp_path):
     assert isinstance(model.tokenizer.decode(out.tokens[0, 0]), str)
     save_pretrained(model, model.params, tmp_path / "out")
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert again(PROMPTS + ODD)["input_ids"] == model.tokenizer(PROMPTS + ODD)["input_ids"]
+    texts = PROMPTS + ODD + MARKED
+    assert again(texts)["input_ids"] == model.tokenizer(texts)["input_ids"]
 
 
 @pytest.fixture(scope="session")
@@ -225,7 +245,7 @@ def test_gemma_3_has_the_ids_and_the_greedy_text_of_transformers(gemma):
     torch = pytest.importorskip("torch", reason="the parity oracle needs torch (extra: parity)")
     model = load_model(gemma)
     tokenizer = AutoTokenizer.from_pretrained(gemma.parent, gguf_file=gemma.name)
-    texts = [*PROMPTS, *ODD]
+    texts = [*PROMPTS, *ODD, *MARKED]
     ids = model.tokenizer(texts)["input_ids"]
     assert ids == tokenizer(texts)["input_ids"]
     oracle = AutoModelForCausalLM.from_pretrained(gemma.parent, gguf_file=gemma.name, dtype=torch.float32).eval()

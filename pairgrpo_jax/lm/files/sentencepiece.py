@@ -13,8 +13,9 @@ def build(tokens: list[str], types: list[int], fields: dict[str, Any], where: st
     """Rebuilds a byte-pair SentencePiece model (https://arxiv.org/abs/1808.06226) from the scores of its pieces.
 
     The pair whose piece has the highest score is merged first; characters without a piece become
-    bytes. `tokenizer.ggml.add_space_prefix` (true where it is absent) puts a space before a text,
-    as `transformers` does: not before one that begins with a space, except for Phi-3.
+    bytes. `tokenizer.ggml.add_space_prefix` (true where it is absent) puts a space before a text and
+    before what follows a control token, as llama.cpp and `transformers` (`legacy`) do. As in the latter, a space that
+    is there takes its place, except for Phi-3.
 
     Args:
       tokens: the pieces.
@@ -47,7 +48,7 @@ def build(tokens: list[str], types: list[int], fields: dict[str, Any], where: st
     elif fields.get("general.architecture") == "phi3":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape])
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=False)
     return tokenizer
 
 

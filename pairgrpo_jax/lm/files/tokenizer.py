@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -26,17 +27,25 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 _CASED = "|".join(rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}{a}{_LOWER}{b}{_ENDINGS}?" for a, b in ("*+", "+*"))
 _LLAMA_3 = _WORDS % ("{1,3}", "")
 # Phi-4 and OLMo 2 split as `dbrx`, SmolLM3 as `smaug-bpe`, Phi-4-mini as `gpt-4o`.
-_SPLITS: dict[str, str] = dict.fromkeys(("llama-bpe", "llama3", "dbrx", "smaug-bpe"), _LLAMA_3)
+_SPLITS: dict[str, str] = dict.fromkeys(("llama-bpe", "dbrx", "smaug-bpe"), _LLAMA_3)
 _SPLITS |= {"qwen2": _WORDS % ("", ""), "gpt-4o": (_CASED + _REST) % ("{1,3}", "/")}
+_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2", "gpt2": "gpt-2"}
+_KEEP_SPACE = ("<s>", "<unk>", "<|endoftext|>")  # of Phi-3's added tokens, those that leave the text behind them alone
 _DIRECTIVES = "a A w d b B m y Y H I p M S f z Z j U W c x X G u V e D F T R h -d -m -y -j -H -I -M -S".split()
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def _kind(fields: dict[str, Any]) -> str:
+    """Returns `tokenizer.ggml.pre`, by one name for all that llama.cpp takes for the same."""
+    kind = fields.get("tokenizer.ggml.pre")
+    return _ALIASES.get(kind, kind) if isinstance(kind, str) else ""
 
 
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer | None:
     """Returns how llama.cpp's `tokenizer.ggml.pre` splits text, or None if it is not known."""
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    if kind in ("gpt-2", "gpt2"):
+    if kind == "gpt-2":
         return whole
     if kind == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
@@ -58,15 +67,17 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
 
     Returns:
       The tokenizer, or None where the file has none of a kind known here (SentencePiece, and
-      byte-level BPE of GPT-2, SmolLM, Llama 3, Qwen2, OLMo 2 and Phi-4, are).
+      byte-level BPE of GPT-2, SmolLM, Llama 3, Qwen2, OLMo 2 and Phi-4, are); what is not known is told.
 
     Raises:
       ValueError: if the fields are malformed.
     """
-    kind = fields.get("tokenizer.ggml.pre", "")
-    splitter = _pre_tokenizer(kind) if isinstance(kind, str) else None
-    model = fields.get("tokenizer.ggml.model")
+    kind, model = _kind(fields), fields.get("tokenizer.ggml.model")
+    splitter = _pre_tokenizer(kind)
     if model != "llama" and (model != "gpt2" or splitter is None):
+        if model is not None:
+            field = "tokenizer.ggml.pre" if model == "gpt2" else "tokenizer.ggml.model"
+            _log.warning("%s: no tokenizer: field '%s' = %r is not known", where, field, fields.get(field))
         return None
     tokens = _strings(fields, "tokenizer.ggml.tokens", where)
     types = fields.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
@@ -76,9 +87,18 @@ def from_gguf(fields: dict[str, Any], where: str) -> PreTrainedTokenizerBase | N
         tokenizer = sentencepiece.build(tokens, types, fields, where)
     else:
         tokenizer = _byte_level(tokens, kind, splitter, fields, where)
-    kinds = [(AddedToken(t, special=n == CONTROL, normalized=False), n) for t, n in zip(tokens, types)]
-    tokenizer.add_tokens([token for token, n in kinds if n in (CONTROL, USER_DEFINED)])
+    strips = model == "llama" and fields.get("general.architecture") == "phi3"
+    tokenizer.add_tokens(_added(tokens, types, strips=strips))
     return _wrap(tokenizer, tokens, fields, where)
+
+
+def _added(tokens: list[str], types: list[int], *, strips: bool) -> list[AddedToken]:
+    """Returns the tokens that are taken whole; with `strips`, as Phi-3's, they take the white space behind them too."""
+    return [
+        AddedToken(token, special=kind == CONTROL, normalized=False, rstrip=strips and token not in _KEEP_SPACE)
+        for token, kind in zip(tokens, types)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
 
 
 def _byte_level(tokens: list[str], kind: str, splitter: Any, fields: dict[str, Any], where: str) -> Tokenizer:
@@ -88,7 +108,7 @@ def _byte_level(tokens: list[str], kind: str, splitter: Any, fields: dict[str, A
     known = all(len(p) == 2 and p[0] in vocab and p[1] in vocab and p[0] + p[1] in vocab for p in pairs)
     if len(vocab) != len(tokens) or not known:
         raise ValueError(f"{where}: field 'tokenizer.ggml.merges' does not fit the tokens")
-    tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=kind in ("llama-bpe", "llama3")))
+    tokenizer = Tokenizer(models.BPE(vocab, pairs, ignore_merges=kind == "llama-bpe"))
     tokenizer.pre_tokenizer = splitter
     tokenizer.normalizer = normalizers.NFC() if kind == "qwen2" else None
     tokenizer.decoder = decoders.ByteLevel()
@@ -107,7 +127,8 @@ def _wrap(tokenizer: Tokenizer, tokens: list[str], fields: dict[str, Any], where
             raise ValueError(f"{where}: field '{field}' = {index!r}: not one of the tokens")
         special[f"{ours}_token"] = tokens[index]
     template = fields.get("tokenizer.chat_template")
-    adds_bos = fields.get("tokenizer.ggml.model") == "llama"  # where the file does not say, as in llama.cpp
+    # Where the file does not say, as in llama.cpp.
+    adds_bos = fields.get("tokenizer.ggml.model") == "llama" or _kind(fields) == "llama-bpe"
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=template if isinstance(template, str) else None,
@@ -304,10 +325,24 @@ def encode_chat(
     return with_bos(tokenizer, text_ids(tokenizer, text, hidden=chat.control_tokens == "text"))
 
 
+def _ids_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str, *, hidden: bool) -> list[int]:
+    """Returns the ids of a text where it stands behind a prompt; alone, SentencePiece puts a space before it."""
+    before, whole = (text_ids(tokenizer, x, hidden=hidden) for x in (prompt, prompt + text))
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    warnings.warn(
+        "some replies begin with what the tokenizer joins to the prompt; their ids are those alone", stacklevel=4
+    )
+    return text_ids(tokenizer, text, hidden=hidden)
+
+
 def reply_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, ends: Sequence[int], end: int, chat: Chat = _PLAIN
 ) -> list[int]:
     """Returns a reply as the chat template renders it after a prompt, thinking blocks included, up to its end id.
+
+    Its ids are those in the text of prompt and reply, but for a reply whose beginning makes one token with the prompt's
+    end: `encode_chat` gives the prompt as it is before a reply, so such a reply is tokenised alone, with a warning.
 
     Args:
       tokenizer: with a template.
@@ -330,9 +365,9 @@ def reply_ids(
     if place < 0:
         raise TemplateRefusal("the chat template rewrites the text of some replies")
     after = place + len(plain.strip())
-    ids, tail = (text_ids(tokenizer, x, hidden=hidden) for x in (said, said[after:]))
-    closing = sum(i in ends for i in tail)
+    closing = sum(i in ends for i in text_ids(tokenizer, said[after:], hidden=hidden))
+    ids = _ids_behind(tokenizer, asked, said if closing else said[:after], hidden=hidden)
     if not closing:
-        return [*text_ids(tokenizer, said[:after], hidden=hidden), end]
+        return [*ids, end]
     places = [n for n, i in enumerate(ids) if i in ends]
     return [*ids[: places[-closing]], end]
