@@ -68,6 +68,36 @@ def random_rewards(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Arra
     raise ValueError(f"law={law!r} is unknown; choose one of {', '.join(REWARD_LAWS)}")
 
 
+class Policies(NamedTuple):
+    """Random softmax policies: features `table [B,N,D]`, `params [B,D]`, and the arms `drawn [B,K]` of each."""
+
+    table: jax.Array
+    params: jax.Array
+    drawn: jax.Array
+
+    @property
+    def logits(self) -> jax.Array:
+        """`[B,N]`."""
+        return jnp.einsum("bnd,bd->bn", self.table, self.params)
+
+
+def random_policies(
+    key: jax.Array, groups: int, size: int, *, arms: int = 16, features: int | None = None, repeat: bool = True
+) -> Policies:
+    """The policies and draws of `random_groups`, with the same arguments."""
+    feature_key, param_key, draw_key, _ = jax.random.split(key, 4)  # the fourth is the rewards'
+    table = jnp.broadcast_to(jnp.eye(arms), (groups, arms, arms))
+    if features is not None:
+        table = jax.random.normal(feature_key, (groups, arms, features))
+    params = jax.random.normal(param_key, (groups, table.shape[-1])) * (1.0 if features is None else 0.5)
+    logits = jnp.einsum("bnd,bd->bn", table, params)
+    if repeat:
+        drawn = jax.random.categorical(draw_key, logits[:, None], shape=(groups, size))
+    else:
+        _, drawn = jax.lax.top_k(logits + jax.random.gumbel(draw_key, logits.shape), size)
+    return Policies(table, params, drawn)
+
+
 def random_groups(
     key: jax.Array,
     groups: int,
@@ -89,19 +119,11 @@ def random_groups(
       features: D, parameters shared by the arms through normal features; None is tabular, D = arms.
       repeat: whether an arm can be drawn twice.
     """
-    keys = jax.random.split(key, 4)
-    table = jnp.broadcast_to(jnp.eye(arms), (groups, arms, arms))
-    if features is not None:
-        table = jax.random.normal(keys[0], (groups, arms, features))
-    params = jax.random.normal(keys[1], (groups, table.shape[-1])) * (1.0 if features is None else 0.5)
-    logits = jnp.einsum("bnd,bd->bn", table, params)
-    if repeat:
-        drawn = jax.random.categorical(keys[2], logits[:, None], shape=(groups, size))
-    else:
-        _, drawn = jax.lax.top_k(logits + jax.random.gumbel(keys[2], logits.shape), size)
-    mean = jnp.einsum("bn,bnd->bd", jax.nn.softmax(logits), table)
+    policies = random_policies(key, groups, size, arms=arms, features=features, repeat=repeat)
+    table, _, drawn = policies
+    mean = jnp.einsum("bn,bnd->bd", jax.nn.softmax(policies.logits), table)
     scores = jnp.take_along_axis(table, drawn[..., None], axis=1) - mean[:, None]
-    rewards = random_rewards(keys[3], (groups, arms), law)
+    rewards = random_rewards(jax.random.split(key, 4)[3], (groups, arms), law)
     return Groups(scores, jnp.take_along_axis(rewards, drawn, axis=1))
 
 

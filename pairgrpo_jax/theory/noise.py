@@ -94,33 +94,72 @@ def pair_variance(preferred: jax.Array, rejected: jax.Array, probs: jax.Array) -
     return float(covariance(h, h)), float(separate), float(covariance(preferred, rejected))
 
 
+def _ordered_pairs(rewards: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The preferred and the rejected outcome, `[G]` each, of groups of two, `index [G,2]`."""
+    pairs = pairs_from_rewards(rewards[index])
+    first, second = (jnp.take_along_axis(index, i, axis=1)[:, 0] for i in pairs[:2])
+    return first, second
+
+
+def all_pairs_variance(problem: Problem) -> tuple[float, float, float]:
+    """`pair_variance` over all pairs of different outcomes, the better one preferred."""
+    index, probs = group_probs(problem, 2)
+    probs = jnp.where(index[:, 0] == index[:, 1], 0, probs)
+    first, second = _ordered_pairs(problem.rewards, index)
+    return pair_variance(problem.scores[first], problem.scores[second], probs / probs.sum())
+
+
+def drawn_variance(key: jax.Array, problem: Problem, draws: int = 100_000) -> tuple[float, float]:
+    """Var(g_p - g_r) over pairs drawn by the policy, and its standard error: no sum over pairs, no covariance."""
+    index = jax.random.categorical(key, jnp.log(problem.probs), shape=(draws, 2))
+    first, second = _ordered_pairs(problem.rewards, index[index[:, 0] != index[:, 1]])
+    h = problem.scores[first] - problem.scores[second]
+    squares = jnp.sum(jnp.square(h - jnp.mean(h, axis=0)), axis=-1)
+    return float(jnp.mean(squares)), float(jnp.std(squares) / np.sqrt(len(squares)))
+
+
 def covariance_sign(key: jax.Array) -> Statement:
-    """8. Var(g_p - g_r) = Var g_p + Var g_r - 2 Cov: it falls with *positive* covariance, against the paper."""
+    """8. Var(g_p - g_r) falls with *positive* covariance, against the paper.
+
+    Var g_p + Var g_r - 2 Cov is an identity, so it is held against what does not use it: the variance of equal arms,
+    worked out by hand from |h|^2 = 2, and that of drawn pairs.
+    """
     require_float64()
     even = jnp.array([0.5, 0.5])
     # Logits (t, 2t, -3t) and their mirror image: both candidates' scores rise and fall together.
     together = pair_variance(jnp.array([[1.0], [-1.0]]), jnp.array([[2.0], [-2.0]]), even)
     # Two tabular arms with either one preferred: the scores are opposite.
     apart = pair_variance(jnp.array([[1.0, -1.0], [-1.0, 1.0]]) / 2, jnp.array([[-1.0, 1.0], [1.0, -1.0]]) / 2, even)
+    arms = 5
+    equal = all_pairs_variance(bandit(jnp.eye(arms), jnp.zeros(arms), jnp.arange(float(arms))))
     problem = softmax_bandit(key)
-    index, probs = group_probs(problem, 2)
-    probs = jnp.where(index[:, 0] == index[:, 1], 0, probs)
-    pairs = pairs_from_rewards(problem.rewards[index])
-    first, second = (jnp.take_along_axis(index, i, axis=1)[:, 0] for i in pairs[:2])
-    found = pair_variance(problem.scores[first], problem.scores[second], probs / probs.sum())
+    found, (drawn, error) = all_pairs_variance(problem), drawn_variance(key, problem)
+    ours, papers = (abs(drawn - found[1] + sign * found[2]) / error for sign in (2, -2))
     return Statement(
         item="8",
         claim="the variance of g_p - g_r is lower the more *negative* their covariance (the paper's proof)",
         verdict=FAILS,
-        condition="g_p = +-1, g_r = +-2 together: Var 1 = 1 + 4 - 2*2; two tabular arms: Var 2 = 0.5 + 0.5 + 2*0.5",
-        measured=found[0],
-        predicted=found[1] - 2 * found[2],
+        condition="5 equal tabular arms (measured): Cov -0.1, and Var 1.6 is above 0.7 + 0.7; two: Var 2 = 0.5 + 0.5 + "
+        "2*0.5; g_p = +-1, g_r = +-2 together: Var 1 = 1 + 4 - 2*2",
+        measured=equal[0],
+        predicted=2 - 4 * (arms + 1) / (3 * arms * (arms - 1)),  # |h|^2 - |E h|^2, ranks of equal chance
         bound=1e-12,
         checks={
             "positive covariance: Var(h) < sum": together[2] > 0 and abs(together[0] - 1) <= 1e-12,
             "negative covariance: Var(h) > sum": apart[2] < 0 and abs(apart[0] - 2) <= 1e-12 and apart[0] > apart[1],
+            "equal arms: Var g_p + Var g_r = 1.4 and Cov = -0.1, by hand (1e-12)": bool(
+                np.allclose(equal[1:], (1.4, -0.1), rtol=0, atol=1e-12)
+            ),
+            "random bandit: Var(h) of drawn pairs is Var g_p + Var g_r - 2 Cov (4.5 standard errors)": ours <= 4.5,
         },
-        numbers={"Var(h), bandit": found[0], "Var g_p + Var g_r, bandit": found[1], "Cov, bandit": found[2]},
+        numbers={
+            "Var(h), bandit": found[0],
+            "Var g_p + Var g_r, bandit": found[1],
+            "Cov, bandit": found[2],
+            "Var(h), bandit, drawn pairs": drawn,
+            "drawn pairs, bandit: standard errors from - 2 Cov": ours,
+            "drawn pairs, bandit: standard errors from + 2 Cov, the paper's sign": papers,
+        },
     )
 
 

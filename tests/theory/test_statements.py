@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax import theory
+from pairgrpo_jax.core import categorical_kl
+from pairgrpo_jax.theory import certificates, direction, noise, travel
+from pairgrpo_jax.theory.problems import bandit
 from pairgrpo_jax.theory.statement import Statement, angle, cosine, slope
 
 VERDICTS = {
@@ -79,3 +82,65 @@ def test_cosine_table_knows_where_pairs_lose_nothing():
     for row in rows:
         exact = row.size == 2 or row.scheme == "margin_weighted" or (row.law, row.scheme) == ("binary", "all")
         assert (row.smallest > 1 - 1e-9) == exact, row
+
+
+def without_overlap(preferred, rejected):
+    """A predicate that forgets g_p . g_r: every pair moves as asked."""
+    return jnp.sum(preferred**2, axis=-1) > 0, jnp.sum(rejected**2, axis=-1) > 0
+
+
+def papers_sign(preferred, rejected, probs, exact=noise.pair_variance):
+    """A variance of g_p - g_r that adds 2 Cov, as the paper's proof has it."""
+    _, separate, covariance = exact(preferred, rejected, probs)
+    return separate + 2 * covariance, separate, covariance
+
+
+def turned_covariance(preferred, rejected, probs, exact=noise.pair_variance):
+    """The right variance with the covariance's sign turned."""
+    variance, separate, covariance = exact(preferred, rejected, probs)
+    return variance, separate, -covariance
+
+
+def half_the_kl(new, old):
+    """Half the divergence: steps come out longer than the radius allows."""
+    return categorical_kl(new, old) / 2
+
+
+@pytest.mark.parametrize(
+    ("function", "module", "name", "broken", "failure"),
+    [
+        (direction.preferred_can_fall, certificates, "moves_as_asked", without_overlap, "a step of 1e-7 h"),
+        (noise.covariance_sign, noise, "pair_variance", papers_sign, "measured"),
+        (noise.covariance_sign, noise, "pair_variance", turned_covariance, "random bandit: Var(h) of drawn pairs"),
+        (travel.limited_step, travel, "categorical_kl", half_the_kl, "measured"),
+    ],
+    ids=["predicate", "sign", "covariance", "kl"],
+)
+def test_what_is_broken_is_not_confirmed(function, module, name, broken, failure, monkeypatch):
+    monkeypatch.setattr(module, name, broken)
+    statement = function(jax.random.key(0))
+    assert not statement.confirmed and any(x.startswith(failure) for x in statement.failures), statement.failures
+
+
+def test_steps_against_their_predicate_are_seen():
+    """Only a step that is small against the curvature does what the predicate says of every pair."""
+    asked, done = direction.asked_and_done(jax.random.key(0), 1, jnp.array([1e-7, 3.0]))
+    assert 0.2 < jnp.mean(jnp.all(asked, axis=-1)) < 0.8  # both answers occur
+    assert jnp.all(done[:, 0] == asked) and not jnp.all(done[:, 1] == asked)
+
+
+def test_variance_of_equal_arms_is_the_one_worked_out_by_hand():
+    for arms in (2, 3, 7):
+        problem = bandit(jnp.eye(arms), jnp.zeros(arms), jnp.arange(float(arms)))
+        found = noise.all_pairs_variance(problem)[0]
+        np.testing.assert_allclose(found, 2 - 4 * (arms + 1) / (3 * arms * (arms - 1)), atol=1e-12)
+        drawn, error = noise.drawn_variance(jax.random.key(arms), problem, 5000)
+        assert abs(drawn - found) <= 4.5 * error + 1e-12
+
+
+def test_only_a_fit_that_reaches_its_targets_stops_at_the_budget():
+    numbers = travel.travel_budget(jax.random.key(0)).numbers
+    ends = {name: numbers[f"best arm at the end, {name} steps"] for name in ("SGD 1 x 200", "Adam 0.05 x 5")}
+    assert abs(ends["SGD 1 x 200"] - 0.2) <= 1e-9 < 0.07 < ends["Adam 0.05 x 5"] - 0.2
+    assert numbers["distance travelled, Adam 0.05 x 5 steps"] > 1.5 * 0.1
+    assert numbers["distance travelled, Adam 0.003 x 4 steps"] < 0.1 / 2
