@@ -57,7 +57,8 @@ def travel_schedule(budget: float, updates: int, *, final: float = 0.1) -> optax
     training. Here it is the choice, and the length is a parameter.
 
     Args:
-      budget: sum of delta_t over the run: an upper bound of the total variation travelled per unit of pair weight.
+      budget: sum of delta_t over the run: an upper bound of the total variation that targets travel per unit of pair
+        weight; a policy that is fitted by Adam can travel more.
       updates: number of target updates, >= 1; delta is 0 after them.
       final: the last delta as a fraction of the first, in (0, 1]; 1 keeps delta constant.
 
