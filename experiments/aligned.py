@@ -17,9 +17,7 @@ from pairgrpo_jax.core.bounds import AtLeast
 from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
 from pairgrpo_jax.lm.alignment import AlignConfig
-from pairgrpo_jax.methods import METHODS
-
-ONLINE = tuple(method.name for method in METHODS if method.online)
+from pairgrpo_jax.methods import ONLINE
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,15 @@ from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.rewards.sources import CallError, SourceError
 from pairgrpo_jax.training import Schedule, open_folder, processes, require_free, settings
 
-DEFAULTS = """Defaults are those of sums of one digit; with data or a reward of your own (name them beside --help), and
-offline, those of preferences."""
+DEFAULTS = (
+    "Defaults are those of sums of one digit; with data or a reward of your own (name them beside --help), and "
+    "offline, those of preferences."
+)
 
 
 def main(words: Sequence[str]) -> int:
     """Parses the command line, trains, and says where everything is."""
-    run = parse_run(words, LABELS, preset, "pairgrpo align", " ".join(DEFAULTS.split()))
+    run = parse_run(words, LABELS, preset, "pairgrpo align", DEFAULTS)
     try:
         return execute(run, make_console())
     except SourceError as error:  # the user's own function

@@ -84,8 +84,9 @@ def keep_replies(run: Run, iteration: int, row: dict, replies: list[dict]) -> No
 
 def about_replies(run: Run) -> str:
     """How the shown replies were made and scored."""
-    scored = f", and scored by {judge_of(run) or run.reward}" if judge_of(run) or run.reward else ""
-    return f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{scored}."
+    judge = judge_of(run) or run.reward
+    by = f", and scored by {judge}" if judge else ""
+    return f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{by}."
 
 
 def report(run: Run, exported: dict[str, str], console: Console) -> None:

@@ -41,7 +41,7 @@ from pairgrpo_jax.lm.data import batch_indices, load_prompts
 from pairgrpo_jax.lm.models.quantized import kind_of
 from pairgrpo_jax.lm.rewards.reward_model import init_head
 from pairgrpo_jax.lm.rewards.sources import Judgement, judge, reward_function
-from pairgrpo_jax.methods import METHODS, Adaptive, Dpo, HardPair, Likelihoods, Ppo, Verdict, method_class
+from pairgrpo_jax.methods import METHODS, ONLINE, Adaptive, Dpo, HardPair, Likelihoods, Ppo, Verdict, method_class
 from pairgrpo_jax.training import Checkpoints
 
 HARD = HardPair(scheme="matched", beta=0.05, delta_0=0.2)
@@ -59,7 +59,6 @@ SETTINGS = {
     "ipo": {"beta": 0.05},
     "orpo": {"weight": 0.05},
 }
-ONLINE = tuple(method.name for method in METHODS if method.online)
 OFFLINE = tuple(method.name for method in METHODS if method.offline)
 
 
