@@ -241,7 +241,7 @@ def test_limited_updates_stay_inside_the_trust_region(env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["ppo", "soft", "hard"])  # GRPO and its ranks are Soft's loss on other advantages
+@pytest.mark.parametrize("algo", ["ppo", "hard"])  # the others are PPO's surrogate on other advantages
 def test_learns_to_run(env, algo):
     """250k steps take a method from about -100 (random actions) to a forward gait."""
     config = tuned(algo, "value")

@@ -248,6 +248,7 @@ def test_unsupported_values_of_other_families_are_refused_by_name(family, change
 
 def test_ignored_fields_must_be_named(folder):
     edit_config(folder, attention_sinks=4)
+    assert "--ignore-fields attention_sinks" in fails(folder, "attention_sinks = 4")
     load_model(folder, ignore_fields=("attention_sinks",))
 
 
