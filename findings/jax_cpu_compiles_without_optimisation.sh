@@ -5,7 +5,7 @@
 # Truth (jax 0.10.2): the fusion emitters, which lower each fused loop through MLIR, run as before, and the modules are cut into parts that
 #   are compiled side by side. With --xla_cpu_use_fusion_emitters=false and --xla_cpu_parallel_codegen_split_count=1 beside it the same
 #   program compiles in less than half of the processor's time, and gives the same numbers; of a training step for HalfCheetah, 2.0 s in place of
-#   6.1. With the optimisations on, the two flags save a tenth. jax 0.12.0.1 has no such flag any more, and ends a process that sets it.
+#   6.1. With the optimisations on, the two flags save a tenth. jax 0.12.0.1 knows the first of them no more.
 # Who: suites of tests of training steps, which compile for much longer than they compute.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
