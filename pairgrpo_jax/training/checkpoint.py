@@ -72,8 +72,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
-        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once, a
-        damaged one replaced. A step below the latest is taken, as after going back from a damaged one: what was saved
+        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once; one that
+        is damaged, or has no score where there is one now, is replaced. A step below the latest is taken, as after going back from a damaged one: what was saved
         last is kept longest, and `restore` takes the highest step that is whole.
 
         Raises:
@@ -82,7 +82,8 @@ class Checkpoints:
         require_alive(state)
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}")
-        if self.holds(step):
+        better = score is not None and math.isfinite(score) and not self.scored(step)
+        if self.holds(step) and not better:
             return self._tell(step)
         if step in self.steps():
             self.manager.delete(step)
@@ -157,6 +158,10 @@ class Checkpoints:
         """The step with the best score, the newest of several; None where none has a score."""
         scored = [(score, step) for step, score in self._scores.items() if score is not None and step in self.steps()]
         return max(scored)[1] if scored else None
+
+    def scored(self, step: int) -> bool:
+        """Whether the checkpoint of that step has a score."""
+        return self._scores.get(step) is not None
 
     def holds(self, step: int) -> bool:
         """Whether there is a checkpoint of that step, and undamaged."""

@@ -114,7 +114,8 @@ def train(
       start: iterations already done.
       checkpoints: where to save.
       log: where metrics go; one row per iteration.
-      evaluate: `(state, iteration) -> row`, with a number `score` that decides which checkpoint is the best.
+      evaluate: `(state, iteration) -> row`, with a number `score` that decides which checkpoint is the best. Where it
+        raises, the state and its rows are kept, and the run that goes on from there begins with it.
       shown: metrics for the progress line and what they are called there, `score` among them.
       console: where progress goes.
 
@@ -131,26 +132,34 @@ def train(
         StopRequest() as stop,
         _Progress(schedule, start, shown or {}, console or LineConsole()) as progress,
     ):
+        if start in evaluated and not checkpoints.scored(start):  # the run ended in this evaluation
+            result = evaluate(state, start)
+            log.amend(result)
+            checkpoints.save(start, state, float(np.mean(result["score"])))
         for count in schedule.chunks(start):
             before, called = state, time.perf_counter()
             try:
                 state, metrics = program(state, count)
+                metrics = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
             except Exception:
                 _save_if_alive(checkpoints, done, before)
                 raise
-            metrics = {name: np.asarray(x) for name, x in jax.device_get(metrics).items()}
             seconds = time.perf_counter() - called
             diverged = check_finite(state, reported=diverged)
             rows = [_row(metrics, i, done + i + 1, schedule) for i in range(count)]
             done += count
             score = None
-            if done in evaluated:
-                result = evaluate(state, done)
-                score = float(np.mean(result["score"]))
-                rows[-1] |= result
-            rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
-            for row in rows:
-                log.write(row)
+            try:
+                if done in evaluated:
+                    rows[-1] |= (result := evaluate(state, done))
+                    score = float(np.mean(result["score"]))
+            except Exception:
+                _save_if_alive(checkpoints, done, state)
+                raise
+            finally:  # what was trained is not lost with its evaluation
+                rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
+                for row in rows:
+                    log.write(row)
             progress.show(rows, seconds)
             if progress.unread:
                 stop.signal = signal.SIGPIPE

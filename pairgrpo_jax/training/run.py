@@ -217,6 +217,9 @@ class NoLog:
     def write(self, row: dict[str, Any]) -> None:
         """Keeps nothing."""
 
+    def amend(self, more: dict[str, Any]) -> None:
+        """Keeps nothing."""
+
     def close(self, complete: bool = True) -> None:
         """Nothing is open."""
 
@@ -251,6 +254,7 @@ class MetricLog:
         for relay in trackers if after is None else ():
             if isinstance(relay, Relay):
                 relay.forget()
+        self._row: dict[str, Any] = {}
         self._last: dict[str, Any] = {}  # evaluation, or row where there was none
         for row in kept:
             self._show(row)
@@ -271,7 +275,14 @@ class MetricLog:
         self._file.flush()
         self._show(row)
 
+    def amend(self, more: dict[str, Any]) -> None:
+        """Adds to the last row what was measured later; see `write`."""
+        row = self._row | more
+        self._file.truncate(self.path.stat().st_size - len(_line(self._row).encode()))
+        self.write(row)
+
     def _show(self, row: dict[str, Any]) -> None:
+        self._row = row
         if "score" in row or "score" not in self._last:
             self._last = row
         for tracker in self._trackers:

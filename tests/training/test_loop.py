@@ -221,6 +221,45 @@ def test_zero_has_no_sign(tmp_path, capsys):
     assert "score 0  " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("failing", [8, 12])
+def test_an_evaluation_that_fails_costs_nothing_and_is_made_again(tmp_path, failing):
+    """An outage of who judges, on the way or at the very end."""
+
+    def unavailable(state, iteration):
+        if iteration == failing:
+            raise ConnectionError("no answer")
+        return evaluate(state, iteration)
+
+    with pytest.raises(ConnectionError):
+        run(tmp_path, judge=unavailable, schedule=dataclasses.replace(SCHEDULE, save_every=100))
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == [*range(1, failing + 1)]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        start, state = checkpoints.restore(make_state())
+        assert start == failing and not checkpoints.scored(start)
+    _, done, _ = run(tmp_path, start=start, state=state)
+    run(tmp_path / "whole")
+    rows, whole = read_metrics(tmp_path), read_metrics(tmp_path / "whole")
+    assert done == 12 and [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in whole]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.best() == 8
+
+
+def test_what_fails_while_its_metrics_are_fetched_costs_a_chunk(tmp_path):
+    """As programs do that run on by themselves: their errors come with their results."""
+
+    class Failed:
+        def __array__(self, *_, **__):
+            raise RuntimeError("out of memory")
+
+    def step(state, count):
+        state, metrics = program(state, count)
+        return state, metrics | ({"late": Failed()} if metrics["count"][0] > 6 else {})
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(tmp_path, step=step, schedule=dataclasses.replace(SCHEDULE, save_every=100))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 6]
+
+
 def test_a_whole_run_and_one_that_is_at_its_end_save_nothing_twice(tmp_path, caplog):
     run(tmp_path)
     run(tmp_path, start=12, state=make_state().replace(params={"w": jnp.float32(12)}))
