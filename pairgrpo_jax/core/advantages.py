@@ -29,8 +29,8 @@ def group_advantages(
 ) -> jax.Array:
     """Group-relative advantages, `A_i = (R_i - baseline) / (std + eps)`.
 
-    A group of equal rewards gets exactly 0. With K = 2, `eps = 0` and the defaults, advantages are exactly
-    +1 and -1 whatever the rewards.
+    A group of equal rewards gets exactly 0. With K = 2, `eps = 0` and the defaults, advantages are +1 and -1 whatever
+    the rewards, up to rounding: that of a mean which is large beside the differences, and of squares.
 
     Args:
       rewards: `[B,K]` rewards of the K candidates of B groups.
@@ -45,13 +45,16 @@ def group_advantages(
       `[B,K]` advantages.
 
     Raises:
-      ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, or an unknown baseline or scale.
+      ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, an unknown baseline or scale, or `alive` that is not
+        `[B]`.
     """
     rewards = as_groups("rewards", rewards)
     require_choice("baseline", baseline, ("mean", "leave_one_out"))
     require_choice("scale", scale, ("group", "batch", "none"))
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
+    if alive is not None and jnp.shape(alive) != rewards.shape[:1]:
+        raise ValueError(f"alive must be [B] = {rewards.shape[:1]}, got shape {jnp.shape(alive)}")
     size = rewards.shape[-1]
     counted = jnp.ones_like(rewards[:, :1]) if alive is None else (alive > 0).astype(rewards.dtype)[:, None]
     equal = jnp.all(rewards == rewards[:, :1], axis=-1, keepdims=True) | (counted == 0)
@@ -143,7 +146,7 @@ def discounted_returns(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
       `[..., T]` returns to go.
 
     Raises:
-      ValueError: if shapes differ.
+      ValueError: if shapes differ, or a discount is outside [0, 1].
     """
     require_same_shape(rewards=rewards, discounts=discounts)
     zeros = jnp.zeros_like(rewards)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.advantages import as_groups, group_advantages, reward_rank_correlation
-from pairgrpo_jax.core.hard import require_distribution, require_transfer
+from pairgrpo_jax.core.hard import FLOOR, require_distribution, require_transfer
 from pairgrpo_jax.core.pairs import Pairs, pair_rewards, scatter_pairs, usable_pairs
 from pairgrpo_jax.core.terms import Metrics, as_float, divisor
 
@@ -64,7 +64,7 @@ def smallest_gap(rewards: jax.Array) -> jax.Array:
     return jnp.min(jnp.diff(ordered, axis=-1), axis=-1)
 
 
-def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floor: float = 1e-3) -> jax.Array:
+def transfers_fit(p0: jax.Array, pairs: Pairs, delta: jax.typing.ArrayLike, floor: float = FLOOR) -> jax.Array:
     """Whether no transfer of `hard_pair_target` is capped, boolean `[B]`.
 
     Then, at theta_old, the gradient of Hard's forward fit is parallel to Soft's, and that of the reverse fit is up to
@@ -94,7 +94,7 @@ def conditions(
     pairs: Pairs | None = None,
     *,
     delta: jax.typing.ArrayLike | None = None,
-    floor: float = 1e-3,
+    floor: float = FLOOR,
 ) -> Metrics:
     """The conditions of the theory on one batch, as scalars to log beside the loss.
 
@@ -112,8 +112,8 @@ def conditions(
       `smallest_gap`: mean least reward gap; half of it is the noise that labels withstand.
       `bradley_terry_remainder`: bound of the first-order expansion's remainder over its first-order term.
       With pairs, `scheme_cosine` and `scheme_cosine_min`: mean and least advantage-space cosine to GRPO;
-      `largest_condition`: mean condition number of the score functions up to which the gradients surely share an
-      ascent direction. With pairs and delta, `transfers_fit`: share of groups where no transfer is capped.
+      `largest_condition`: condition number of the score functions' Gram matrix (`theory.centred_condition_number`) up
+      to which the gradients of every group surely share an ascent direction. With pairs and delta, `transfers_fit`: share of groups where no transfer is capped.
 
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2, pairs that do not fit them, or as `transfers_fit`.
@@ -137,7 +137,7 @@ def conditions(
     cosines = scheme_cosine(rewards, pairs)
     metrics["scheme_cosine"] = jnp.mean(cosines)
     metrics["scheme_cosine_min"] = jnp.min(cosines)
-    metrics["largest_condition"] = jnp.mean((1 + cosines) / jnp.maximum(1 - cosines, 1e-6))
+    metrics["largest_condition"] = jnp.min((1 + cosines) / jnp.maximum(1 - cosines, 1e-6))
     if delta is not None:
         fit = transfers_fit(jnp.full_like(rewards, 1 / size), pairs, delta, floor)
         metrics["transfers_fit"] = jnp.mean(fit, dtype=rewards.dtype)

@@ -246,7 +246,8 @@ def hard_pair_grpo_loss(
     Raises:
       ValueError: for shapes that do not fit, K < 2, an unknown option, a missing multiplier, pairs that make no sense
         (`usable_pairs`), a delta that is negative or not finite, a floor outside (0, 1), a negative alpha, beta,
-        multiplier or mask, or a target that is no distribution in a group with a pair.
+        multiplier or mask, or a target that is no distribution in a group with a pair. Of what a given target makes
+        idle nothing is checked.
     """
     require_choice("fit", fit, FITS)
     require_choice("trust_region", trust_region, TRUST_REGIONS)
@@ -309,12 +310,13 @@ def update_multiplier(
       largest: bounds the multiplier to [1/largest, largest].
 
     Returns:
-      The new multiplier; the old one if the KL is not a number.
+      The new multiplier, of the old one's type; the old one if the KL is not a number.
 
     Raises:
       ValueError: for a beta, rate or largest that is not positive.
     """
     require_positive(beta=beta, rate=rate, largest=largest)
     step = rate * jnp.clip(kl / beta - 1, -1, 1)
+    multiplier = jnp.asarray(multiplier)
     updated = jnp.clip(multiplier * jnp.exp(step), 1 / largest, largest)
-    return jnp.where(jnp.isfinite(updated), updated, multiplier)
+    return jnp.where(jnp.isfinite(updated), updated, multiplier).astype(multiplier.dtype)

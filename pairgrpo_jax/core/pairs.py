@@ -43,6 +43,9 @@ def usable_pairs(pairs: Pairs, groups: int, group_size: int) -> tuple[Pairs, jax
     if not isinstance(pairs, Pairs):
         got = "an array" if hasattr(pairs, "shape") else type(pairs).__name__
         raise ValueError(f"pairs must be Pairs, got {got}; pairs_from_rewards makes them of rewards")
+    for name, x in pairs._asdict().items():
+        if not hasattr(x, "dtype"):
+            raise ValueError(f"pairs.{name} must be an array, got {type(x).__name__}")
     for name in ("preferred", "rejected"):
         if not jnp.issubdtype(getattr(pairs, name).dtype, jnp.integer):
             raise ValueError(f"pairs.{name} must hold integer indices, got {getattr(pairs, name).dtype}")
@@ -179,7 +182,8 @@ def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:
     Raises:
       ValueError: for fields that are not `[B,P]`, K < 2, or pairs that make no sense: `usable_pairs`.
     """
-    pairs, _ = usable_pairs(pairs, *pairs.preferred.shape[:1], group_size=group_size)
+    groups = jnp.shape(pairs.preferred)[:1] if isinstance(pairs, Pairs) else ()
+    pairs, _ = usable_pairs(pairs, *(groups or (0,)), group_size)
     weight = as_float(pairs.weight)
     return scatter_pairs(pairs, weight, -weight, group_size)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax.numpy as jnp
+
 from pairgrpo_jax import core
 from pairgrpo_jax.methods.clipped import StepRules
 from pairgrpo_jax.methods.method import Advantages
@@ -20,5 +22,5 @@ class RankGrpo(StepRules):
         """Mid-ranks, 0 in groups that are not alive."""
         advantages = core.rank_advantages(verdict.scores)
         if verdict.alive is not None:
-            advantages = advantages * verdict.alive[:, None]
+            advantages = jnp.where(verdict.alive[:, None] > 0, advantages, 0)
         return Advantages(advantages, verdict.alive)

@@ -17,12 +17,22 @@ def mesh_of_all(axis: str) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """`tree` with every leaf that is not on `mesh` yet replicated over it; axis types do not make another mesh."""
+    """`tree` with every leaf that is not on `mesh` yet replicated over it; axis types do not make another mesh.
+
+    Raises:
+      ValueError: for a leaf that is sharded over the same devices in a mesh of other axes: it would be gathered.
+    """
 
     def place(x):
         sharding, spec = getattr(x, "sharding", None), PartitionSpec()
-        if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == mesh.axis_names:
-            spec = sharding.spec if sharding.device_set == set(mesh.devices.flat) else spec
+        if isinstance(sharding, NamedSharding) and sharding.device_set == set(mesh.devices.flat):
+            if sharding.mesh.axis_names == mesh.axis_names:
+                spec = sharding.spec
+            elif not sharding.is_fully_replicated:
+                raise ValueError(
+                    f"mesh: the state is sharded over axes {sharding.mesh.axis_names}, and this one has "
+                    f"{mesh.axis_names}; use the state's mesh, and name its axis as axis_name"
+                )
         return processes.put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)

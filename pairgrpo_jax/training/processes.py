@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -216,7 +217,7 @@ def join(tree: Any) -> Any:
 def _joined(x: np.ndarray, lengths: list[int]) -> np.ndarray:
     """As bytes, since a device may have no 64 bits."""
     x = np.ascontiguousarray(x)
-    rows = x.reshape(len(x), -1)
+    rows = x.reshape(len(x), math.prod(x.shape[1:]))
     data = np.zeros((max(lengths), rows.shape[1] * x.itemsize), np.uint8)
     data[: len(x)] = rows.view(np.uint8)
     parts = multihost_utils.process_allgather(data)

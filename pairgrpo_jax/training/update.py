@@ -68,10 +68,10 @@ def make_update_step(
       donate: let the update reuse the old state's memory; the old state is then gone.
 
     Returns:
-      `update(state, batch) -> (state, metrics)`; the compiled function is its `__wrapped__`. Metrics are the
-      objective's means plus `loss`, `grad_norm`, `skipped` (1 if the loss, a gradient or a parameter after the step
-      was not finite; counted in the state) and `no_signal` (1 if no term with a weight counts anything). After either,
-      parameters and optimizer state are left alone. With `limit` also `step_fraction`, the part of the step made.
+      `update(state, batch) -> (state, metrics)`; with "jit" and no mesh, and with "pmap", the compiled function is its
+      `__wrapped__`. Metrics are the objective's means plus `loss`, `grad_norm`, `skipped` (1 if the loss, a gradient or
+      a parameter after the step was not finite; counted in the state) and `no_signal` (1 if no term with a weight counts
+      anything). After either, parameters and optimizer state are left alone. With `limit` also `step_fraction`, the part of the step made.
 
     Raises:
       ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL or an unknown
@@ -248,9 +248,9 @@ def _gradients(terms_of, params, accumulate, everywhere, own):
         # Sums of bfloat16 gradients are kept in float32.
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
         grads, stacked = jax.lax.scan(add, own(zeros), jnp.arange(accumulate))
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
         terms = _reduce(_summed(stacked), everywhere)
-    return everywhere(grads), has_signal(terms), *loss_and_means(terms)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), everywhere(grads), params)
+    return grads, has_signal(terms), *loss_and_means(terms)
 
 
 def _limited(whole, old_params, after: TrainState, name: str, radius: float) -> tuple[TrainState, Metrics]:

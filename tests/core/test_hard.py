@@ -243,6 +243,8 @@ def test_multiplier_grows_above_the_radius_and_shrinks_below():
     with pytest.raises(ValueError, match=r"beta must be > 0, got -0\.01"):
         pg.update_multiplier(2.0, 0.05, -0.01)
     assert update(9.0, start=9.9, largest=10.0) == 10.0 and update(0.0, start=0.1001, largest=10.0) == 0.1
+    kept = pg.update_multiplier(jnp.float32(2.0), jnp.float64(0.05), 0.01)
+    assert kept.dtype == jnp.float32  # in a state of float32 that is saved, and scanned over
 
 
 @pytest.mark.parametrize("project_target", [False, True])

@@ -229,6 +229,17 @@ def test_what_is_masked_is_never_read(level):
         jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def test_an_entropy_without_a_weight_is_not_differentiated():
+    """Of a policy whose entropy has no slope to speak of."""
+    zeros = jnp.zeros((1, 2))
+
+    def loss(x, **more):
+        return pg.ppo_loss(x, zeros, zeros + 1, zeros, zeros, zeros, entropy=jnp.sqrt(0 * x), **more)[0]
+
+    np.testing.assert_array_equal(jax.grad(loss)(zeros), [[-0.5, -0.5]])
+    assert np.isnan(jax.grad(loss)(zeros, entropy_weight=0.1)).all()
+
+
 @pytest.mark.parametrize("policy_loss", ["clip", "cispo"])
 @pytest.mark.parametrize("level", LEVELS)
 def test_what_is_left_out_is_not_read(level, policy_loss):

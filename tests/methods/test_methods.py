@@ -406,6 +406,12 @@ def test_what_is_left_out_is_not_read(cls, dead):
         jax.tree.map(np.testing.assert_array_equal, run(method, ALL._replace(**changed)), run(method, ALL))
 
 
+@pytest.mark.parametrize("cls", [Grpo, RankGrpo], ids=lambda cls: cls.name)
+def test_advantages_of_groups_that_are_not_alive_are_zero_whatever_their_scores(cls):
+    verdict = Verdict(jnp.array([[1.0, 2.0], [jnp.nan, 1.0]]), alive=jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(cls().signal(verdict, KEY, ADAPTIVE).advantages[1], 0)
+
+
 @pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.online], ids=lambda cls: cls.name)
 def test_dead_groups_take_no_part(cls):
     gradient = np.asarray(jax.grad(functools.partial(value_of, cls(), alive=ALIVE))(LOGP))

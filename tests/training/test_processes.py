@@ -31,6 +31,7 @@ told["gather"] = processes.gather({"from": me, "text": "x" * (me + 1)})
 mine = np.arange(3.0 + me).reshape(-1, 1) + 10 * me
 joined = processes.join({"a": mine, "b": mine[:, 0] > 1})
 told["join"] = [joined["a"].ravel().tolist(), joined["b"].tolist(), str(joined["a"].dtype)]
+told["empty"] = processes.join(np.ones((me, 2))).tolist()  # one row for two processes
 told["highest"] = processes.highest(15 * me)
 
 def caught(work):
@@ -132,7 +133,7 @@ def test_shares_are_joined_in_order_and_only_the_first_process_leads(pair):
     assert [x["leads"] for x in told] == [True, False]
     assert [x["share"] for x in told] == [[0, 2], [2, 5]]
     assert told[0]["gather"] == told[1]["gather"] == [{"from": 0, "text": "x"}, {"from": 1, "text": "xx"}]
-    assert told[0]["join"] == told[1]["join"]
+    assert told[0]["join"] == told[1]["join"] and told[0]["empty"] == told[1]["empty"] == [[1.0, 1.0]]
     assert told[0]["join"] == [[0, 1, 2, 10, 11, 12, 13], [False, False, True, True, True, True, True], "float64"]
     assert [x["highest"] for x in told] == [15, 15]
     assert "2 processes, 4 devices" in said[0][0] and "processes, " not in said[1][0]

@@ -178,6 +178,8 @@ def test_a_sharded_state_stays_so_on_a_mesh_of_other_axis_types():
     state = {"w": jax.device_put(jnp.arange(8.0), split), "b": jnp.zeros(3)}
     placed = replicate(state, jax.make_mesh((8,), ("data",)))
     assert placed["w"].sharding.spec == split.spec and placed["b"].sharding.is_fully_replicated
+    with pytest.raises(ValueError, match=r"sharded over axes \('data',\), and this one has \('fsdp',\)"):
+        replicate(state, jax.make_mesh((8,), ("fsdp",)))
 
 
 def shard(batch):
