@@ -17,7 +17,7 @@ from rich.console import Console
 from pairgrpo_jax.commands import processor
 from pairgrpo_jax.commands.align_data import judge_accuracy, load, make_judges, prepare
 from pairgrpo_jax.commands.align_results import TIMES, WATCHED, export, make_evaluation, report
-from pairgrpo_jax.commands.align_settings import LABELS, Run, preset
+from pairgrpo_jax.commands.align_settings import LABELS, Run, judge_of, preset
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.runs import (
     make_console,
@@ -29,6 +29,7 @@ from pairgrpo_jax.commands.runs import (
 )
 from pairgrpo_jax.lm.alignment import Placement
 from pairgrpo_jax.lm.files.tokenizer import with_chat
+from pairgrpo_jax.lm.rewards.reward_model import load_head
 from pairgrpo_jax.lm.rewards.sources import CallError, SourceError
 from pairgrpo_jax.training import Schedule, open_folder, processes, require_free, settings
 
@@ -57,6 +58,8 @@ def execute(run: Run, console: Console) -> int:
     require_free(run.output, resume=run.resume)
     if run.operands is not None:
         processor.require_bfloat16("operands")
+    if judge := judge_of(run):
+        load_head(judge)  # an error now, not after the model was loaded
     placement = Placement.over(run.mesh)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)

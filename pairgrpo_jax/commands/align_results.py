@@ -45,8 +45,7 @@ def make_evaluation(
 ):
     """`(state, iteration) -> row`: rewards on held-out prompts, win rate over the start, accuracy on held-out pairs.
 
-    `score` is the first of these that the run has: the mean of the first reward, the win rate, the accuracy, or 0; nan
-    where it could not be measured.
+    `score` is `score_of` what the run has: the mean rewards, the win rate, the accuracy.
     `accuracy` of the judge goes into every row. Writes the page of replies too.
     """
     before = []  # the start's replies, made once
@@ -64,15 +63,28 @@ def make_evaluation(
                 policy, trainer.reference(state), pairs, method=run.config.method, rows=judges.rows, **limits
             )
             row |= {"implicit_accuracy": preference_accuracy(margins), "implicit_margins": margins.tolist()}
-        measured = [f"held_out/{name}" for name in after.rewards]
-        measured += ["win_rate"] if judges.head is not None else []
-        measured += ["implicit_accuracy"] if pairs else []
-        row["score"] = row.get(measured[0], np.nan) if measured else 0.0
+        others = ["win_rate"] if judges.head is not None else []
+        others += ["implicit_accuracy"] if pairs else []
+        row["score"] = score_of(row, dict(zip(after.rewards, getattr(judges.source, "weights", (1.0,)))), others)
         replies = dialogues(judges.prompts[: run.shown], before=before[0], after=after)
         processes.on_lead(lambda: keep_replies(run, iteration, row, replies))
         return row | {"time/evaluation": time.perf_counter() - began}
 
     return evaluate
+
+
+def score_of(row: dict[str, Any], weights: dict[str, float], others: Sequence[str]) -> float:
+    """What the best checkpoint has most of; nan where it could not be measured.
+
+    The mean of the first reward that is wanted, of a weight above 0; where none is, the sum of those that are not. Of a
+    run without rewards the first of the `others`, or 0.
+    """
+    means = {name: row.get(f"held_out/{name}", np.nan) for name in weights}
+    if wanted := [name for name, weight in weights.items() if weight > 0]:
+        return means[wanted[0]]
+    if weights:
+        return sum(weight * means[name] for name, weight in weights.items())
+    return row.get(others[0], np.nan) if others else 0.0
 
 
 def keep_replies(run: Run, iteration: int, row: dict, replies: list[dict]) -> None:

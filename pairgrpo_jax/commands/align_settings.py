@@ -52,6 +52,8 @@ class Judging(Settings):
             raise ValueError("comparing: a judge compares replies, and a reward does not")
         if self.reward.startswith(OPENAI) != (self.asking is not None):
             raise ValueError(f"asking: for {OPENAI}MODEL alone")
+        for name in () if ":" in self.reward else ("reward_timeout", "reward_retries", "reward_on_error"):
+            require_idle(self, name, "with a reward model, which is computed here")
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Run(Settings):
         if self.reward.startswith("judge:") and self.config.method.has("scheme"):
             for name in ("scheme", "margin"):
                 require_idle(self.config.method, name, "with a judge, which gives pairs")
-        if self.reward and _same(judge_of(self), self.reward):
+        if self.reward and same_head(judge_of(self), self.reward):
             raise ValueError(f"judge={self.judge!r} is the reward itself, and nothing would be held out")
 
     @property
@@ -204,7 +206,7 @@ def judge_of(run: Run) -> str:
     return "harmless-b" if run.model == "smollm2" and "verify:" not in run.reward else ""
 
 
-def _same(one: str, other: str) -> bool:
+def same_head(one: str, other: str) -> bool:
     """Whether two names are of one reward head."""
     return one == other or (Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other))
 

@@ -7,8 +7,10 @@ alike then write equal replies, which tie, and the rate varies less; `--independ
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +21,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from pairgrpo_jax.commands.align_settings import other_half, same_head
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.exported import chat_of, exported, method_of, started_from
+from pairgrpo_jax.commands.exported import chat_of, exported, method_of, settings_of, started_from
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh
 from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
@@ -47,7 +50,7 @@ from pairgrpo_jax.lm.data import (
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.models.chat import Chat
-from pairgrpo_jax.lm.rewards.reward_model import RewardHead, about_head, check_head, fitted_on, load_head
+from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, check_head, fitted_on, load_head
 from pairgrpo_jax.lm.rewards.reward_training import pair_features
 from pairgrpo_jax.lm.rewards.shares import by_share
 from pairgrpo_jax.lm.rewards.sources import SourceError, columns_of, compares, judged
@@ -71,7 +74,8 @@ class Evaluation(Settings):
     end_of_turn: str | None = None
     """The token that ends a reply, if not what the chat template writes after one."""
     judge: str | None = None
-    """Reward head, one that neither model was trained on, for a win rate; harmless-b unless a reward is named."""
+    """Reward head, one that neither model was trained on, for a win rate; by default, unless a reward is named, the
+    other half of the head that a run learned from (see pairgrpo align), or else harmless-b."""
     reward: str = ""
     """Rewards to measure on held-out prompts, as verify:math or module:function; see pairgrpo align."""
     data: str = "tiny"
@@ -234,19 +238,22 @@ def win_figures(a: Heard, b: Heard) -> dict[str, Any]:
 def reward_figures(a: Heard, b: Heard) -> dict[str, Any]:
     """Of each reward: `held_out/NAME`, its mean over a's replies with its 95% interval over prompts, and over b's.
 
-    Prompts whose reward has failed are left out and counted. Where all rewards are 0 or 1: pass@k for powers of two.
+    Prompts whose reward has failed on either side are left out of both, counted, and nan in `each`, which has a place
+    for every prompt. Where all rewards are 0 or 1: pass@k for powers of two.
     """
     row: dict[str, Any] = {}
     for name, values in a.rewards.items():
-        kept = values[np.isfinite(values).all(-1)]
-        rival = b.rewards[name][np.isfinite(b.rewards[name]).all(-1)]
+        usable = (np.isfinite(values) & np.isfinite(b.rewards[name])).all(-1)
+        kept, rival = values[usable], b.rewards[name][usable]
         row[f"held_out/{name}/failed"] = len(values) - len(kept)
-        if not len(kept) or not len(rival):
+        if not len(kept):
             continue
         low, high = mean_interval(kept.mean(-1))
         row |= {f"held_out/{name}": float(kept.mean()), f"held_out/{name}/low": low, f"held_out/{name}/high": high}
         row[f"held_out/{name}/rival"] = float(rival.mean())
-        row[f"held_out/{name}/each"] = kept.mean(-1).tolist()
+        each = np.full(len(values), np.nan)
+        each[usable] = kept.mean(-1)
+        row[f"held_out/{name}/each"] = each.tolist()
         if np.isin(kept, (0, 1)).all() and np.isin(rival, (0, 1)).all():
             ks = [2**i for i in range(kept.shape[1].bit_length())]
             row |= {f"held_out/{name}/pass@{k}": float(pass_at_k(kept, k).mean()) for k in ks}
@@ -274,8 +281,32 @@ def fold_of_rows(rows: list, args: Evaluation) -> list:
 
 
 def judge_of(args: Evaluation) -> str:
-    """The held-out head; empty for none."""
-    return args.judge if args.judge is not None else "" if args.reward else "harmless-b"
+    """The held-out head, by default as in training; empty for none. ValueError for one that a or b learned from."""
+    learned = {name: head for name in (args.a, args.b) if name and (head := learned_from(name))}
+    judge = args.judge
+    if judge is None:
+        judge = "" if args.reward else other_half(next(iter(learned.values()))) if learned else "harmless-b"
+    for name, head in learned.items():
+        if same_head(judge, head):
+            remedy = "name with --judge a head that neither model learned from, as that of the other half of its data"
+            raise ValueError(f"judge: {judge} is the reward of {name}, and nothing would be held out; {remedy}")
+    return judge
+
+
+def learned_from(name: str) -> str:
+    """The reward head of the run that `name` is, a file as seen from where the run began; empty for none."""
+    kept = settings_of(name)
+    reward = (kept.get("judging") or {}).get("reward", "")
+    if ":" in reward:
+        return ""
+    began = Path(os.path.abspath(name).removesuffix(f"{os.sep}{Path(kept.get('output', ''))}"))
+    return str(began / reward) if reward not in SHIPPED and (began / reward).is_file() else reward
+
+
+def supervised(name: str) -> bool:
+    """Whether the run that `name` is ranks pairs against a reference that it trained itself, and has not exported."""
+    method = method_of(name)
+    return method is not None and not method.ranks_alone and settings_of(name)["config"].get("sft_iterations", 0) > 0
 
 
 def labelled(model: Model, args: Evaluation) -> list[EncodedPair]:
@@ -291,6 +322,10 @@ def pair_accuracy(
 ) -> dict[str, float]:
     """Accuracy of a's implicit reward (its method's, if it is a run) on labelled pairs, with its interval; or {}."""
     if not pairs:
+        return {}
+    if supervised(args.a):
+        told = f"{args.a} ranks pairs against what its sft_iterations gave, which is not exported: no implicit_accuracy"
+        processes.on_lead(lambda: print(f"pairgrpo: warning: {told}", file=sys.stderr))
         return {}
     limits: dict[str, Any] = {"prompt_tokens": args.prompt_tokens, "completion_tokens": args.completion_tokens}
     margins = implicit_margins(policy, reference, pairs, rows=rows, method=method_of(args.a), **limits)
@@ -321,6 +356,22 @@ def as_policy(name: str, chat: Chat, placement: Placement, **options: Any) -> Po
         raise ValueError(f"{name}: no tokenizer, so no prompt can be encoded")
     model, _ = with_chat(model, chat)
     return Policy(model, model.params)
+
+
+def require_alike(
+    name: str, model: Model, reference: Model, prompts: Sequence[EncodedPrompt], limit: int, told: str
+) -> None:
+    """Refuses a model that has another vocabulary than the reference, or reads its prompts in another format."""
+    sizes = model.config.vocab_size, reference.config.vocab_size
+    if sizes[0] != sizes[1] or model.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+        told = f"sizes are {sizes[0]} and {sizes[1]} ({told})"
+        raise ValueError(f"{name}: a, b and reference must share a vocabulary; {told}")
+    own = []
+    with contextlib.suppress(ValueError):  # none fits
+        own = encode_prompts(model, [prompt.messages for prompt in prompts], limit)
+    if [prompt.ids for prompt in own] != [prompt.ids for prompt in prompts]:
+        what = f"its chat template or tokenizer makes other prompts than the reference's ({told})"
+        raise ValueError(f"{name}: {what}; name with --b and --reference models of the chat template of --a")
 
 
 def dialogues(prompts: Sequence[EncodedPrompt], **sides: Heard) -> list[dict]:
@@ -362,17 +413,18 @@ def main(words: Sequence[str]) -> None:
         raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")
     if name:
         processes.on_lead(lambda: tell_other_model(start, name))
+    if name and args.judge is None:
+        processes.on_lead(lambda: print(f"pairgrpo: {name} judges (--judge)", file=sys.stderr))
     options = {"ignore_fields": args.ignore_fields, "end_of_turn": args.end_of_turn}
     chat, head = chat_of(args.a, args.chat), load_head(name) if name else None
     load = functools.partial(as_policy, chat=chat, placement=placement, **options)
     reference = load(start)
     a, b = (reference if name == start else load(name) for name in (args.a, rival))
-    for name, other in (("a", a), ("b", b)):
-        sizes = other.model.config.vocab_size, reference.model.config.vocab_size
-        if sizes[0] != sizes[1] or other.model.tokenizer.get_vocab() != reference.model.tokenizer.get_vocab():
-            told = f"sizes are {sizes[0]} and {sizes[1]} (--b {rival} --reference {start})"
-            raise ValueError(f"{name}: a, b and reference must share a vocabulary; {told}")
     prompts = held_out_prompts(reference.model, args, gym, source)
+    for side, other in (("a", a), ("b", b)):
+        if other is not reference:
+            told = f"--b {rival} --reference {start}"
+            require_alike(side, other.model, reference.model, prompts, args.prompt_tokens, told)
     processes.on_lead(lambda: tell_fewer(len(prompts), args))
     pairs = [] if gym else labelled(reference.model, args)
     judges = Judges(

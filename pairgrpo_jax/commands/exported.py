@@ -23,12 +23,12 @@ def exported(name: str) -> str:
 
 def started_from(name: str) -> str:
     """The model that a run trained; smollm2 for other models."""
-    return _settings_of(name).get("model", "smollm2")
+    return settings_of(name).get("model", "smollm2")
 
 
 def method_of(name: str) -> Method | None:
     """The method of the run that `name` is; None for other models."""
-    kept = _settings_of(name).get("config", {}).get("method")
+    kept = settings_of(name).get("config", {}).get("method")
     return from_values(Method, kept) if kept else None
 
 
@@ -36,13 +36,13 @@ def chat_of(name: str, chat: Chat) -> Chat:
     """How conversations become text: as asked for, or else as in the run that `name` is."""
     if chat != Chat():
         return chat
-    kept = from_values(Chat, _settings_of(name).get("chat", {}))
+    kept = from_values(Chat, settings_of(name).get("chat", {}))
     if kept != chat and processes.leads():
         print(f"pairgrpo: conversations become text as in {name}: {kept}", file=sys.stderr)
     return kept
 
 
-def _settings_of(name: str) -> dict[str, Any]:
+def settings_of(name: str) -> dict[str, Any]:
     """Of the run that `name` is; empty for other models, whose folder has a config.json of its own."""
     folder = Path(name)
     return json.loads((folder / "config.json").read_text()) if (folder / "versions.json").exists() else {}

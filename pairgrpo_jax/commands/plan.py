@@ -128,6 +128,7 @@ def with_parts(run: Run, model: Model, placement: Placement) -> Iterator[tuple[P
     if mesh is None:
         return ((program, program) for program in whole)
     rows = placement.update_places(config) // placement.splits
+    rows = max(rows, 2) if config.method.mismatched else rows  # alone, it needs another prompt's replies
     alone = Placement(Mesh(mesh.devices.flat[:1], mesh.axis_names))
     part = config.replace(prompts=rows * config.optimizer.minibatches)
     return zip(whole, programs(part, model, alone, run.iterations), strict=True)

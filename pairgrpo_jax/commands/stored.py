@@ -15,7 +15,7 @@ from pairgrpo_jax.training import changed_settings, read_metrics
 from pairgrpo_jax.training.run import flatten
 
 # Of no meaning for what a run measures, and what differs between the rows of one table.
-APART = (*FREE, "config", "seed", "seeds")
+APART = (*FREE, "config", "seed", "seeds", "checkpoints")
 # Whatever a file may hold, or be.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 

@@ -113,7 +113,8 @@ def conditions(
       `bradley_terry_remainder`: bound of the first-order expansion's remainder over its first-order term.
       With pairs, `scheme_cosine` and `scheme_cosine_min`: mean and least advantage-space cosine to GRPO;
       `largest_condition`: condition number of the score functions' Gram matrix (`theory.centred_condition_number`) up
-      to which the gradients of every group surely share an ascent direction. With pairs and delta, `transfers_fit`: share of groups where no transfer is capped.
+      to which the gradients of every group surely share an ascent direction. With pairs and delta, `transfers_fit`:
+      share of groups where no transfer is capped.
 
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2, pairs that do not fit them, or as `transfers_fit`.

@@ -182,8 +182,8 @@ def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:
     Raises:
       ValueError: for fields that are not `[B,P]`, K < 2, or pairs that make no sense: `usable_pairs`.
     """
-    groups = jnp.shape(pairs.preferred)[:1] if isinstance(pairs, Pairs) else ()
-    pairs, _ = usable_pairs(pairs, *(groups or (0,)), group_size)
+    shape = jnp.shape(pairs.preferred) if isinstance(pairs, Pairs) else ()
+    pairs, _ = usable_pairs(pairs, shape[0] if shape else 0, group_size)
     weight = as_float(pairs.weight)
     return scatter_pairs(pairs, weight, -weight, group_size)
 

@@ -401,5 +401,5 @@ def ppo_loss(
         **policy_kl(log_ratio, mask),
     }
     if entropy is not None:
-        terms["entropy"] = mean_term(as_float(entropy), mask, -entropy_weight)
+        terms["entropy"] = mean_term(as_float(entropy), mask, -entropy_weight)  # type: ignore[operator]
     return terms | value_terms(values, old_values, returns, mask=mask, value_clip=value_clip, value_weight=value_weight)

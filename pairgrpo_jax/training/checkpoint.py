@@ -72,9 +72,10 @@ class Checkpoints:
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
-        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once; one that
-        is damaged, or has no score where there is one now, is replaced. A step below the latest is taken, as after going back from a damaged one: what was saved
-        last is kept longest, and `restore` takes the highest step that is whole.
+        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once; one
+        that is damaged, or has no score where there is one now, is replaced. A step below the latest is taken, as after
+        going back from a damaged one: what was saved last is kept longest, and `restore` takes the highest step that is
+        whole.
 
         Raises:
           ValueError: for a state that was donated to an update, or a step below 0.

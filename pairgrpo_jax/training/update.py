@@ -68,10 +68,11 @@ def make_update_step(
       donate: let the update reuse the old state's memory; the old state is then gone.
 
     Returns:
-      `update(state, batch) -> (state, metrics)`; with "jit" and no mesh, and with "pmap", the compiled function is its
-      `__wrapped__`. Metrics are the objective's means plus `loss`, `grad_norm`, `skipped` (1 if the loss, a gradient or
-      a parameter after the step was not finite; counted in the state) and `no_signal` (1 if no term with a weight counts
-      anything). After either, parameters and optimizer state are left alone. With `limit` also `step_fraction`, the part of the step made.
+      `update(state, batch) -> (state, metrics)`; with "jit" and no mesh, and with "pmap", the compiled function is
+      its `__wrapped__`. Metrics are the objective's means plus `loss`, `grad_norm`, `skipped` (1 if the loss, a
+      gradient or a parameter after the step was not finite; counted in the state) and `no_signal` (1 if no term with a
+      weight counts anything). After either, parameters and optimizer state are left alone. With `limit` also
+      `step_fraction`, the part of the step made.
 
     Raises:
       ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL or an unknown

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
 from pairgrpo_jax.commands import align, align_data, evaluate, reward_model
+from pairgrpo_jax.commands.align_results import score_of
 from pairgrpo_jax.commands.align_settings import SUMS, Judging, Run, judge_of, preset
 from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, load_model
@@ -30,7 +32,7 @@ from pairgrpo_jax.lm.files.peft import load_peft
 from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.quantized import dequantized
 from pairgrpo_jax.lm.models.sampling import Sampling
-from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, reward, save_head
+from pairgrpo_jax.lm.rewards.reward_model import DEFAULT, RewardHead, init_head, reward, save_head
 from pairgrpo_jax.training import NonFiniteError, read_metrics
 
 SMALL = (
@@ -402,6 +404,30 @@ def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
     assert not capsys.readouterr().err
     evaluate.tell_other_model("other", "helpful-a")
     assert "helpful-a was made on smollm2; is other the same model?" in capsys.readouterr().err
+
+
+def test_a_judge_whose_trunk_was_trained_is_refused_before_anything_is_loaded(tmp_path, run_here):
+    for half in "ab":
+        save_head(init_head(4), tmp_path / f"{half}.safetensors", mode="lora")
+    words = "soft", "--data", "tiny", "--reward", tmp_path / "a.safetensors", "--model", tmp_path / "none"
+    done = run_here(align.main, *words)
+    assert done.returncode == 2 and re.search(r"b\.safetensors: its trunk was trained too.*--judge", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("weights", "score"),
+    [
+        ({"length": 1.0, "right": 1.0}, 40.0),
+        ({"length": -0.01, "right": 1.0}, 0.5),
+        ({"length": 0.0, "right": 2.0}, 0.5),
+        ({"length": -0.01}, -0.4),
+        ({}, 0.7),
+    ],
+)
+def test_the_best_checkpoint_has_most_of_what_is_wanted(weights, score):
+    row = {"held_out/length": 40.0, "held_out/right": 0.5, "win_rate": 0.7}
+    assert score_of(row, weights, ["win_rate"]) == pytest.approx(score)
+    assert score_of(row, {}, []) == 0 and np.isnan(score_of(row, {"other": 1.0}, ["win_rate"]))
 
 
 def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path):

@@ -5,11 +5,20 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from byte_model import write_model
+from byte_model import TEMPLATE, write_model
 
 from pairgrpo_jax.commands import cheetah, evaluate
 from pairgrpo_jax.commands.align_settings import preset
-from pairgrpo_jax.commands.evaluate import Evaluation, Heard, Judges, figures, labelled, pair_accuracy
+from pairgrpo_jax.commands.evaluate import (
+    Evaluation,
+    Heard,
+    Judges,
+    figures,
+    judge_of,
+    labelled,
+    pair_accuracy,
+    reward_figures,
+)
 from pairgrpo_jax.commands.exported import chat_of, method_of, started_from
 from pairgrpo_jax.core.bounds import to_values
 from pairgrpo_jax.lm import Policy, Sampling
@@ -74,9 +83,85 @@ def test_rewards_of_binary_replies_have_intervals_and_pass_at_k():
     heard = [Heard(said, Judged(None, np.ones((3, 4))), {"right": x}) for x in (ours, np.zeros((3, 4)))]
     row = figures(*heard)
     assert row["held_out/right"] == row["held_out/right/pass@1"] == 0.625 and row["held_out/right/rival"] == 0
-    assert [row[f"held_out/right/pass@{k}"] for k in (2, 4)] == [0.75, 1.0] and row["held_out/right/failed"] == 1
-    assert row["held_out/right/low"] <= 0.625 <= row["held_out/right/high"] and row["held_out/right/each"] == [0.25, 1]
+    assert [row[f"held_out/right/pass@{k}"] for k in (2, 4)] == [0.75, 1.0]
+    assert row["held_out/right/low"] <= 0.625 <= row["held_out/right/high"] and row["held_out/right/failed"] == 1
+    np.testing.assert_array_equal(row["held_out/right/each"], [0.25, 1, np.nan])
     assert "win_rate" not in row and row["kl_reference"] == -1
+
+
+def test_both_sides_are_measured_on_the_same_prompts():
+    """The same policy twice: whichever side's reward fails, the means are equal, and every prompt keeps its place."""
+    said = Replies(np.zeros((4, 1, 3)), np.full((4, 1), 3), np.zeros((4, 1)), np.ones((4, 1), bool), [])
+    whole = np.array([[1.0], [0], [0], [0]])
+    for lost, each in (([2, 3], [1, 0, np.nan, np.nan]), ([0], [np.nan, 0, 0, 0])):
+        failed = whole.copy()
+        failed[lost] = np.nan
+        for sides in ((failed, whole), (whole, failed)):
+            row = reward_figures(*(Heard(said, Judged(None, np.ones((4, 1))), {"f": x}) for x in sides))
+            assert row["held_out/f"] == row["held_out/f/rival"] == np.nanmean(each)
+            assert row["held_out/f/failed"] == len(lost)
+            np.testing.assert_array_equal(row["held_out/f/each"], each)
+
+
+def made(folder, label="soft", reward="", **changes):
+    """What a run of `pairgrpo align`, begun two folders above its own, leaves of its settings."""
+    run = preset(label, ["--data", "tiny", "--reward", reward] if reward else [])
+    run = run.replace(output=folder.relative_to(folder.parents[1]), **changes)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(settings(run)))
+    (folder / "versions.json").write_text("{}")
+    return str(folder)
+
+
+def test_a_head_that_trained_a_model_does_not_judge_it(tmp_path, run_here):
+    a, b, f = (made(tmp_path / name, reward=name) for name in ("harmless-a", "harmless-b", "mine:f"))
+    pairs = made(tmp_path / "pairs", "dpo")
+    defaults = {(b, None): "harmless-a", (a, None): "harmless-b", (pairs, b): "harmless-a"}
+    defaults |= {(f, None): "harmless-b", (pairs, None): "harmless-b"}
+    assert {sides: judge_of(Evaluation(*sides)) for sides in defaults} == defaults
+    assert judge_of(Evaluation(a, b, judge="helpful-a")) == "helpful-a" and not judge_of(Evaluation(b, reward="mine:f"))
+    for sides, judge, name in (((a, None), "harmless-a", a), ((pairs, b), "harmless-b", b), ((a, b), None, b)):
+        with pytest.raises(ValueError, match=f"is the reward of {name}, and nothing would be held out; .* --judge"):
+            judge_of(Evaluation(*sides, judge=judge))
+    done = run_here(evaluate.main, "--a", b, "--judge", "harmless-b")
+    assert done.returncode == 2 and "judge: harmless-b is the reward of" in done.stderr
+
+
+def test_a_rewards_file_is_found_from_where_the_run_began(tmp_path, monkeypatch):
+    run = made(tmp_path / "mine" / "runs" / "x", reward="heads/a.safetensors")
+    heads = tmp_path / "mine" / "heads"
+    heads.mkdir()
+    for half in "ab":
+        (heads / f"{half}.safetensors").touch()
+    for here, name in ((tmp_path / "mine", "runs/x"), (tmp_path, "mine/runs/x"), (heads, run)):
+        monkeypatch.chdir(here)
+        assert judge_of(Evaluation(name)) == str(heads / "b.safetensors")
+        with pytest.raises(ValueError, match="nothing would be held out"):
+            judge_of(Evaluation(name, judge=str(heads / "a.safetensors")))
+    with pytest.raises(ValueError, match="nothing would be held out"):
+        judge_of(Evaluation(run, judge="a.safetensors"))  # here, in the folder of heads
+
+
+def test_models_of_another_chat_template_are_refused(tmp_path, monkeypatch, run_here):
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model")
+    write_model(tmp_path / "other", template="<" + TEMPLATE)
+    (tmp_path / "data.jsonl").write_text(json.dumps(PAIR))
+    words = "--data data.jsonl --fold -1 --reward verify:format=x --reference model --prompts 1 --completion-tokens 2"
+    for side, names in (("a", "--a other --b model"), ("b", "--a model --b other")):
+        done = run_here(evaluate.main, *words.split(), *names.split())
+        assert done.returncode == 2 and f"{side}: its chat template or tokenizer makes other prompts" in done.stderr
+        assert "name with --b and --reference models of the chat template of --a" in done.stderr
+
+
+def test_a_reference_that_a_run_made_itself_is_not_replaced_by_its_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "implicit_margins", lambda *_, **__: np.ones(2))
+    started = made(tmp_path / "started", "dpo", sft_iterations=2)
+    assert pair_accuracy(None, None, [0, 0], Evaluation(started), None) == {}
+    assert "no implicit_accuracy" in capsys.readouterr().err
+    for name in (made(tmp_path / "dpo", "dpo"), made(tmp_path / "simpo", "simpo", sft_iterations=2), "smollm2"):
+        assert pair_accuracy(None, None, [0, 0], Evaluation(name), None)["implicit_accuracy"] == 1
+    assert not capsys.readouterr().err
 
 
 def test_conversations_become_text_as_in_the_run_unless_asked_otherwise(tmp_path, capsys):

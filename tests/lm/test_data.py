@@ -372,8 +372,9 @@ def test_file_formats(tmp_path, name):
 def test_folder_takes_the_files_of_a_split(tmp_path):
     for name in ("train", "test"):
         write(tmp_path / f"{name}_clean.jsonl", [{"prompt": name, "chosen": "a", "rejected": "b"}])
+    write(tmp_path / "latest.jsonl", [{"prompt": "new", "chosen": "a", "rejected": "b"}])  # of no split
     first = {s: [data.first_turn(r) for r in load_preferences(str(tmp_path), split=s).rows] for s in ("test", "all")}
-    assert first == {"test": ["test"], "all": ["test", "train"]}
+    assert first == {"test": ["test"], "all": ["new", "test", "train"]}
     with pytest.raises(ValueError, match=r"no file for split 'validation'.*train_clean\.jsonl"):
         load_preferences(str(tmp_path), split="validation")
 

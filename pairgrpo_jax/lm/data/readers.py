@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from importlib import resources
@@ -54,14 +55,19 @@ def _shipped(name: str) -> Iterator[Row]:
 
 def _require_split_of(file: str, split: str) -> None:
     """Refuses a split that one file does not have: it is all, "train" by default, and what its name says."""
-    if split not in ("all", "train") and split not in file:
+    if split not in ("all", "train") and not _says(file, split):
         raise ValueError(f"split={split!r}: {file} is one file without splits; leave it out")
+
+
+def _says(name: str, split: str) -> bool:
+    """Whether a file's name has this word: "latest_train" is not of test, nor "constrained" of train."""
+    return re.search(f"(?<![A-Za-z]){re.escape(split)}(?![A-Za-z])", name) is not None
 
 
 def _files(folder: Path, split: str) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(_SUFFIXES))
     single = len(files) == 1 and split == "train"
-    chosen = files if split == "all" or single else [p for p in files if split in p.name]
+    chosen = files if split == "all" or single else [p for p in files if _says(p.name, split)]
     if not chosen:
         names = ", ".join(p.name for p in files) or "no data file"
         raise ValueError(f"{folder}: no file for split {split!r} (has: {names}); name a file, or use split 'all'")

@@ -173,7 +173,8 @@ def load_head(name_or_path: Path | str) -> RewardHead:
       ValueError: if there is no such head, the file does not hold one, or its trunk was trained with it.
     """
     if (mode := about_head(name_or_path).get("mode", "frozen")) != "frozen":
-        raise ValueError(f"{name_or_path}: its trunk was trained too (mode {mode!r}); use load_reward_model")
+        remedy = "name with --judge a head on a frozen trunk, or '' for none; in code, load_reward_model loads it"
+        raise ValueError(f"{name_or_path}: its trunk was trained too (mode {mode!r}), and a judge is a head; {remedy}")
     return _load_head(name_or_path)[0]
 
 
