@@ -302,6 +302,19 @@ def test_tokens_and_their_price():
     assert "judge_cost" not in judge(lambda prompt, a, b: 1)(PROMPTS, COMPLETIONS).metrics
 
 
+def test_an_answer_that_is_no_verdict_was_paid_for_too():
+    answers = iter([JudgeError("no line"), JudgeError("hm", tokens=(1000, 10)), Answer("?", 1000, 10), Answer(1, 1, 1)])
+
+    def unsure(prompt, a, b):
+        if isinstance(answer := next(answers), JudgeError):
+            raise answer
+        return answer
+
+    found = judge(unsure, retries=3, backoff=0, prices=(1.0, 1.0))(PROMPTS[:1], [["a", "b"]])
+    names = ("questions", "retries", "prompt_tokens", "completion_tokens", "cost")
+    assert [found.metrics[f"judge_{name}"] for name in names] == [3, 3, 2001, 21, pytest.approx(2022e-6)]
+
+
 @pytest.mark.parametrize("answer", ["0", 2, 0.5, float("nan"), [0], np.zeros(2), {"verdict": 0}])
 def test_an_answer_that_is_none_fails_its_group(answer):
     found = judge(lambda prompt, a, b: answer if prompt[0]["content"] == "1" else 0, on_error="skip")(
@@ -310,13 +323,19 @@ def test_an_answer_that_is_none_fails_its_group(answer):
     assert found.failed.tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("error", [StopIteration, KeyboardInterrupt, SystemExit, StopAsyncIteration])
-def test_nothing_that_a_judge_raises_hangs_the_batch(error):
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "error", [StopIteration, KeyboardInterrupt, SystemExit, StopAsyncIteration, asyncio.CancelledError]
+)
+def test_nothing_that_a_judge_raises_hangs_the_batch(error, asynchronous):
     def odd(prompt, a, b):
         raise error("odd")
 
+    async def later(prompt, a, b):
+        raise error("odd")
+
     with pytest.raises(SourceError, match=error.__name__):
-        judge(odd)(PROMPTS, COMPLETIONS)
+        judge(later if asynchronous else odd)(PROMPTS, COMPLETIONS)
 
 
 @pytest.mark.parametrize("content", [b"not a data base, but text that is longer than a header" * 9, None])

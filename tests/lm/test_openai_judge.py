@@ -73,6 +73,14 @@ def test_a_batch_in_both_orders(served):
     assert (gain[weight > 0] > 0).all() and (gain[weight == 0] == 0).all() and not found.failed.any()
 
 
+def test_answers_without_a_verdict_are_paid_for(served):
+    served("garbage", 500, "good")
+    source = judge(OpenAIJudge("m"), retries=3, backoff=0, concurrency=1, prices=(10.0, 100.0))
+    metrics = source(PROMPTS[:1], [["Red", "Red."]]).metrics
+    assert metrics["judge_questions"] == 2 and metrics["judge_cost"] == pytest.approx(2 * (100 * 10 + 5 * 100) / 1e6)
+    assert (metrics["judge_prompt_tokens"], metrics["judge_completion_tokens"]) == (200, 10)
+
+
 def test_a_judge_of_one_side_says_nothing(served):
     served(lambda body: "A")
     assert not judge(OpenAIJudge("m"), compare="all", both_orders=True)(PROMPTS, COMPLETIONS).pairs.weight.any()

@@ -42,6 +42,25 @@ NUMBERS = {
     "The answer is 6. I took 2 steps.": 6,
     "The answer is **6**.": 6,
     "$ - 5": -5,
+    "The answer is \\(18\\).": 18,
+    "The answer is:\n\\[\n18\n\\]": 18,
+    "\\boxed{18 \\text{ cm}}": 18,
+    "The answer is 5 * 3 = $15.": 15,
+    "The answer is 18 because 3 x 6 = 18": 18,
+    "<answer>Step 1: 5\n\\boxed{72}</answer>": 72,
+    "not 5 but 18": 18,
+    '{"total": 18}': 18,
+    "[18]; done!": 18,
+    "The answer isn't 18": None,
+    "The answer is 3 or 4": None,
+    "72 cm^2": None,
+    "\\frac{1}{2}": None,
+    "\\sqrt{2}": None,
+    "sqrt(2)": None,
+    "3*4": None,
+    "10^3": None,
+    "5 million": None,
+    "It is not 18": None,
     "1e300": None,
     "7 or 1e-999/3": None,
     "none at all": None,
@@ -98,7 +117,7 @@ TRUE_NUMBERS = {
 NO_TRUE_NUMBERS = [None, True, math.nan, math.inf, "", "many", "3 < 5", "[3]", "5!", "5½", "1 1/2", "10:30", "18-20"]
 NO_TRUE_NUMBERS += ["\\frac{3}{4}", "\\boxed{\\frac{3}{4}}", "\\sqrt{3}", "2\\sqrt{3}", "3^2", "x^2", "3*4", "2**3"]
 NO_TRUE_NUMBERS += ["(3, 4)", "2,3", "x=5 or 7", "18 dollars and 5 cents", "16-10=6", "f(3)", "sqrt(3)", "log 5"]
-NO_TRUE_NUMBERS += ["2x", "2π", "2pi", "x-5", "x - 5", "5 + x", "x + 5", "x/5", "5/x", "5 million", "minus 5"]
+NO_TRUE_NUMBERS += ["2x", "2π", "2pi", "x-5", "x - 5", "5 + x", "x + 5", "x/5", "5/x", "5 million", "minus 5", "not 5"]
 
 
 @pytest.mark.parametrize("answer", TRUE_NUMBERS)
@@ -109,6 +128,13 @@ def test_true_numbers(answer):
 @pytest.mark.parametrize("answer", NO_TRUE_NUMBERS)
 def test_what_is_not_one_number_is_no_true_number(answer):
     assert true_number(answer) is None
+
+
+@pytest.mark.parametrize("said", ["The answer is {}.", "\\boxed{{{}}}", "<answer>{}</answer>", "so\n#### {}"])
+@pytest.mark.parametrize("answer", [x for x in NO_TRUE_NUMBERS if isinstance(x, str) and "=6" not in x])
+def test_what_is_no_true_number_is_none_where_a_reply_marks_it(answer, said):
+    if answer != "5!" or "box" in said:  # elsewhere the end of a sentence
+        assert last_number(said.format(answer)) is None
 
 
 LETTERS = {
@@ -128,6 +154,19 @@ LETTERS = {
     "The answer is not A but B": "B",
     "C fits. B is incorrect.": "C",
     "C fits and B doesn't.": "C",
+    "I choose C, since it isn't A": "C",
+    "It is C; it cannot be A": "C",
+    "It is B, because neither A nor C fits": "B",
+    "A, B and C are wrong, so D": "D",
+    "D fits; A, B, and C aren't right": "D",
+    "It is NOT A, B or D. C": "C",
+    "I don't think it is B, so C": "C",
+    "The answer isn't A, it is C": "C",
+    "The answer is D, A and B are wrong": "D",
+    "I pick D and B isn't right": "D",
+    "It isn't hard: A": "A",
+    "i.e. B": "B",
+    "The answer: e.g. B": "B",
     "A is for Apple": "A",
     "A would be best": "A",
     "It is\nA\nthis is all": "A",
@@ -169,7 +208,7 @@ def test_no_letter_is_read_less_than_another(said):
 
 def test_true_letters():
     assert [true_letter(x) for x in ("B", "(b)", "B. Paris", 1)] == ["B"] * 4
-    assert [true_letter(x) for x in ("Paris", "", None, -1, True)] == [None] * 5
+    assert [true_letter(x) for x in ("Paris", "", None, -1, True, "e.g. B")] == [None] * 6
 
 
 def test_what_is_stated():

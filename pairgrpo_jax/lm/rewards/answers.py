@@ -16,21 +16,33 @@ _NUMBER = re.compile(
 )
 _THIN_SPACE = re.compile(r"(?<=\d)(?:\\[,;:! ]|[~\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
 _LONGEST = 300  # digits of a number, where floats end; Python itself refuses to read 4301
-_PLAIN = r"(?:[^\W\d_½¼¾π]|[\s$€£¥₹%°.,)='\"]|(?<!\w)\(|:(?=\s)|(?<=[a-z])/(?=[a-z]))*"
+_PLAIN = r"(?:[^\W\d_½¼¾π]|[\s$€£¥₹%°≈.,)='\"]|(?<!\w)\(|:(?=\s)|(?<=[a-z])/(?=[a-z]))*"
 _MORE = (
     r"half|dozens?|hundreds?|thousands?|[mbt]r?illions?|minus|negative|squared|cubed|pi|sqrt|root|log|ln|sin|cos|tan"
 )
-# One number, with "0" for its digits, among plain words: "x = 5 cm", but not "5x", "x - 5", "sqrt(5)", "5 million".
+_NOT = r"(?:not|cannot|[a-z]*n['’]t|neither|nor)"
+# One number, with "0" for its digits, among plain words: "x = 5 cm", but not "5x", "x - 5", "sqrt(5)", "5 million",
+# "not 5".
 _ALONE = re.compile(
-    rf"(?!.*(?<![a-z])(?:{_MORE})(?![a-z])){_PLAIN}(?:(?<!\w)(?<!\b\w )[-+][\s$]*)?0(?![^\W\d_]\b){_PLAIN}",
+    rf"(?!.*(?<![a-z])(?:{_MORE})(?![a-z]))(?!.*(?<![a-z]){_NOT}(?![a-z])[^0]*0)"
+    rf"{_PLAIN}(?:(?<!\w)(?<!\b\w )[-+][\s$]*)?0(?![^\W\d_]\b){_PLAIN}",
     re.DOTALL | re.IGNORECASE,
 )
+_DELIMITER = re.compile(r"\\[()\[\]]|\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
+_NEAR = 80  # characters
+# What makes a number a part of something larger: what is joined to it, and the words beside it.
+_BEFORE = re.compile(r"(?:[A-Za-z'’]+\s+)?[\w^×·√\\{}()]*$")
+_AFTER = re.compile(r"[^\W_]*\^?(?:\s+[A-Za-z]+)?")
 _ONE = r"(?<![A-Za-z'’])\(?[A-J](?![A-Za-z'’])\)?"
 _LETTER = re.compile(_ONE.replace("[A-J]", "([A-J])"))
+_WRONG = r"(?:not|wrong|incorrect|false)"
 _DENIED = re.compile(
-    rf"\b(?:[Nn]ot|rather than|instead of)\s+(?:option\s+)?{_ONE}(?:\s+n?or\s+{_ONE})*"
-    rf"|{_ONE}\s+(?:(?:is|was)\s+(?:wrong|incorrect|false)|(?:is|was|does)\s+not|[a-z]+n['’]t)\b"
+    rf"\b(?i:{_NOT}|rather\s+than|instead\s+of)\s+(?i:(?:be|choose|pick|think|that|it\s+is|the|option|answer)\s+)*"
+    rf"{_ONE}(?:(?:,\s*{_ONE})*,?\s+(?i:n?or)\s+{_ONE})*"
+    rf"|{_ONE}(?:,\s*{_ONE})*,?\s+(?:and|n?or)\s+{_ONE}\s+(?:are|were|do)(?:n['’]t|\s+(?:both\s+|all\s+)?{_WRONG})\b"
+    rf"|{_ONE}\s+(?:(?:is|was)\s+{_WRONG}|does\s+not|cannot|[a-z]+n['’]t)\b"
 )
+_FIRST = re.compile(r"\(?([A-Ja-j])(?:[).:,](?![A-Za-z]\.)|\s*$)")  # not "i.e."
 # What may follow a letter, and neither an article nor a person: small words, and verbs in "s".
 _FOLLOWS = r"and|or|nor|but|not|because|since|if|which|that|for|from|in|on|over|to|with|by|is|[a-z]*[a-hj-rtv-z]s"
 _ARTICLE_OR_PERSON = re.compile(
@@ -93,19 +105,48 @@ def _value(sign, whole, decimals, exponent, below, *, length: int) -> Fraction |
 
 
 def last_number(reply: str) -> Fraction | None:
-    """The last number of the sentence that a reply marks as its answer, or of all of it; None where there is none."""
-    marked = stated(reply)
-    text = reply if marked is None else re.split(r"\n|[.!?](?:\s|$)", marked)[0]
-    return next(iter(reversed(numbers(text))), None)
+    """The number of the sentence that a reply marks as its answer, or of what is right of its last "="; else the last
+    of all of it; None where there is none, or an expression or denial that no `true_number` is read from.
+    """
+    mark, text = marked(reply)
+    if not mark:
+        return _last(_undelimited(reply))
+    inner, text = marked(text)
+    end = r"\n" if "box" in (mark, inner) else r"\n|[.!?;](?:\s|$)"  # \boxed{5!}
+    sentence = re.split(end, _undelimited(text).strip())[0]
+    found = _alone(sentence)
+    return _alone(sentence.rpartition("=")[2]) if found is None else found
 
 
 def true_number(answer: Any) -> Fraction | None:
     """The number of an answer column: a number, a text that has one among plain words, currencies and units, perhaps
     marked as in a reply, or what GSM8K has after `####`; None for anything else, as an expression or two numbers.
     """
-    text = "" if isinstance(answer, bool) else marked(reference(answer))[1]
+    return _alone("" if isinstance(answer, bool) else _undelimited(marked(reference(answer))[1]))
+
+
+def _alone(text: str) -> Fraction | None:
+    """The one number of a text, among plain words."""
     bare = _NUMBER.sub(lambda number: re.sub(r"[.\d].*", "0", number[0]), plain(text))
     return numbers(text)[0] if _ALONE.fullmatch(bare) and not re.search(r"\w[*_]+\w", text) else None
+
+
+def _last(text: str) -> Fraction | None:
+    """The last number of a text, if what it is joined to, and the words beside it, are plain."""
+    text = plain(re.sub(r"(?<=[\d)])\*+(?=[\w(])", "×", text))
+    found = list(_NUMBER.finditer(text))
+    if not found:
+        return None
+    last = found[-1]
+    first = max(found[-2].end() if found[1:] else 0, last.start() - _NEAR)
+    before, after = _BEFORE.search(text[first : last.start()]), _AFTER.match(text[last.end() :][:_NEAR])
+    beside = (part[0] if part else "" for part in (before, after))
+    return None if _alone("7".join(beside)) is None else numbers(last[0])[0]
+
+
+def _undelimited(text: str) -> str:
+    r"""Without the marks around a formula, as \(18\), or around words in one, as \text{cm}."""
+    return _DELIMITER.sub(lambda mark: f" {mark[1] or ''} ", text)
 
 
 def reference(answer: Any) -> str:
@@ -116,12 +157,15 @@ def reference(answer: Any) -> str:
 def letter(reply: str) -> str | None:
     """The letter that a reply chooses: of what it marks as its answer, at its beginning, or the last that stands alone.
 
-    A letter that is denied ("not B", "B is wrong") is not chosen. "A" is an article at the beginning of a sentence, and
-    "I" a person, before a word in small letters that does not follow a letter, as "is" and "because" do.
+    A letter that is denied ("not B", "it isn't B", "B and C are wrong") is not chosen. "A" is an article at the
+    beginning of a sentence, and "I" a person, before a word in small letters that does not follow a letter, as "is" and
+    "because" do.
     """
     mark, text = marked(reply)
-    text = _DENIED.sub("", plain(text)).strip()
-    if first := re.match(r"\(?([A-Ja-j])(?:[).:,]|\s*$)", text):
+    text = plain(text).strip()
+    said = mark and _FIRST.match(text)  # "The answer is D, A and B are wrong"
+    text = text if said else _DENIED.sub("", text).strip()
+    if first := _FIRST.match(text):
         return first[1].upper()
     found = [m[1] for m in _LETTER.finditer(text) if mark or not _ARTICLE_OR_PERSON.match(text, m.start(1))]
     return found[0 if mark else -1] if found else None
@@ -131,5 +175,5 @@ def true_letter(answer: Any) -> str | None:
     """The letter of an answer column: "B", "(b)", "B. Paris", or the index 1."""
     if isinstance(answer, int) and not isinstance(answer, bool):
         return chr(ord("A") + answer) if 0 <= answer < 10 else None
-    match = re.match(r"\s*\(?([A-Ja-j])(?:[).:]|\s*$)", str(reference(answer)))
+    match = re.match(r"\s*\(?([A-Ja-j])(?:[).:](?![A-Za-z]\.)|\s*$)", str(reference(answer)))
     return match[1].upper() if match else None

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pairgrpo_jax.lm.rewards.loop import process_loop, start
+
 _LONGEST_PAUSE = 60.0  # seconds
 
 
@@ -35,11 +37,12 @@ class JudgeError(RuntimeError):
     Attributes:
       again: whether it may do so when asked again.
       pause: seconds that it wants to be left alone.
+      tokens: in and out, of an answer that came and was no verdict; None where none came.
     """
 
-    def __init__(self, message: str, *, again: bool = True, pause: float = 0.0):
+    def __init__(self, message: str, *, again: bool = True, pause: float = 0.0, tokens: tuple[int, int] | None = None):
         super().__init__(message)
-        self.again, self.pause = again, pause
+        self.again, self.pause, self.tokens = again, pause, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Manner:
 
 @dataclasses.dataclass
 class Tally:
-    """What a batch of questions took: answers by the judge and from memory, more tries, tokens, and seconds."""
+    """What a batch of questions took: answers by the judge (verdicts or not) and from memory, more tries, tokens, and
+    seconds."""
 
     questions: int = 0
     cached: int = 0
@@ -77,6 +81,13 @@ class Tally:
     completion_tokens: int = 0
     latency: float = 0.0
     seconds: float = 0.0
+
+    def add(self, seconds: float, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """Counts an answer by the judge."""
+        self.questions += 1
+        self.latency += seconds
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
 
     def metrics(self, prices: tuple[float, float] | None = None) -> dict[str, float]:
         """For a log; `judge_latency` is a question's mean, `judge_cost` by prices of a million tokens in and out."""
@@ -162,7 +173,6 @@ class Asker:
     async def close(self) -> None:
         """Waits for what is under way, so that it is kept."""
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
-        self._calls.close()
 
     async def _answer(self, question: Question, group: int) -> float:
         known = None if self.memory is None else self.memory.get(question.key)
@@ -205,22 +215,20 @@ class Asker:
         return max(pause, min(error.pause, _LONGEST_PAUSE))
 
     async def _once(self, question: Question) -> float:
-        start = time.monotonic()
+        began = time.monotonic()
         try:
             answer = await asyncio.wait_for(self._calls.call(question.call), self.manner.timeout)
-        except JudgeError:
+        except JudgeError as error:
+            if error.tokens is not None:
+                self.tally.add(time.monotonic() - began, *error.tokens)
             raise
         except TimeoutError as error:
             raise JudgeError(f"TimeoutError: {str(error) or f'no answer within {self.manner.timeout} s'}") from error
         except Exception as error:  # anything that a user's function raises
             raise JudgeError(f"{type(error).__name__}: {error}") from error
-        self.tally.questions += 1
-        self.tally.latency += time.monotonic() - start
-        if isinstance(answer, Answer):
-            self.tally.prompt_tokens += answer.prompt_tokens
-            self.tally.completion_tokens += answer.completion_tokens
-            answer = answer.verdict
-        verdict = _verdict(answer)
+        answer = answer if isinstance(answer, Answer) else Answer(answer)
+        self.tally.add(time.monotonic() - began, *answer[1:])
+        verdict = _verdict(answer.verdict)
         if self.memory is not None:
             self.memory.put(question.key, verdict)
         return verdict
@@ -240,51 +248,49 @@ def run(program: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 class _Calls:
-    """Calls functions so that none can block the asker: sync ones in threads, async ones in a loop of their own."""
+    """Calls functions so that none can block the asker: sync ones in threads, async ones in the loop of the process."""
 
     def __init__(self):
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = process_loop()  # before any question's time runs
 
     def call(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        if inspect.iscoroutinefunction(function):
-            return self._in_loop(function())
-        return self._in_thread(function)
+        return self._in_loop(function()) if inspect.iscoroutinefunction(function) else self._in_thread(function)
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         loop, future = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
 
-        def settle(result: Any, error: BaseException | None) -> None:
+        def settle(*outcome: Any) -> None:
             if not future.done():
-                future.set_result(result) if error is None else future.set_exception(error)
+                future.set_result(outcome)
 
         def work() -> None:
             result, error = None, None
             try:
                 result = function()
             except BaseException as e:
-                error = e if isinstance(e, Exception) and not isinstance(e, StopIteration) else RuntimeError(repr(e))
+                error = e
             try:
                 loop.call_soon_threadsafe(settle, result, error)
             except RuntimeError:  # the batch is over, and its loop closed
                 pass
 
         threading.Thread(target=work, daemon=True).start()
-        result = await future
+        result = _value(*await future)
         return await self._in_loop(result) if inspect.isawaitable(result) else result
 
-    def _in_loop(self, work: Awaitable[Any]) -> Awaitable[Any]:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True).start()
+    async def _in_loop(self, work: Awaitable[Any]) -> Any:
+        return _value(*await asyncio.wrap_future(start(work, self._loop)))
 
-        async def awaited() -> Any:
-            return await work
 
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited(), self._loop))
-
-    def close(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
+def _value(result: Any, error: BaseException | None) -> Any:
+    """The result, or raises the error, as one that ends no more than the question."""
+    if error is not None:
+        raise (
+            error
+            if isinstance(error, Exception) and not isinstance(error, StopIteration)
+            else RuntimeError(repr(error))
+        )
+    return result
 
 
 def in_thread(run: Callable, timeout: float | None) -> Any:

@@ -112,7 +112,7 @@ class OpenAIJudge:
         except Exception as error:  # a reply that is not of the protocol
             raise JudgeError(f"{self.address}: not a chat completion ({self._clean(error)})") from None
         tokens = (0, 0) if usage is None else (usage.prompt_tokens or 0, usage.completion_tokens or 0)
-        return Answer(self._verdict(content), *tokens)
+        return Answer(self._verdict(content, tokens), *tokens)
 
     def check(self) -> None:
         """Asks one question, so that a server that is down or refuses is known before anything is computed.
@@ -130,8 +130,8 @@ class OpenAIJudge:
             if not isinstance(error, NoVerdictError):
                 raise ValueError(f"judge {self.model}: {error}") from None
 
-    def _verdict(self, content: str) -> int | None:
-        """The verdict in an answer: the last one, after what a model thought."""
+    def _verdict(self, content: str, tokens: tuple[int, int] = (0, 0)) -> int | None:
+        """The verdict in an answer: the last one, after what a model thought; NoVerdictError, with its tokens."""
         text = content.rpartition("</think>")[2].strip()
         for part in [text, *reversed(_OBJECT.findall(text))]:
             try:
@@ -143,7 +143,8 @@ class OpenAIJudge:
                 return _FOLDED[word.casefold()]
         if words := _WORDS.fullmatch(text):
             return _FOLDED[words[1].casefold()]
-        raise NoVerdictError(f"expected a verdict A, B or tie, got {self._clean(text) or 'nothing'!r}")
+        what = self._clean(text) or "nothing"
+        raise NoVerdictError(f"expected a verdict A, B or tie, got {what!r}", tokens=tokens)
 
     def _refusal(self, error: openai.APIStatusError) -> JudgeError:
         said, hint = self._clean(error), ""

@@ -1,11 +1,11 @@
 """Sources of rewards: user functions and verifiers, summed with weights."""
 
-import asyncio
 import dataclasses
 import functools
 import inspect
 import math
 import operator
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from pairgrpo_jax.lm.data import Columns, Prompt, asked_by
 from pairgrpo_jax.lm.data.columns import parameters_of
 from pairgrpo_jax.lm.rewards.asking import in_thread
+from pairgrpo_jax.lm.rewards.loop import finish
 from pairgrpo_jax.lm.rewards.sources.interface import (
     ErrorPolicy,
     Judgement,
@@ -156,19 +157,10 @@ def _plain(x: Any) -> Any:
 
 
 def _call(function: Callable, arguments: tuple, timeout: float | None) -> Any:
-    """Calls a sync or async function, under a time limit; in a thread where it needs a loop or a clock of its own."""
-    if timeout is None and not inspect.iscoroutinefunction(function):
+    """Calls a sync or async function, under a time limit: a sync one in a thread where it has one."""
+    start = time.monotonic()
+    if timeout is None or inspect.iscoroutinefunction(function):
         result = function(*arguments)
-        if not inspect.isawaitable(result):
-            return result
-        return in_thread(lambda: asyncio.run(_awaited(result)), None)
-
-    def run():
-        result = function(*arguments)
-        return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
-
-    return in_thread(run, timeout)
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
+    else:
+        result = in_thread(lambda: function(*arguments), timeout)
+    return finish(result, timeout, start) if inspect.isawaitable(result) else result
