@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from rich.console import Console
 
 from pairgrpo_jax.commands import processor
-from pairgrpo_jax.commands.align_data import judge_accuracy, load, make_judges, prepare
+from pairgrpo_jax.commands.align_data import Prepared, judge_accuracy, load, make_judges, prepare
 from pairgrpo_jax.commands.align_results import TIMES, WATCHED, export, make_evaluation, report
 from pairgrpo_jax.commands.align_settings import LABELS, Run, judge_of, preset
 from pairgrpo_jax.commands.cli import parse_run
 from pairgrpo_jax.commands.runs import (
+    digest_of,
     make_console,
     require_checkpoints,
     require_mesh,
+    require_same_inputs,
     require_trackers,
     stopped_code,
     train_in_folder,
 )
-from pairgrpo_jax.lm.alignment import Placement
+from pairgrpo_jax.lm.alignment import Placement, PromptStream
 from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.rewards.reward_model import load_head
 from pairgrpo_jax.lm.rewards.sources import CallError, SourceError
@@ -70,6 +73,7 @@ def execute(run: Run, console: Console) -> int:
     judges = make_judges(run, held_out, placement)
     accuracy = judge_accuracy(run, judges, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
+        processes.on_lead(lambda: require_same_inputs(run, inputs_of(run, held_out)))
         state, done, stopped = train_in_folder(
             run,
             trainer.iterate,
@@ -84,6 +88,16 @@ def execute(run: Run, console: Console) -> int:
         files = export(run, trainer, state, console) if run.export else {}
         processes.on_lead(lambda: report(run, files, console))
     return 0
+
+
+def inputs_of(run: Run, held_out: Prepared) -> dict[str, tuple[str, str]]:
+    """Where the rows and heads of a run are, and digests of what they hold; problems without an end are settings."""
+    data = held_out.data
+    prompts = () if isinstance(data.prompts, PromptStream) else data.prompts
+    heads = {"reward": run.reward, "judge": judge_of(run)}
+    files = {name: Path(head) for name, head in heads.items() if ":" not in head and Path(head).is_file()}
+    found = {name: (str(path), digest_of([path.read_bytes()])) for name, path in files.items()}
+    return found | {"data": (run.data, digest_of(prompts, data.pairs, held_out.prompts, held_out.pairs))}
 
 
 def make_schedule(run: Run) -> Schedule:

@@ -56,10 +56,11 @@ def load(run: Run, placement: Placement) -> Model:
 
 
 class Prepared(NamedTuple):
-    """Held-out prompts and pairs, who judges samples, and the trainer on the rest of the data."""
+    """Held-out prompts and pairs, the rest of the data, who judges samples, and the trainer."""
 
     prompts: Sequence[EncodedPrompt]
     pairs: Sequence[EncodedPair]
+    data: Data
     source: Source | RewardHead | None
     trainer: Trainer
 
@@ -79,7 +80,7 @@ def prepare(run: Run, model: Model, placement: Placement, console: Console) -> P
     else:
         data, held_out, held_out_pairs = read_data(run, model, source, console)
     options = {"iterations": run.iterations, "seed": run.seed, "placement": placement}
-    return Prepared(held_out, held_out_pairs, source, make_trainer(config, model, data, source, **options))
+    return Prepared(held_out, held_out_pairs, data, source, make_trainer(config, model, data, source, **options))
 
 
 def read_data(

@@ -30,10 +30,12 @@ from safetensors.numpy import save_file
 from pairgrpo_jax.commands.cli import parse
 from pairgrpo_jax.commands.runs import (
     FREE,
+    digest_of,
     make_console,
     open_log,
     reading,
     require_mesh,
+    require_same_inputs,
     require_trackers,
 )
 from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
@@ -180,6 +182,7 @@ def execute(run: Run, console: Console) -> int:
         lora.check(run.lora, model.config)
     pairs = read(run, model, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=FREE):
+        processes.on_lead(lambda: require_same_inputs(run, {"data": (run.data, digest_of(pairs.rows))}))
         renew_settings(run.output, settings(run))
         rows = measure(run, model, placement, pairs, console)
         text = table(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +17,7 @@ from pairgrpo_jax.training import (
     MetricLog,
     NoLog,
     Relay,
+    RunFolderError,
     Schedule,
     TrainState,
     changed_settings,
@@ -160,6 +163,33 @@ def train_in_folder(
             raise RuntimeError("training failed") from error
         finally:
             log.close(complete)
+
+
+def digest_of(*parts: Iterable[Any]) -> str:
+    """Of everything that some rows hold, in their order."""
+    code = hashlib.sha256()
+    for row in itertools.chain(*parts):
+        code.update(repr(row).encode())
+    return code.hexdigest()[:16]
+
+
+def require_same_inputs(run: Any, inputs: Mapping[str, tuple[str, str]]) -> None:
+    """Keeps digests of what a run reads, or refuses to go on with another: settings hold only where it lies.
+
+    Args:
+      run: the settings, with `output` and `resume`.
+      inputs: by the name of the setting, where it lies and its digest.
+
+    Raises:
+      RunFolderError: where one is not what it was when the run began.
+    """
+    kept = run.output / "inputs.json"
+    before = json.loads(kept.read_text()) if run.resume and kept.exists() else {}
+    for name, (where, digest) in inputs.items():
+        if before.setdefault(name, digest) != digest:
+            what = f"{name}: {where} holds something else than when the run in {run.output} began"
+            raise RunFolderError(f"{what}; resume with what it was, or begin anew with another --output")
+    kept.write_text(json.dumps(before, indent=1))
 
 
 def open_checkpoints(run: Any) -> Checkpoints:

@@ -9,8 +9,15 @@ import pytest
 from rich.console import Console
 
 from pairgrpo_jax.commands.align_settings import preset
-from pairgrpo_jax.commands.runs import DONE, is_finished, require_length, train_in_folder
-from pairgrpo_jax.training import Schedule, TrainState, open_folder, settings
+from pairgrpo_jax.commands.runs import (
+    DONE,
+    digest_of,
+    is_finished,
+    require_length,
+    require_same_inputs,
+    train_in_folder,
+)
+from pairgrpo_jax.training import RunFolderError, Schedule, TrainState, open_folder, settings
 
 
 @pytest.fixture
@@ -35,6 +42,20 @@ def test_a_run_cannot_be_made_shorter_and_keeps_its_settings(made):
         with pytest.raises(ValueError, match=r"iterations: .* has made 4 iterations, and 2 are asked for"):
             require_length(shorter, 4, 2)
     assert json.loads((made.output / "config.json").read_text())["iterations"] == 4 and is_finished(made)
+
+
+def test_a_run_does_not_go_on_with_other_rows(made):
+    """Whose order is another from there on."""
+    rows = [(("a",), [1, 2]), (("b",), [3])]
+    require_same_inputs(made, {"data": ("rows.jsonl", digest_of(rows))})
+    again = made.replace(resume=True)
+    require_same_inputs(again, {"data": ("rows.jsonl", digest_of(rows[:1], rows[1:])), "judge": ("b", "0")})
+    for changed in (rows[:1], rows[::-1], [*rows, (("c",), [4])]):
+        with pytest.raises(RunFolderError, match=r"data: rows\.jsonl holds something else than when"):
+            require_same_inputs(again, {"data": ("rows.jsonl", digest_of(changed))})
+    with pytest.raises(RunFolderError, match="judge: b holds"):
+        require_same_inputs(again, {"judge": ("b", "1")})
+    require_same_inputs(made, {"data": ("rows.jsonl", digest_of(rows[:1]))})  # begun anew
 
 
 def test_a_run_without_a_checkpoint_yet_goes_on_with_the_settings_that_it_is_given(made):

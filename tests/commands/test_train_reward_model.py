@@ -99,6 +99,9 @@ def test_learns_writes_heads_and_resumes(folder, tmp_path, mode):
         (tmp_path / "out" / "features.npy").rename(tmp_path / "out" / "features.partial.npy")
         program.execute(again, Console(quiet=True))
         assert not np.load(tmp_path / "out" / "features.npy").any()
+    (tmp_path / "out" / "inputs.json").write_text('{"data": "of other labels"}')
+    with pytest.raises(RunFolderError, match=r"data: \S+ holds something else"):
+        program.execute(again, Console(quiet=True))
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
