@@ -14,6 +14,7 @@ AT_15M = {"methods": ("hard:value",), "steps": 1.5e7, "seeds": 5}
 SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
 PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
+OTHERS = {"methods": ("rank", "ppo")}
 HELPFUL = {"domain": "helpful", "data": "data/hh-rlhf-helpful-base", "split": "test", "seeds": 3}
 ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarized-1200", "split": "all", "seeds": 3}
 
@@ -26,10 +27,20 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Comparison(results=RESULTS / "halfcheetah", **AT_15M), 5),
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
+        (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 8),
         (Preferences(**PREFERENCES, **HELPFUL), 9),
         (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
     ],
-    ids=["cheetah, 3M", "cheetah, 1M", "cheetah, 15M", "sums", "harmless", "helpful", "UltraFeedback"],
+    ids=[
+        "cheetah, 3M",
+        "cheetah, 1M",
+        "cheetah, 15M",
+        "sums",
+        "harmless",
+        "harmless, others",
+        "helpful",
+        "UltraFeedback",
+    ],
 )
 def test_stored_runs_are_those_of_todays_settings(grid, runs):
     assert len(grid.finished()) == runs
