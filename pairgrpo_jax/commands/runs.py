@@ -30,7 +30,7 @@ from pairgrpo_jax.training import (
 )
 from pairgrpo_jax.training.checkpoint import is_bucket
 from pairgrpo_jax.training.console import LineConsole
-from pairgrpo_jax.training.run import flatten, option, renew_settings, versions
+from pairgrpo_jax.training.run import flatten, option, renew_settings, versions, write_json
 
 DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
@@ -189,7 +189,7 @@ def require_same_inputs(run: Any, inputs: Mapping[str, tuple[str, str]]) -> None
         if before.setdefault(name, digest) != digest:
             what = f"{name}: {where} holds something else than when the run in {run.output} began"
             raise RunFolderError(f"{what}; resume with what it was, or begin anew with another --output")
-    kept.write_text(json.dumps(before, indent=1))
+    write_json(kept, before)
 
 
 def open_checkpoints(run: Any) -> Checkpoints:

@@ -134,7 +134,7 @@ def train(
     ):
         if start in evaluated and not checkpoints.scored(start):  # the run ended in this evaluation
             result = evaluate(state, start)
-            log.amend(result)
+            log.amend(_row({}, 0, start, schedule) | {"seconds": log.seconds} | result)
             checkpoints.save(start, state, float(np.mean(result["score"])))
         for count in schedule.chunks(start):
             before, called = state, time.perf_counter()
@@ -148,18 +148,19 @@ def train(
             diverged = check_finite(state, reported=diverged)
             rows = [_row(metrics, i, done + i + 1, schedule) for i in range(count)]
             done += count
-            score = None
+            score, failure = None, None
             try:
                 if done in evaluated:
                     rows[-1] |= (result := evaluate(state, done))
                     score = float(np.mean(result["score"]))
-            except Exception:
+            except Exception as error:
+                failure = error
+            rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
+            for row in rows:
+                log.write(row)
+            if failure is not None:  # what was trained is not lost with its evaluation
                 _save_if_alive(checkpoints, done, state)
-                raise
-            finally:  # what was trained is not lost with its evaluation
-                rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
-                for row in rows:
-                    log.write(row)
+                raise failure
             progress.show(rows, seconds)
             if progress.unread:
                 stop.signal = signal.SIGPIPE

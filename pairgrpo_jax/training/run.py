@@ -111,14 +111,14 @@ def _claim(folder: Path, config: dict[str, Any], resume: bool, free: tuple[str, 
     if path.exists():
         _compare_versions(folder / "versions.json")
     else:
-        _write(folder / "versions.json", versions())
-        _write(path, config)
+        write_json(folder / "versions.json", versions())
+        write_json(path, config)
     return lock
 
 
 def renew_settings(folder: Path | str, config: dict[str, Any]) -> None:
     """Writes what a resumed run goes on with, whose `free` settings may have changed."""
-    processes.on_lead(lambda: _write(Path(folder) / "config.json", config))
+    processes.on_lead(lambda: write_json(Path(folder) / "config.json", config))
 
 
 def _compare_versions(path: Path) -> None:
@@ -203,7 +203,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _write(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all, whenever the process is killed."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.rename(path)
@@ -276,10 +277,11 @@ class MetricLog:
         self._show(row)
 
     def amend(self, more: dict[str, Any]) -> None:
-        """Adds to the last row what was measured later; see `write`."""
-        row = self._row | more
-        self._file.truncate(self.path.stat().st_size - len(_line(self._row).encode()))
-        self.write(row)
+        """Adds to the last row, if it is of this iteration, what was measured later, or else a row; see `write`."""
+        if self._row.get("iteration") == more["iteration"]:
+            self._file.truncate(self.path.stat().st_size - len(_line(self._row).encode()))
+            more = self._row | more
+        self.write(more)
 
     def _show(self, row: dict[str, Any]) -> None:
         self._row = row

@@ -221,8 +221,8 @@ def test_zero_has_no_sign(tmp_path, capsys):
     assert "score 0  " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("failing", [8, 12])
-def test_an_evaluation_that_fails_costs_nothing_and_is_made_again(tmp_path, failing):
+@pytest.mark.parametrize(("failing", "lost"), [(8, False), (12, False), (8, True)])
+def test_an_evaluation_that_fails_costs_nothing_and_is_made_again(tmp_path, failing, lost):
     """An outage of who judges, on the way or at the very end."""
 
     def unavailable(state, iteration):
@@ -236,9 +236,14 @@ def test_an_evaluation_that_fails_costs_nothing_and_is_made_again(tmp_path, fail
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         start, state = checkpoints.restore(make_state())
         assert start == failing and not checkpoints.scored(start)
+    if lost:  # with the machine, but for the checkpoints
+        (tmp_path / "metrics.jsonl").unlink()
     _, done, _ = run(tmp_path, start=start, state=state)
     run(tmp_path / "whole")
     rows, whole = read_metrics(tmp_path), read_metrics(tmp_path / "whole")
+    if lost:
+        assert [(row["iteration"], row["score"]) for row in rows if "score" in row] == [(8, 0), (12, -4)]
+        rows, whole = rows[1:], whole[8:]
     assert done == 12 and [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in whole]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.best() == 8

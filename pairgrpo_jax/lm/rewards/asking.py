@@ -284,13 +284,11 @@ class _Calls:
 
 def _value(result: Any, error: BaseException | None) -> Any:
     """The result, or raises the error, as one that ends no more than the question."""
-    if error is not None:
-        raise (
-            error
-            if isinstance(error, Exception) and not isinstance(error, StopIteration)
-            else RuntimeError(repr(error))
-        )
-    return result
+    if error is None:
+        return result
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        raise RuntimeError(repr(error))
+    raise error
 
 
 def in_thread(run: Callable, timeout: float | None) -> Any:
