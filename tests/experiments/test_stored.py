@@ -27,7 +27,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Comparison(results=RESULTS / "halfcheetah", **AT_15M), 5),
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
-        (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 9),
+        (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 10),
         (Preferences(**PREFERENCES, **HELPFUL), 9),
         (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
     ],
