@@ -82,8 +82,8 @@ def success(
     start: str | float,
     score: Callable[[dict], float],
 ) -> None:
-    """Draws a share, of right answers say, against minutes and KL to the start, per method, from the start to the end,
-    where it is named.
+    """Draws a share, of right answers say, against batches and KL to the start, per method, from the start to the end,
+    where it is named. Minutes are of one machine, and of what else it did.
 
     Args:
       runs: method -> one list of `metrics.jsonl` rows per seed.
@@ -103,15 +103,15 @@ def success(
     for method, seeds in runs.items():
         scored = [[row for row in rows if "score" in row] for rows in seeds]
         right = 100 * np.array([[start_of(rows, start), *map(score, rows)] for rows in scored])
-        minutes = np.median([[0, *(row["seconds"] / 60 for row in rows)] for rows in scored], axis=0)
+        batches = [0, *(row["iteration"] for row in scored[0])]
         kl = np.mean([[0, *(row["kl_reference"] for row in rows)] for rows in scored], axis=0)
         color = colours[method]
-        for axis, x, end in zip(axes, (minutes, kl), ends):
+        for axis, x, end in zip(axes, (batches, kl), ends):
             mean = right.mean(axis=0)
             axis.plot(x, mean, "o-", color=color, markersize=3)
             end.append((mean[-1], method, color))
-        axes[0].fill_between(minutes, right.min(0), right.max(0), color=color, alpha=0.12)
-    axes[0].set(xlabel="minutes, median over seeds", ylabel=label, ylim=(0, 100))
+        axes[0].fill_between(batches, right.min(0), right.max(0), color=color, alpha=0.12)
+    axes[0].set(xlabel="batches", ylabel=label, ylim=(0, 100))
     axes[1].set(xlabel="KL to the start, nats a reply")
     for axis, end in zip(axes, ends):
         axis.grid(alpha=0.3)
