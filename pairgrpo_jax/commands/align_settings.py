@@ -207,8 +207,9 @@ def judge_of(run: Run) -> str:
 
 
 def same_head(one: str, other: str) -> bool:
-    """Whether two names are of one reward head."""
-    return one == other or (Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other))
+    """Whether two names are of one reward head, a copy of it too."""
+    files = Path(one), Path(other)
+    return one == other or (all(map(Path.is_file, files)) and files[0].read_bytes() == files[1].read_bytes())
 
 
 def other_half(reward: str) -> str:

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 
 from pairgrpo_jax.commands.align_settings import other_half, same_head
 from pairgrpo_jax.commands.cli import parse
-from pairgrpo_jax.commands.exported import chat_of, exported, method_of, settings_of, started_from
+from pairgrpo_jax.commands.exported import chat_of, exported, method_of, run_of, settings_of, started_from
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, require_files, source_of
 from pairgrpo_jax.commands.runs import reading, require_mesh
 from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
@@ -297,9 +297,9 @@ def learned_from(name: str) -> str:
     """The reward head of the run that `name` is, a file as seen from where the run began; empty for none."""
     kept = settings_of(name)
     reward = (kept.get("judging") or {}).get("reward", "")
-    if ":" in reward:
+    if ":" in reward or not reward:
         return ""
-    began = Path(os.path.abspath(name).removesuffix(f"{os.sep}{Path(kept.get('output', ''))}"))
+    began = Path(str(run_of(name)).removesuffix(f"{os.sep}{Path(kept.get('output', ''))}"))
     return str(began / reward) if reward not in SHIPPED and (began / reward).is_file() else reward
 
 

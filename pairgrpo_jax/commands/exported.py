@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ def chat_of(name: str, chat: Chat) -> Chat:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Of the run that `name` is; empty for other models, whose folder has a config.json of its own."""
-    folder = Path(name)
-    return json.loads((folder / "config.json").read_text()) if (folder / "versions.json").exists() else {}
+    """Of the run that `name` is, or that exported it; empty for other models."""
+    folder = run_of(name)
+    return {} if folder is None else json.loads((folder / "config.json").read_text())
+
+
+def run_of(name: str) -> Path | None:
+    """The folder of the run that `name` is, or that exported it; a model's own folder has a config.json, too."""
+    folder = Path(os.path.abspath(name))
+    parts = [folder, folder.parent] if folder.name in ("model", "adapter") else [folder]
+    return next((part for part in parts if (part / "versions.json").exists()), None)

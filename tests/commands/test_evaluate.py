@@ -132,12 +132,15 @@ def test_a_rewards_file_is_found_from_where_the_run_began(tmp_path, monkeypatch)
     heads = tmp_path / "mine" / "heads"
     heads.mkdir()
     for half in "ab":
-        (heads / f"{half}.safetensors").touch()
+        (heads / f"{half}.safetensors").write_text(half)
+    (tmp_path / "copy.safetensors").write_text("a")
     for here, name in ((tmp_path / "mine", "runs/x"), (tmp_path, "mine/runs/x"), (heads, run)):
         monkeypatch.chdir(here)
-        assert judge_of(Evaluation(name)) == str(heads / "b.safetensors")
-        with pytest.raises(ValueError, match="nothing would be held out"):
-            judge_of(Evaluation(name, judge=str(heads / "a.safetensors")))
+        for model in (name, f"{name}/model", f"{name}/adapter/"):  # of the run, as `pairgrpo align` exports them
+            assert judge_of(Evaluation(model)) == str(heads / "b.safetensors")
+            for same in (heads / "a.safetensors", tmp_path / "copy.safetensors"):
+                with pytest.raises(ValueError, match="nothing would be held out"):
+                    judge_of(Evaluation(model, judge=str(same)))
     with pytest.raises(ValueError, match="nothing would be held out"):
         judge_of(Evaluation(run, judge="a.safetensors"))  # here, in the folder of heads
 
