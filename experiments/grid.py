@@ -142,6 +142,14 @@ class Grid(Settings, ABC):
         results.require_one_origin(found.values())
         return {cell: result["metrics"] for cell, result in found.items()}
 
+    def beside(self) -> list[str]:
+        """Results of this budget that are not asked for, as `hard/seed103`; the folder's picture is of them too."""
+        asked = {self.path_of(cell) for cell in self.cells()}
+        depths, tuning = {len(path.parts) for path in asked}, self.step == "tune"
+        found = {path for path in self.where.rglob("seed*.json") if len(path.parts) in depths}
+        found = {path for path in found if (int(path.stem.removeprefix("seed")) in TUNING_SEEDS) == tuning}
+        return sorted(str(path.relative_to(self.where).with_suffix("")) for path in found - asked)
+
     def score(self, row: dict) -> float:
         """What an evaluation, a row of metrics, comes to: more is better."""
         return row["score"]
@@ -229,15 +237,18 @@ def carry_out(
 
 def _report(grid: Grid, draw: Callable, title: str, table_of: Callable, console: Console) -> None:
     found = grid.finished()
-    rows = rows_of(found)
-    table = grid.where / f"{grid.table}.md"
-    draw(runs_of(rows), grid.where / f"{grid.step}.png", title)
+    rows, names = rows_of(found), (f"{grid.table}.md", f"{grid.step}.png")
     made = table_of(rows)
     if missing := [cell.title for cell in grid.cells() if cell not in found]:
         made += f"\n\nNot finished, and not counted: {'; '.join(missing)}."
-    table.write_text(made + "\n")
     console.print(made, markup=False)
-    console.print(f"\nin {grid.where}: {table.name}, {grid.step}.png")
+    if others := grid.beside():
+        kept = f"{len(others)} more results are there ({', '.join(others[:3])}{', ...' * (len(others) > 3)})"
+        console.print(f"\nin {grid.where}: nothing written, as {kept}; ask for them too to draw all", markup=False)
+        return
+    draw(runs_of(rows), grid.where / names[1], title)
+    (grid.where / names[0]).write_text(made + "\n")
+    console.print(f"\nin {grid.where}: {', '.join(names)}")
 
 
 def _part(cell: Cell) -> Path:

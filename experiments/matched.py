@@ -68,19 +68,24 @@ def matched(curves: dict[str, dict[int, Curve]], distances: Sequence[float]) -> 
     """A Markdown table of scores at each KL, with intervals over seeds and prompts; the first method is the baseline.
 
     Args:
-      curves: of each method, by seed; a difference is one between runs of the same seed.
+      curves: of each method, by seed; a difference is one between runs of the same seed, of which both got there, so
+        that it need not be that of the two means.
       distances: the KLs, nats a reply.
     """
     first, *_ = curves
     head: tuple[str, ...] = ("method",)
     lines: dict[str, tuple[str, ...]] = {method: (method,) for method in curves}
     for kl in distances:
-        head += (f"at {kl:g} nat{'s' * (kl != 1)}, % [95% interval] (seeds)", f"less {first} [95% interval], P(more)")
+        head += (
+            f"at {kl:g} nat{'s' * (kl != 1)}, % [95% interval] (seeds)",
+            f"less {first} [95% interval], P(more) (pairs)",
+        )
         scores = {method: _reached(runs, kl) for method, runs in curves.items()}
         for method, mine in scores.items():
             reached = [*mine.values()]
             apart = [score - scores[first][seed] for seed, score in mine.items() if seed in scores[first]]
             sure = f", {crossed_probability(np.array(apart)):.2f}" if len(apart) > 1 else ""
+            sure += f" ({len(apart)})"
             lines[method] += (_mean(reached, ".1f", f" ({len(reached)})"),)
             lines[method] += ("–" if method == first else _mean(apart, "+.1f", sure),)
     return markdown([head, *lines.values()])

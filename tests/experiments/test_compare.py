@@ -55,7 +55,7 @@ def go(monkeypatch, tmp_path, stub):
     return run
 
 
-def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_path, monkeypatch):
+def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_path, monkeypatch, capsys):
     assert go("--seeds", "3") == 0
     assert stub[0] == [(name, seed) for seed in (100, 101, 102) for name in ("ppo", "hard")]
     (tmp_path / "runs").rename(tmp_path / "gone")
@@ -71,6 +71,15 @@ def test_each_run_leaves_a_file_and_the_table_is_made_from_files(go, stub, tmp_p
     before = (found / "compare.md").read_text()
     assert go("--seeds", "3", "--at", "1") == 0 and (found / "compare.md").read_text() == before
     assert (found / "compare-at-1.md").exists()
+    (found / "compare.png").write_text("of all")
+    capsys.readouterr()
+    assert go("--seeds", "2", "--report-only") == 0 and (found / "compare.md").read_text() == before
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "| 2 |" in told
+        and "nothing written, as 2 more results are there (hard-value/seed102, ppo-value/seed102)" in told
+    )
+    assert (found / "compare.png").read_text() == "of all"
     assert hard.count("|") == ppo.count("|") and (found / "compare.png").exists()
 
 
@@ -244,7 +253,7 @@ def test_sums_compare_the_default_job(monkeypatch, tmp_path):
     grpo, hard = (tmp_path / "results" / "24" / "compare.md").read_text().splitlines()[-2:]
     assert grpo.startswith("| grpo | **9.2** [") and "| **23.9** [" in grpo and grpo.endswith("not measured | – |")
     share = (2**0.5 - 1.5**0.5) / (3**0.5 - 1.5**0.5)  # of 92 less 50
-    assert f"| +{42 * share:.1f} [" in hard and hard.endswith(", 1.00 | not measured | not measured |")
+    assert f"| +{42 * share:.1f} [" in hard and hard.endswith(", 1.00 (3) | not measured | not measured |")
     asked = sums.Sums("tune", methods=("grpo", "hard"), seeds=1)
     assert [cell.method for cell in asked.cells()].count("hard") == len(sums.Sums.rates) == len(asked.cells()) / 2
     assert {asked.run_of(cell).data for cell in asked.cells()} == {sums.align_settings.SUMS}

@@ -24,7 +24,8 @@ def test_differences_are_those_of_the_same_seed():
         return {seed: Curve(np.array([0.0, 1.0]), np.full((2, 3), level)) for seed, level in levels.items()}
 
     table = matched({"grpo": runs({7: 0.1, 8: 0.9, 9: 0.5}), "hard": runs({9: 0.75, 8: 1.0})}, (1.0,))
-    assert "+17.5 [" in table  # 25 and 10
+    assert "+17.5 [" in table and "(2) |" in table  # 25 and 10
+    assert "| +25.0 (1) |" in matched({"grpo": runs({9: 0.5}), "hard": runs({9: 0.75, 8: 1.0})}, (1.0,))
 
 
 def test_a_curve_begins_at_the_start():
@@ -47,10 +48,10 @@ def paths(rise, seeds=5, prompts=40):
 def test_what_a_method_gains_at_equal_distance_is_told_with_an_interval():
     table = matched({"grpo": paths(0.1), "soft": paths(0.1), "hard": paths(0.2)}, (1.5, 3.0)).splitlines()
     head, _, grpo, _, hard = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table)
-    assert head[1:3] == ["at 1.5 nats, % [95% interval] (seeds)", "less grpo [95% interval], P(more)"]
+    assert head[1:3] == ["at 1.5 nats, % [95% interval] (seeds)", "less grpo [95% interval], P(more) (pairs)"]
     assert grpo[2] == "–" and grpo[1].endswith("(5)") and grpo[3] == hard[3] == hard[4] == "not measured"
     gained = 10 * (1 + (1.5**0.5 - 1) / (2**0.5 - 1))  # half way in roots
-    assert abs(float(hard[2].split()[0]) - gained) < 1 and hard[2].endswith(", 1.00")
+    assert abs(float(hard[2].split()[0]) - gained) < 1 and hard[2].endswith(", 1.00 (5)")
     low, high = (float(x) for x in hard[2].split("[")[1].split("]")[0].split(","))
     assert low < gained < high and high - low < 2, "prompts are alike for both, and their levels cancel"
     low, high = (float(x) for x in hard[1].split("[")[1].split("]")[0].split(","))
