@@ -37,8 +37,8 @@ from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.control import ControlConfig, Env, Trainer, make_env, make_trainer, tuned
 from pairgrpo_jax.control.render import write_video
-from pairgrpo_jax.core.bounds import AtLeast, Seed, Settings
-from pairgrpo_jax.methods import ONLINE
+from pairgrpo_jax.core.bounds import LAST_SEED, AtLeast, Seed, Settings
+from pairgrpo_jax.methods import ONLINE, HardPair
 from pairgrpo_jax.training import Schedule, TrainState, open_folder, processes, read_metrics, settings
 from pairgrpo_jax.training.placement import filled_up, mesh_of_all
 from pairgrpo_jax.training.services import Tracking
@@ -48,7 +48,7 @@ SHOWN = {"score": "return", "stochastic_score": "stochastic", "return": "in trai
 SHOWN |= {"delta": "delta"}
 DRAWN = {"score": "return, deterministic", "stochastic_score": "return, stochastic", "return": "return in training"}
 DRAWN |= {"realised_kl": "KL(new, old), nats a step", "std": "action std", "delta": "delta"}
-DECIDING = ("advantage",)
+DECIDING = ("advantage", "trust_region")
 """Options on which the preset depends."""
 
 
@@ -90,6 +90,11 @@ class Run(Settings):
 
     length: ClassVar[str] = "steps"  # the setting that says how long a run is
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.seed + self.seeds > LAST_SEED + 1:
+            raise ValueError(f"seed={self.seed}, seeds={self.seeds}: the last seed must be at most {LAST_SEED}")
+
     @property
     def label(self) -> str:
         """The method, as the command line has it."""
@@ -107,8 +112,11 @@ class Run(Settings):
 
 
 def preset(method: str, words: Sequence[str] = ()) -> Run:
-    """The run of a method, as it is tuned for the advantages that the words name."""
-    return Run(config=tuned(method, peek(words, "advantage", "value")))
+    """The run of a method, as it is tuned for the advantages that the words name, and Hard's trust region."""
+    config = tuned(method, peek(words, "advantage", "value"))
+    if method == HardPair.name and peek(words, "trust-region", "hinge") == "lagrangian":
+        config = config.replace(trust_region="lagrangian", alpha=HardPair.alpha, hinge=HardPair.hinge)
+    return Run(config=config)
 
 
 def main(words: Sequence[str]) -> int:
@@ -152,11 +160,11 @@ def execute(run: Run, console: Console) -> int:
 
 
 def make_schedule(run: Run, env: Env) -> Schedule:
-    """A chunk is all that lies between two evaluations on brax, one iteration on mujoco, whose steps cost more."""
+    """A chunk is what lies between two checkpoints on brax, one iteration on mujoco, whose steps cost more."""
     per_iteration = run.config.collection.steps
     iterations = math.ceil(run.steps / per_iteration)
     between = math.ceil(iterations / run.evaluations)
-    chunk = 1 if env.name == "mujoco" else between
+    chunk = 1 if env.name == "mujoco" else math.ceil(between / math.ceil(between / run.save_every))
     return Schedule(iterations, chunk, between, run.save_every, per_iteration, run.seeds, run.evaluations)
 
 
@@ -211,6 +219,8 @@ def another_seed(run: Run) -> list[str]:
     """The command of the seeds after these, in folders beside the run's; none where no words give its settings."""
     beside = "{}-another-seed".format
     checkpoints = run.checkpoints and beside(run.checkpoints)
+    if run.seed + 2 * run.seeds > LAST_SEED + 1:
+        return []
     command = run.replace(seed=run.seed + run.seeds, checkpoints=checkpoints).command
     return [] if command is None else [f"{command} --output {shlex.quote(beside(run.output))}"]
 

@@ -71,7 +71,7 @@ class ControlOptimizer(Optimizer):
     target_kl: Annotated[float, AtLeast(0)] = 0.1
     """Stop an iteration's updates once the minibatch KL(pi_theta || pi_old) exceeds this many nats; 0: never."""
     limit_kl: Annotated[float, AtLeast(0)] = 0.0
-    """Cut each update short where its minibatch's KL(pi_theta || pi_old) would exceed this many nats; 0: never."""
+    """Cut the policy's step short where the minibatch KL(pi_theta || pi_old) would exceed this many nats; 0: never."""
     entropy_weight: Annotated[float, AtLeast(0)] = 0.0
     """Weight of the entropy bonus, per nat."""
     value_weight: Annotated[float, AtLeast(0)] = 0.5

@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+LARGEST = 1e6  # a simulator that diverges passes through such numbers, and one of them would be the variance for good
+
 
 class Normalizer(flax.struct.PyTreeNode):
     """Statistics of all observations seen so far.
@@ -31,8 +33,8 @@ class Normalizer(flax.struct.PyTreeNode):
         return jnp.clip((obs - self.mean) / jnp.sqrt(self.variance + 1e-8), -limit, limit)
 
     def update(self, obs: jax.Array) -> Normalizer:
-        """Merges a batch `[..., D]` (Chan et al., parallel variance) without its rows that are not finite."""
-        rows = finite_rows(obs)
+        """Merges a batch `[..., D]` (Chan et al., parallel variance) without its rows that are not sound."""
+        rows = sound_rows(obs)
         return jax.lax.cond(jnp.all(rows), self._merge, lambda x: self._merge(x, rows[..., None]), obs)
 
     def _merge(self, obs: jax.Array, rows: jax.Array | None = None) -> Normalizer:
@@ -49,6 +51,6 @@ class Normalizer(flax.struct.PyTreeNode):
         return Normalizer(count, self.mean + shift * (size / count), spread / count)
 
 
-def finite_rows(x: jax.Array) -> jax.Array:
-    """Which rows of `[..., D]` are finite throughout, `[...]`."""
-    return jnp.all(jnp.isfinite(x), axis=-1)
+def sound_rows(x: jax.Array) -> jax.Array:
+    """Which rows of `[..., D]` are below `LARGEST` throughout, `[...]`; nan is not."""
+    return jnp.all(jnp.abs(x) < LARGEST, axis=-1)

@@ -12,7 +12,7 @@ from pairgrpo_jax.control import env as env_lib
 from pairgrpo_jax.control.config import Collection
 from pairgrpo_jax.control.env import Env, EnvState
 from pairgrpo_jax.control.networks import action_distribution, to_control
-from pairgrpo_jax.control.normalizer import finite_rows
+from pairgrpo_jax.control.normalizer import sound_rows
 
 
 class Trajectory(NamedTuple):
@@ -85,15 +85,15 @@ def mend(trajectory: Trajectory, last: EnvState) -> tuple[Trajectory, EnvState, 
     """Lets a run go on where a simulator fails.
 
     Returns:
-      The trajectory, rewards that are not finite 0; the last states, done where an observation or a reward of the
-      rollout is not finite, so that they are reset; and how many steps are not finite. Observations stay: `Normalizer`
-      leaves them out.
+      The trajectory, rewards that are not finite 0; the last states, done where a reward of the rollout is not finite
+      or an observation not sound (`sound_rows`), so that they are reset; and how many steps are not. Observations stay:
+      `Normalizer` leaves them out.
     """
-    good = finite_rows(trajectory.obs) & jnp.isfinite(trajectory.reward)  # [H, n]
-    whole = jnp.all(good, axis=0) & finite_rows(last.obs)
+    good = sound_rows(trajectory.obs) & jnp.isfinite(trajectory.reward)  # [H, n]
+    whole = jnp.all(good, axis=0) & sound_rows(last.obs)
     reward = jnp.where(jnp.isfinite(trajectory.reward), trajectory.reward, 0)
     last = last.replace(done=jnp.where(whole, last.done, 1.0))
-    return trajectory._replace(reward=reward), last, jnp.sum(~good) + jnp.sum(~finite_rows(last.obs))
+    return trajectory._replace(reward=reward), last, jnp.sum(~good) + jnp.sum(~sound_rows(last.obs))
 
 
 def score(config: Collection, reward: jax.Array, values: jax.Array | None) -> jax.Array:

@@ -122,7 +122,8 @@ def iteration(env: Env, config: ControlConfig, learner: Learner, state: TrainSta
     fitted, metrics = fit(config, loss, optimizer, state.replace(env_state=None), batch, shuffle_key)
     kl = realised_kl(networks, fitted.params, batch, log_std)
     metrics |= method.report(adaptive)
-    metrics |= core.conditions(scores, getattr(batch.signal, "pairs", None), delta=metrics.get("delta"))
+    asked = None if getattr(method, "project_target", False) else metrics.get("delta")  # else it is shrunk
+    metrics |= core.conditions(scores, getattr(batch.signal, "pairs", None), delta=asked)
     metrics |= {
         "realised_kl": kl,
         "not_finite": failures,
@@ -174,8 +175,10 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
       The new state and the metrics, means over the updates that were made.
     """
     how = config.optimizer
-    limit = ("kl_old", how.limit_kl) if how.limit_kl else None
-    update = make_update_step(loss, optimizer, limit=limit, parallel=None)
+    limit = {}
+    if how.limit_kl:
+        limit = {"limit": ("kl_old", how.limit_kl), "limit_mask": {name: name == "policy" for name in state.params}}
+    update = make_update_step(loss, optimizer, parallel=None, **limit)
 
     def epoch(carry, key):
         order = jax.random.permutation(key, config.collection.units).reshape(how.minibatches, -1)

@@ -43,7 +43,8 @@ RENAMED = {"trace": "gae_lambda"}  # what settings were called in files of runs 
 OR_NONE = "inf for none"  # beside a bound: infinity is a value too
 
 
-Seed = Annotated[int, Within(0, 2**32 - 1)]  # of jax.random.key, which takes the rest away, and numpy
+LAST_SEED = 2**32 - 1
+Seed = Annotated[int, Within(0, LAST_SEED)]  # of jax.random.key, which takes the rest away, and numpy
 
 
 def Above(low: float) -> Bound:

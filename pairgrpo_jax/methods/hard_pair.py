@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import jax.numpy as jnp
 
 from pairgrpo_jax import core
-from pairgrpo_jax.core.bounds import AtLeast, Within
+from pairgrpo_jax.core.bounds import AtLeast, Within, require_idle
 from pairgrpo_jax.core.hard import FLOOR, Fit, TrustRegion
 from pairgrpo_jax.core.surrogate import Aggregate
 from pairgrpo_jax.methods.method import Adaptive, Labels
@@ -47,6 +47,10 @@ class HardPair(PairMethod):
         if (self.dual or self.project_target) and not self.beta > 0:
             why = 'trust_region="lagrangian"' if self.dual else "project_target=True"
             raise ValueError(f"beta must be > 0 with {why}, got {self.beta}")
+        for name in ("alpha", "hinge") if self.dual else ():
+            require_idle(self, name, 'with trust_region="lagrangian", whose multiplier weighs the policy\'s KL')
+        if not self.dual and self.hinge == "candidates":
+            require_idle(self, "aggregate", 'without a KL of tokens in the loss (hinge="tokens", or a multiplier)')
 
     @property
     def dual(self):

@@ -43,6 +43,7 @@ def make_update_step(
     *,
     accumulate: int = 1,
     limit: tuple[str, float] | None = None,
+    limit_mask: Any = None,
     parallel: str | None = "jit",
     mesh: Mesh | None = None,
     axis_name: str = "data",
@@ -60,6 +61,9 @@ def make_update_step(
         over the whole batch. Only parameters are cut; the optimizer's state keeps the whole step. Where the batch's KL
         is above the radius already, no step is made that does not end below it. Costs a forward pass over the batch,
         and 12 more when the step is cut.
+      limit_mask: which parameters a limit cuts, a tree of booleans or the top of one, as of `optax.masked`; default:
+        all. A critic that the KL does not depend on would stand still while the policy is at the radius:
+        `{"policy": True, "critic": False}`.
       parallel: "jit"; "pmap", for a state replicated over devices (`flax.jax_utils.replicate`) and batch leaves
         `[devices, ...]`; None for the pure function, to call under your own jit, scan or vmap; or "axis" for the
         pure function of one device's part, to call under `jax.shard_map` or `jax.vmap` that name the axis.
@@ -75,8 +79,8 @@ def make_update_step(
       `step_fraction`, the part of the step made.
 
     Raises:
-      ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL or an unknown
-        `parallel`; on the first call, for a
+      ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL, a mask without a
+        limit or an unknown `parallel`; on the first call, for a
         leading axis that does not divide, a `limit` on a term that the objective does not have, an objective without a
         weight or a name that the update reports itself, what is no scalar or no `Term`; on any call, for a state that
         was donated.
@@ -89,6 +93,8 @@ def make_update_step(
         raise ValueError(
             'limit: "candidate_kl" is that of the K candidates and says little of the policy\'s; limit "approx_kl"'
         )
+    if limit_mask is not None and limit is None:
+        raise ValueError("limit_mask has no effect without limit")
     if parallel not in ("jit", "pmap", "axis", None):
         raise ValueError(f'parallel={parallel!r} is unknown; choose "jit", "pmap", "axis" or None')
     if mesh is not None and parallel != "jit":
@@ -109,7 +115,7 @@ def make_update_step(
         def whole(params):
             return _whole(terms_of, params, accumulate, everywhere)
 
-        after, step = _limited(whole, state.params, after, *limit)
+        after, step = _limited(whole, _uncut(limit_mask, state.params, after.params), after, *limit)
         return after, metrics | step
 
     donated = (0,) if donate else ()
@@ -252,6 +258,16 @@ def _gradients(terms_of, params, accumulate, everywhere, own):
         terms = _reduce(_summed(stacked), everywhere)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), everywhere(grads), params)
     return grads, has_signal(terms), *loss_and_means(terms)
+
+
+def _uncut(mask: Any, old_params, new_params):
+    """The old parameters, but the new ones where the mask says that they are not cut."""
+    if mask is None:
+        return old_params
+    try:
+        return jax.tree.map(lambda cut, old, new: old if cut else new, mask, old_params, new_params)
+    except ValueError as error:
+        raise ValueError(f"limit_mask must be the top of the parameters' tree: {error}") from None
 
 
 def _limited(whole, old_params, after: TrainState, name: str, radius: float) -> tuple[TrainState, Metrics]:

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.benchmarks.resume import TINY, Resume, disturbed, result, undisturbed
 from pairgrpo_jax.commands import cheetah
+from pairgrpo_jax.commands.cheetah import another_seed
+from pairgrpo_jax.commands.cli import parse_run
+from pairgrpo_jax.methods import ONLINE
 from pairgrpo_jax.training import read_metrics
 
 COMMAND = [sys.executable, "-m", "experiments.halfcheetah", "hard", *TINY.split()]
@@ -88,6 +92,8 @@ BAD = [
         ["--mesh", "data", "--env", "brax:spring", "--groups", "12"],
         "groups=12 must be a multiple of the 8 devices; try --groups 16",
     ),
+    (["--trust-region", "lagrangian", "--alpha", "3"], 'alpha=3.0 has no effect with trust_region="lagrangian"'),
+    (["--seed", "4294967295", "--seeds", "2"], "seed=4294967295, seeds=2: the last seed must be at most 4294967295"),
     (["--steps", "0"], "steps must be >= 1"),
     (["--steps", "inf"], "steps must be finite"),
     (["--clip", "0.1"], "--clip is a setting of grpo, rank, ppo, soft and has no effect here"),
@@ -101,6 +107,26 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, run_here, words, mes
     assert done.returncode == 2
     assert done.stderr.startswith(f"program: error: {message}") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_multiplier_takes_the_place_of_the_presets_hinge():
+    words = ["hard", "--trust-region", "lagrangian", "--beta", "0.02"]
+    run = parse_run(words, ONLINE, cheetah.preset, "pairgrpo cheetah")
+    assert run.config.method == cheetah.preset("hard").config.method.replace(
+        trust_region="lagrangian", beta=0.02, alpha=0.5, hinge="candidates"
+    )
+    assert run.command == f"pairgrpo cheetah {' '.join(words)}"
+
+
+def test_no_seeds_are_named_beyond_the_last():
+    assert another_seed(cheetah.Run(seed=2**32 - 1)) == [] != another_seed(cheetah.Run(seed=2**32 - 2))
+
+
+@pytest.mark.parametrize(("evaluations", "chunk"), [(1, 5), (20, 3), (118, 1)])
+def test_brax_saves_as_often_as_it_is_told(evaluations, chunk):
+    run = cheetah.Run(env="brax:spring", evaluations=evaluations, save_every=5)
+    schedule = cheetah.make_schedule(run, SimpleNamespace(name=run.env))
+    assert schedule.chunk == chunk and set(schedule.chunks()) <= {chunk, *range(1, 5)}
 
 
 def test_an_unknown_algorithm_exits_with_2(tmp_path, run_here):

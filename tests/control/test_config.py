@@ -140,7 +140,7 @@ ALTERNATIVES = {
     "hard.delta_0": ({}, 0.02),
     "hard.delta_gamma": ({}, 0.5),
     "hard.fit": ({}, "forward"),
-    "hard.trust_region": ({"beta": 1e-6}, "lagrangian"),
+    "hard.trust_region": ({"beta": 1e-6, "alpha": 0.5, "hinge": "candidates"}, "lagrangian"),
     "hard.hinge": ({"beta": 0.0}, "candidates"),
     "hard.project_target": ({}, True),
     "hard.length_normalize": (SEGMENT, True),

@@ -36,6 +36,7 @@ def cheetah(algo: str, mode: str) -> dict:
     config = config.replace(groups=4, candidates=4, horizon=10, epochs=2, minibatches=4, hidden=(16,))
     if options:
         method = dict(scheme="matched", trust_region="lagrangian", project_target=True, fit="forward", delta_gamma=0.9)
+        method |= dict(alpha=0.5, hinge="candidates")  # which the multiplier leaves idle
         how = dict(limit_kl=0.02, entropy_weight=0.01, anneal=False, target_kl=0.0)
         config = config.replace(fork=True, squash=True, **method, **how)
     trainer = make_trainer(config, make_env("mujoco", threads=1), 3)
@@ -51,7 +52,6 @@ OPTIONS = {
     "hard": dict(
         scheme="best_worst",
         trust_region="lagrangian",
-        hinge="tokens",
         project_target=True,
         fit="forward",
         length_normalize=True,

@@ -122,10 +122,11 @@ def test_every_field_refuses_what_is_out_of_its_bounds(cls):
 def test_every_field_takes_the_ends_of_its_bounds_and_makes_another_value(cls):
     for field in dataclasses.fields(cls):
         ends = TAKEN[field.name] + ((0.0,) if field.name == "beta" and cls not in ABOVE_0 else ())
+        base = cls(hinge="tokens") if (cls, field.name) == (HardPair, "aggregate") else cls()
         for value in ends:
-            made, again = cls().replace(**{field.name: value}), cls(**{field.name: value})
+            made, again = base.replace(**{field.name: value}), dataclasses.replace(base, **{field.name: value})
             assert getattr(made, field.name) == value and made == again and hash(made) == hash(again)
-            assert made != cls() and made.replace(**{field.name: field.default}) == cls()
+            assert made != base and made.replace(**{field.name: field.default}) == base
 
 
 def test_a_learned_multiplier_needs_a_radius():
@@ -134,6 +135,20 @@ def test_a_learned_multiplier_needs_a_radius():
         HardPair(beta=0.0, trust_region="lagrangian")
     with pytest.raises(ValueError, match="beta must be > 0 with project_target=True"):
         HardPair(beta=0.0, project_target=True)
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 2.0}, {"hinge": "tokens"}], ids="/".join)
+def test_settings_without_effect_beside_hards_multiplier_are_refused(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"^{name}=.* has no effect with trust_region"):
+        HardPair(**changes).replace(trust_region="lagrangian")
+
+
+def test_hard_averages_over_steps_only_where_a_kl_of_steps_is_in_its_loss():
+    for needed in ({"hinge": "tokens"}, {"trust_region": "lagrangian"}):
+        assert HardPair(aggregate="token_mean", **needed).aggregate == "token_mean"
+    with pytest.raises(ValueError, match=r"^aggregate='token_mean' has no effect without a KL of tokens"):
+        HardPair(aggregate="token_mean")
 
 
 @EACH
@@ -565,21 +580,23 @@ def test_settings_without_effect_in_cispo_are_refused(cls, changes, named):
         cls(**changes).replace(policy_loss="cispo")
 
 
-HARD = list(itertools.product(("reverse", "forward"), ("hinge", "lagrangian"), ("candidates", "tokens"), (False, True)))
+REGIONS = {"candidates": {"alpha": 0.7}, "tokens": {"hinge": "tokens", "alpha": 0.7, "aggregate": "token_mean"}}
+REGIONS["multiplier"] = {"trust_region": "lagrangian", "aggregate": "token_mean"}
+HARD = list(itertools.product(("reverse", "forward"), REGIONS, (False, True)))
 
 
-@pytest.mark.parametrize(("fit", "region", "hinge", "switch"), HARD)
-def test_hard_is_hard_pair_grpo_loss_with_the_target_that_it_would_make(fit, region, hinge, switch):
-    own = {"fit": fit, "trust_region": region, "project_target": switch, "length_normalize": switch}
-    own |= {"beta": 0.002, "alpha": 0.7, "aggregate": "token_mean"}
+@pytest.mark.parametrize(("fit", "region", "switch"), HARD)
+def test_hard_is_hard_pair_grpo_loss_with_the_target_that_it_would_make(fit, region, switch):
+    own = {"fit": fit, "project_target": switch, "length_normalize": switch, "beta": 0.002} | REGIONS[region]
+    hinge = {"hinge": own.pop("hinge", "candidates")}
     pairs = core.pairs_from_rewards(SCORES, scheme="best_worst")
 
     def loss(logp):
-        kl = core.kl_k2(logp, OLD) if "tokens" in hinge or region == "lagrangian" else None
+        kl = None if region == "candidates" else core.kl_k2(logp, OLD)
         delta, multiplier = 0.2 * 0.5**3, ADAPTIVE.multiplier
         return core.hard_pair_grpo_loss(logp, OLD, pairs, delta, mask=MASK, kl=kl, multiplier=multiplier, **own)
 
-    method = HardPair(scheme="best_worst", delta_0=0.2, delta_gamma=0.5, hinge=hinge, **own)
+    method = HardPair(scheme="best_worst", delta_0=0.2, delta_gamma=0.5, **hinge, **own)
     same(method, loss, None, (("fit", "surrogate"),))
 
 

@@ -466,6 +466,33 @@ def test_a_limited_step_goes_the_optimizers_way_and_leaves_its_state_whole(batch
     assert 0 < metrics["step_fraction"] < 0.5 and held.step == 1
 
 
+def test_what_the_limit_does_not_cut_goes_its_whole_way(batches):
+    """A critic learns on while the policy is at the radius."""
+
+    def objective(params, batch):
+        error = mean_term((params["critic"] - 5) ** 2)
+        return squared(params["policy"], batch) | {"error": error._replace(weight=1.0)}
+
+    params, optimizer = {"policy": make_state().params, "critic": jnp.zeros(())}, optax.adam(0.1)
+    batch = on_policy(batches[0], params["policy"])
+    found = {}
+    for mask in (None, {"policy": True, "critic": False}):
+        update = make_update_step(objective, optimizer, limit=("kl_old", 1e-4), limit_mask=mask)
+        state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(0))
+        for _ in range(100):
+            state, metrics = update(state, batch)
+        found[mask is None] = float(state.params["critic"])
+        assert metrics["step_fraction"] < 1 and squared(state.params["policy"], batch)["kl_old"].mean <= 1e-4
+    assert found[True] < 1 and abs(found[False] - 5) < 0.2, found
+
+
+def test_a_mask_of_the_limit_fits_the_parameters_and_has_one(batches):
+    with pytest.raises(ValueError, match="limit_mask has no effect without limit"):
+        make_update_step(squared, OPTIMIZER, limit_mask=True)
+    with pytest.raises(ValueError, match="limit_mask must be the top of the parameters' tree"):
+        make_update_step(squared, OPTIMIZER, limit=("kl_old", 0.1), limit_mask={"x": True})(make_state(), batches[0])
+
+
 def test_beyond_the_limit_only_a_step_back_inside_is_made(batches):
     """pi_old is far away: a step on the reward alone stays out and is dropped; one on the KL comes back."""
 
