@@ -56,7 +56,7 @@ def learning_curves(rows: list[dict], path: Path, title: str, colour: str) -> No
     """Draws return, realised KL and policy std of one run against environment steps.
 
     Args:
-      rows: of `metrics.jsonl`; values may be lists, one number per seed.
+      rows: of `metrics.jsonl`; values may be lists, one number per seed. One without a metric is left out of its curve.
       path: the PNG to write.
       title: above the picture.
       colour: the method's, of `COLOURS`.
@@ -69,10 +69,11 @@ def learning_curves(rows: list[dict], path: Path, title: str, colour: str) -> No
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
     panels = {"return": "return", "realised_kl": "KL(new || old) per iteration, nats", "std": "action std"}
     for axis, (name, label) in zip(axes, panels.items()):
-        steps = np.array([row["steps"] for row in rows]) / 1e6
-        values = np.array([np.atleast_1d(row[name]) for row in rows])
-        axis.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
-        axis.plot(steps, values.mean(axis=1), color=colour, label="while training (stochastic)")
+        if there := [row for row in rows if name in row]:
+            steps = np.array([row["steps"] for row in there]) / 1e6
+            values = np.array([np.atleast_1d(row[name]) for row in there])
+            axis.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
+            axis.plot(steps, values.mean(axis=1), color=colour, label="while training (stochastic)")
         axis.set(xlabel="environment steps, millions", ylabel=label)
         axis.grid(alpha=0.3)
     scored = [row for row in rows if "score" in row]

@@ -21,7 +21,7 @@ from pairgrpo_jax.training import processes
 from pairgrpo_jax.training.state import require_alive
 
 logger = logging.getLogger(__name__)
-_SUMS = "sha256.json"
+_SUMS, _SCORE = "sha256.json", "score.json"
 # What reading a file that is damaged, cut off or gone raises. Any other OSError may pass, and is the caller's.
 _DAMAGE = (ValueError, LookupError, AttributeError, FileNotFoundError, processes.PeerError)
 
@@ -35,7 +35,8 @@ class Checkpoints:
 
     Orbax writes each, with its score, under a temporary name and renames it, so a kill leaves the previous ones
     intact. The files' SHA-256 sums are added after that, at the next opening where a kill came between; a restore
-    checks them first and falls back to the checkpoint before. Several processes write and check together.
+    checks them first and falls back to the checkpoint before. A score that comes later is a file beside them. Several
+    processes write and check together.
 
     As a context, it is closed at the end; after an error without waiting for processes that may be gone.
     """
@@ -72,8 +73,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Writes `state` as checkpoint `step`; the highest finite `score` makes the best one.
 
-        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once; one
-        that is damaged, or has no score where there is one now, is replaced. A step below the latest is taken, as after
+        A score that is not finite is none. A whole checkpoint of that step is left as it is, which is told once, but
+        for a score that it has not yet; one that is damaged is replaced. A step below the latest is taken, as after
         going back from a damaged one: what was saved last is kept longest, and `restore` takes the highest step that is
         whole.
 
@@ -83,17 +84,31 @@ class Checkpoints:
         require_alive(state)
         if step < 0:
             raise ValueError(f"step must be >= 0, got {step}")
-        better = score is not None and math.isfinite(score) and not self.scored(step)
-        if self.holds(step) and not better:
+        scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
+        if self.holds(step):
+            if scored and not self.scored(step):
+                return self.add_score(step, scored["score"])
             return self._tell(step)
         if step in self.steps():
             self.manager.delete(step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self.config))
-        scored = {} if score is None or not math.isfinite(score) else {"score": float(score)}
         self.manager.save(step, args=items, custom_metadata=scored, force=True)
         self._scores[step], self._unfinished = scored.get("score"), step
         if not self.background:
             self.finish()
+
+    def add_score(self, step: int, score: float) -> None:
+        """Gives a checkpoint that has no score one; its state is not written again. One that is not finite is none.
+
+        Raises:
+          ValueError: if there is no checkpoint of that step.
+        """
+        if step not in self.steps():
+            raise ValueError(f"step: no checkpoint {step} in {self.manager.directory}; it holds {self.steps()}")
+        if math.isfinite(score) and not self.scored(step):
+            _write(self._folder(step) / _SCORE, float(score))
+            self._scores[step] = float(score)
+            self._prune()
 
     def finish(self) -> None:
         """Waits until what was saved last is written, adds its sums, and deletes what need not be kept.
@@ -106,6 +121,9 @@ class Checkpoints:
         step, self._unfinished = self._unfinished, None
         self.manager.wait_until_finished()
         _write_sums(self._folder(step))
+        self._prune()
+
+    def _prune(self) -> None:
         newest = [*self.manager.all_steps()][-self.keep :]  # in the order of saving
         for old in sorted({*self.steps()} - {*newest, self.best()}):
             self.manager.delete(old)
@@ -199,8 +217,11 @@ class Checkpoints:
         return self.manager.directory / str(step)
 
     def _score(self, step: int) -> float | None:
+        folder = self._folder(step)
         try:
-            return json.loads((self._folder(step) / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["score"]
+            if (later := folder / _SCORE).exists():
+                return json.loads(later.read_text())
+            return json.loads((folder / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["score"]
         except _DAMAGE:
             return None
 
@@ -256,7 +277,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 def _sums(folder: epath.Path) -> dict[str, str]:
     """The sum of every file; each process reads its share of them."""
-    files = sorted(path for path in _files(folder) if not path.name.startswith(_SUMS))
+    files = sorted(path for path in _files(folder) if not path.name.startswith((_SUMS, _SCORE)))
 
     def read():
         mine = files[processes.share(len(files))]
@@ -270,14 +291,18 @@ def _has_sums(folder: epath.Path) -> bool:
 
 
 def _write_sums(folder: epath.Path) -> None:
-    found = _sums(folder)
+    _write(folder / _SUMS, _sums(folder))
+
+
+def _write(path: epath.Path, content: Any) -> None:
+    """A file beside a checkpoint's own, whole or not at all, by the process that leads."""
 
     def write():
-        whole = is_bucket(folder)  # a bucket's files are there whole or not at all
-        path = folder / (_SUMS if whole else f"{_SUMS}.partial")
-        path.write_text(json.dumps(found))
+        whole = is_bucket(path)  # a bucket's files are there whole or not at all
+        partial = path if whole else path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps(content))
         if not whole:
-            path.rename(folder / _SUMS)
+            partial.rename(path)
 
     processes.on_lead(write)
 

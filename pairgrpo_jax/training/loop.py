@@ -132,10 +132,8 @@ def train(
         StopRequest() as stop,
         _Progress(schedule, start, shown or {}, console or LineConsole()) as progress,
     ):
-        if start in evaluated and not checkpoints.scored(start):  # the run ended in this evaluation
-            result = evaluate(state, start)
-            log.amend(_row({}, 0, start, schedule) | {"seconds": log.seconds} | result)
-            checkpoints.save(start, state, float(np.mean(result["score"])))
+        if start in evaluated:
+            _make_up(evaluate, state, start, schedule, checkpoints, log)
         for count in schedule.chunks(start):
             before, called = state, time.perf_counter()
             try:
@@ -157,7 +155,7 @@ def train(
                 failure = error
             rows[-1]["seconds"] = round(time.perf_counter() - began, 3)
             for row in rows:
-                log.write(row)
+                log.write(row, held=failure is not None and row is rows[-1])
             if failure is not None:  # what was trained is not lost with its evaluation
                 _save_if_alive(checkpoints, done, state)
                 raise failure
@@ -171,6 +169,18 @@ def train(
         if not checkpoints.holds(done):  # where a signal came between
             checkpoints.save(done, state)
     return state, done, stopped or None
+
+
+def _make_up(evaluate, state, start: int, schedule: Schedule, checkpoints: Checkpoints, log: MetricLog | NoLog) -> None:
+    """Makes the evaluation in which a run ended, unless the log has it, and gives its score to the checkpoint."""
+    score = processes.gather(log.score(start))[0]  # known where the log is
+    if score is None:
+        result = evaluate(state, start)
+        log.amend(_row({}, 0, start, schedule) | {"seconds": log.seconds} | result)
+        score = result["score"]
+    if start not in checkpoints.steps():  # a state of the caller's
+        checkpoints.save(start, state)
+    checkpoints.add_score(start, float(np.mean(score)))
 
 
 def _save_if_alive(checkpoints: Checkpoints, done: int, state: TrainState) -> None:

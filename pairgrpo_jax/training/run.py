@@ -215,7 +215,10 @@ class NoLog:
 
     seconds = 0.0
 
-    def write(self, row: dict[str, Any]) -> None:
+    def score(self, iteration: int) -> None:
+        """None is known here."""
+
+    def write(self, row: dict[str, Any], *, held: bool = False) -> None:
         """Keeps nothing."""
 
     def amend(self, more: dict[str, Any]) -> None:
@@ -237,66 +240,95 @@ class MetricLog:
 
         Args:
           folder: the run's.
-          after: go on after this iteration, whose rows are kept and shown to the trackers again, as to TensorBoard; a
-            `Relay` knows which it has sent. None: begin anew, as does a `Relay`.
+          after: go on after this iteration. The rows up to it are kept and shown to the trackers again, as to
+            TensorBoard, the last with what follows it; a `Relay` knows which it has sent. None: begin anew, as does a
+            `Relay`.
           trackers: who else hears of the rows.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [] if after is None else [row for row in read_metrics(folder) if row["iteration"] <= after]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(map(_line, kept)))
-        partial.rename(self.path)  # a kill here must not lose the rows
+        self._file = self._replace(kept)
         self.seconds = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
-        self._file = self.path.open("a")
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._trackers: tuple[Tracker, ...] = (Board(folder / "tensorboard"), *trackers)
         for relay in trackers if after is None else ():
             if isinstance(relay, Relay):
                 relay.forget()
         self._row: dict[str, Any] = {}
+        self._held = False  # the last row, from the trackers
         self._last: dict[str, Any] = {}  # evaluation, or row where there was none
         for row in kept:
-            self._show(row)
+            self._take(row)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def score(self, iteration: int) -> Any:
+        """What the evaluation after that iteration gave, if the last row holds one; else None."""
+        return self._row.get("score") if self._row.get("iteration") == iteration else None
+
+    def write(self, row: dict[str, Any], *, held: bool = False) -> None:
         """Adds one row; it must hold `iteration`, and `steps` for the TensorBoard axis. Lists are per seed.
 
-        A number that is not finite is written as null, which `read_metrics` reads as nan.
+        A number that is not finite is written as null, which `read_metrics` reads as nan. Trackers hear of a row that
+        is `held` with what follows: the next row, what `amend` adds to it, or the end of a complete run.
 
         Raises:
           ValueError: for a row without them, or with what is no number or list of numbers; nothing is written.
         """
-        row = {name: _plain(name, value) for name, value in row.items()}
-        for name in ("iteration", "steps"):
-            if not isinstance(row.get(name), (int, float)) or not math.isfinite(row[name]):
-                raise ValueError(f"metrics: a row must have a number {name}, got {row.get(name, 'none')}")
+        row = _checked(row)
         self._file.write(_line(row))
         self._file.flush()
-        self._show(row)
+        self._take(row)
+        if not held:
+            self._show()
 
     def amend(self, more: dict[str, Any]) -> None:
         """Adds to the last row, if it is of this iteration, what was measured later, or else a row; see `write`."""
-        if self._row.get("iteration") == more["iteration"]:
-            self._file.truncate(self.path.stat().st_size - len(_line(self._row).encode()))
-            more = self._row | more
-        self.write(more)
+        if self._row.get("iteration") != more["iteration"]:
+            return self.write(more)
+        row, old = _checked(self._row | more), self._file
+        self._file = self._replace([*read_metrics(self.path.parent)[:-1], row])
+        old.close()
+        self._row, self._held = row, True
+        self._show()
 
-    def _show(self, row: dict[str, Any]) -> None:
-        self._row = row
-        if "score" in row or "score" not in self._last:
-            self._last = row
+    def _replace(self, rows: Sequence[dict[str, Any]]) -> TextIO:
+        """Writes the file anew, so that a kill loses no row, and opens it."""
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(map(_line, rows)))
+        partial.rename(self.path)
+        return self.path.open("a")
+
+    def _take(self, row: dict[str, Any]) -> None:
+        self._show()
+        self._row, self._held = row, True
+
+    def _show(self) -> None:
+        """Shows the last row to the trackers, if it is held."""
+        if not self._held:
+            return
+        self._held = False
+        if "score" in self._row or "score" not in self._last:
+            self._last = self._row
         for tracker in self._trackers:
-            tracker.log(row)
+            tracker.log(self._row)
 
     def close(self, complete: bool = True) -> None:
         """Flushes and closes all; trackers get the final figures of a run that is `complete`."""
         self._file.close()
-        summary = figures(self._last) if complete else {}
         with contextlib.ExitStack() as rest:  # all of them, whatever one raises
             for tracker in reversed(self._trackers):
-                rest.callback(tracker.finish, summary)
+                rest.callback(lambda finish: finish(figures(self._last) if complete else {}), tracker.finish)
+            if complete:
+                self._show()
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    row = {name: _plain(name, value) for name, value in row.items()}
+    for name in ("iteration", "steps"):
+        if not isinstance(row.get(name), (int, float)) or not math.isfinite(row[name]):
+            raise ValueError(f"metrics: a row must have a number {name}, got {row.get(name, 'none')}")
+    return row
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from pairgrpo_jax.commands.plots import learning_curves
 from pairgrpo_jax.commands.run_page import write_report
 
 VOID = {"meta", "br", "img", "link"}
@@ -82,6 +83,16 @@ def test_a_run_without_a_film_or_replies_has_a_page_too(folder):
     page = Page((folder / "report.html").read_text())
     assert "same run again" not in page.words
     assert "video" not in page.tags and "Replies" not in page.words and "svg" in page.tags
+
+
+def test_curves_of_a_run_whose_folder_was_lost(tmp_path):
+    """Its first row is an evaluation alone."""
+    alone = {"iteration": 4, "steps": 40, "seconds": 0.0, "score": 1.0}
+    row = {"iteration": 5, "steps": 50, "return": [1.0, 2.0], "realised_kl": [0.1, 0.2], "std": [1.0, 1.0]}
+    for rows in ([alone], [alone, row]):
+        learning_curves(rows, tmp_path / "curve.png", "x", "#0072B2")
+        assert (tmp_path / "curve.png").stat().st_size > 1000
+        (tmp_path / "curve.png").unlink()
 
 
 def test_a_browser_shows_it(folder):

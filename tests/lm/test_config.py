@@ -137,6 +137,16 @@ def test_a_text_may_be_as_long_as_its_rope_is_stretched(kind, most, context):
     assert dataclasses.replace(BASE, max_positions=most, rope=rope).context == context
 
 
+def test_a_linear_rope_may_name_the_scaled_maximum_beside_the_unscaled_one():
+    """Vicuna's 16k files: 4096 and 16384. Other ropes' contexts do not depend on that field."""
+    fields = config_fields("llama") | {"max_position_embeddings": 4096, "max_sequence_length": 16384}
+    assert read_config(fields, "config.json").context == 4096
+    for longest in (16384, 2048, None):
+        linear = fields | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}
+        read = read_config(linear | {"max_sequence_length": longest}, "config.json")
+        assert read.context == max(longest or 0, 4096)
+
+
 @pytest.mark.parametrize("spelling", [{"type": "su"}, {"rope_type": "su"}, {"type": "su", "rope_type": "su"}])
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_su_is_the_older_name_of_longrope(name, spelling):

@@ -232,6 +232,8 @@ def test_unsupported_config_values_are_refused_by_name(folder, changes, words):
             for x in ([], [1, 0], [1, 1, 0])
         ),
         ("qwen2", {"layer_types": ["full_attention"]}, ["'layer_types' has 1 entries", "'num_hidden_layers' = 3"]),
+        ("llama", {"layer_types": ["sliding_attention"] * 3}, ["layer_types", "sliding_window = None"]),
+        ("mistral", {"layer_types": ["full_attention"] * 3}, ["layer_types", "sliding_window = 8"]),
         ("smollm3", {"layer_types": ["sliding_attention"] * 4}, ["sliding_window"]),
         ("phi3", {"attention_bias": True}, ["attention_bias"]),
         ("phi3", {"interpolate_factor": 2}, ["interpolate_factor"]),

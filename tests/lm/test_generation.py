@@ -195,10 +195,21 @@ def test_bad_tokens_are_refused(tiny):
         gpt2.apply(gpt2.params, jnp.ones((1, 129), jnp.int32))
 
 
-def test_longrope_refuses_to_cross_its_switch():
-    model = tiny_model("llama", 8)
-    with pytest.raises(ValueError, match="context of 32"):
-        run(model, [[5] * 30])
+def test_longrope_refuses_to_cross_its_switch_and_goes_on_beyond_it():
+    """One batch holds texts of both sides; each is what the whole text gives."""
+    model, rng = tiny_model("llama", 8), np.random.default_rng(0)
+    for length, match in (
+        (30, "tokens cross 32, where rope_scaling turns all keys; at most 2 can follow"),
+        (32, "tokens cross 32, where rope_scaling turns all keys$"),
+        (124, "tokens exceed the context of 128; at most 4 can follow"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run(model, [[5] * length])
+    prompts = [rng.integers(3, 97, n).tolist() for n in (24, 40)]
+    out = run(model, prompts)
+    for prompt, tokens, logp in zip(prompts, out.tokens[:, 0], out.logp[:, 0]):
+        logits = model.apply(model.params, jnp.asarray([[*prompt, *tokens]]))[0, len(prompt) - 1 : -1]
+        np.testing.assert_allclose(jax.nn.log_softmax(logits)[np.arange(8), tokens], logp, atol=1e-4)
 
 
 @pytest.mark.parametrize("slots", [5, 32])

@@ -98,6 +98,12 @@ NEUTRAL = [
     {"quantization_config": {"load_in_8bit": False, "load_in_4bit": False}, "pruned_heads": {}},
     {"auto_map": {"AutoTokenizer": ["tokenization_x.XTokenizer", None]}, "tokenizer_class": "XTokenizer"},
     {"auto_map": {}, "num_experts": 0, "vision_config": None, "image_token_id": 151655},
+    {"n_special": 0},  # this and the next three: GPT-2's files
+    {"predict_special_tokens": True},
+    {"output_past": True},
+    {"_num_labels": 1},
+    {"quantization_config": {}},
+    {"layer_types": ["full_attention"]},
     {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "is_decoder": True, "embedding_multiplier": 1.0},
 ]
 REFUSED = [

@@ -184,8 +184,48 @@ def test_texts_whose_length_turns_the_prompts_keys_are_refused(index):
     tokens = jnp.ones((1, limit), jnp.int32)
     batch = (tokens, jnp.asarray([limit - 3]), tokens[None, :, :3], jnp.asarray([[3]]))
     assert np.isfinite(score(Policy(model, model.params), *batch).logp).all()
-    with pytest.raises(ValueError, match=f"beyond {limit} rope_scaling"):
-        score(Policy(model, model.params), tokens, jnp.asarray([limit]), *batch[2:])
+    across = (tokens, jnp.asarray([limit]), *batch[2:])
+    for reference in (None, Policy(model, model.params)):
+        policy = Policy(model if reference is None else tiny_model(), model.params)
+        with pytest.raises(ValueError, match=f"beyond {limit} rope_scaling"):
+            score(policy, *across, reference=reference)
+    logp = jax.jit(lambda *b: score(Policy(model, model.params), *b).logp)
+    assert np.isnan(logp(*across)).all() and np.isfinite(logp(*batch)).all()
+
+
+def test_a_longrope_prompt_beyond_the_switch_point_is_scored_as_the_whole_text():
+    """Under `jit` beside one that crosses it, which is NaN."""
+    model = tiny_model("llama", 8)
+    policy, text = Policy(model, model.params), jnp.asarray(RNG.integers(3, 97, (1, 48)), jnp.int32)
+    assert model.config.rope.original_max == 32 and model.config.max_positions == 128
+    prompts, completions = jnp.tile(text[:, :40], (2, 1)), jnp.tile(text[None, :, 40:], (2, 1, 1))
+    batch = (prompts, jnp.asarray([40, 30]), completions, jnp.asarray([[8], [8]]))
+    want = jax.nn.log_softmax(model.apply(model.params, text)[0, 39:-1])[jnp.arange(8), text[0, 40:]]
+    logp = jax.jit(lambda *b: score(policy, *b).logp)(*batch)
+    np.testing.assert_allclose(logp[0, 0], want, atol=1e-4)
+    assert np.isnan(logp[1]).all()
+    np.testing.assert_allclose(score(policy, *(x[:1] for x in batch)).logp[0, 0], want, atol=1e-4)
+    with pytest.raises(ValueError, match="a text of 38 tokens; beyond 32"):
+        score(policy, *batch)
+    with pytest.raises(ValueError, match="a text of 130 tokens; beyond 32"):
+        score(policy, jnp.ones((1, 122), jnp.int32), jnp.asarray([122]), *(x[:1] for x in batch[2:]))
+
+
+@pytest.mark.parametrize("of", [score, completion_hidden])
+@pytest.mark.parametrize(
+    ("place", "value", "match"),
+    [
+        (0, PROMPTS.at[0, 3].set(97), "prompts: ids outside the vocabulary of 97"),
+        (1, jnp.asarray([4, 0]), r"prompt_lengths: 0 is not in \[1, 7\]"),
+        (1, jnp.asarray([8, 7]), r"prompt_lengths: 8 is not in \[1, 7\]"),
+        (2, COMPLETIONS.at[1, 2, 0].set(-1), "completions: ids outside the vocabulary of 97"),
+        (3, LENGTHS.at[0, 1].set(7), r"lengths: 7 is not in \[0, 6\]"),
+        (3, LENGTHS.at[0, 1].set(-1), r"lengths: -1 is not in \[0, 6\]"),
+    ],
+)
+def test_values_that_no_text_has_are_refused(tiny, of, place, value, match):
+    with pytest.raises(ValueError, match=match):
+        of(Policy(tiny, tiny.params), *BATCH[:place], value, *BATCH[place + 1 :])
 
 
 def test_bad_numbers_and_texts_beyond_the_context_are_refused():

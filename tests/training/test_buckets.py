@@ -52,9 +52,15 @@ def test_nothing_is_lost_there(bucket):
     checkpoints = Checkpoints(folder, {"algo": "hard"}, keep=2)
     for step, score in enumerate([1.0, 9.0, 2.0, 3.0]):
         checkpoints.save(step, make_state(step), score)
+    checkpoints.save(4, make_state(4))
+    checkpoints.add_score(4, 10.0)
+    assert checkpoints.steps() == [3, 4]
     again = Checkpoints(folder, keep=2)
-    assert again.steps() == [1, 2, 3] and again.best() == 1 and again.made_with() == {"algo": "hard"}
-    for wanted, step in ((None, 3), ("best", 1)):
+    assert again.steps() == [3, 4] and again.best() == 4 and again.made_with() == {"algo": "hard"}
+    again.save(5, make_state(5))
+    again.save(6, make_state(6))
+    assert again.steps() == [4, 5, 6]
+    for wanted, step in ((None, 6), ("best", 4)):
         found, state = again.restore(make_state(0), wanted)
         assert found == step
         assert_identical(state, make_state(step))

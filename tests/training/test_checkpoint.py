@@ -254,6 +254,48 @@ def test_what_is_saved_over_a_step_is_told_once_and_left_out(tmp_path, caplog):
     assert_identical(checkpoints.restore(make_state(0))[1], make_state(1))
 
 
+@pytest.mark.parametrize("add", [Checkpoints.add_score, lambda found, *given: found.save(given[0], {}, given[1])])
+def test_a_score_that_comes_later_writes_nothing_else_anew(tmp_path, monkeypatch, caplog, add):
+    """With the only checkpoint: a kill must not find it deleted."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(4, make_state(4))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(type(checkpoints.manager.directory), "rename", raise_interrupt)
+        add(checkpoints, 4, 0.5)
+    reopened = Checkpoints(tmp_path, keep=1)
+    assert reopened.restore(make_state(0))[0] == 4 and not reopened.scored(4)
+    add(reopened, 4, 0.5)
+    for score in (0.9, float("nan")):  # it has one
+        reopened.add_score(4, score)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items()) and not caplog.messages
+    reopened = Checkpoints(tmp_path, keep=1)
+    reopened.save(5, make_state(5), 0.1)
+    assert reopened.steps() == [4, 5] and reopened.best() == 4 and reopened.holds(4)
+    assert_identical(reopened.restore(make_state(0), "best")[1], make_state(4))
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_score_that_comes_later_is_read_and_makes_the_best_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, score in ((1, 5.0), (2, None)):
+        checkpoints.save(step, make_state(step), score)
+    checkpoints.add_score(2, float("inf"))
+    assert checkpoints.steps() == [1, 2] and not checkpoints.scored(2)
+    (tmp_path / "2" / "sha256.json").unlink()  # as where a kill came before the sums
+    (tmp_path / "2" / "score.json.partial").write_text("7")
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.add_score(2, 6.0)
+    assert checkpoints.steps() == [2] and checkpoints.holds(2)
+    checkpoints.save(3, make_state(3), 5.5)
+    assert Checkpoints(tmp_path).steps() == [2, 3] and Checkpoints(tmp_path).best() == 2
+    with pytest.raises(ValueError, match=r"no checkpoint 1 in .*; it holds \[2, 3\]"):
+        checkpoints.add_score(1, 0.0)
+
+
 def test_a_step_below_zero_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(ValueError, match=r"step must be >= 0, got -1"):

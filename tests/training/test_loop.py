@@ -9,6 +9,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from rich.console import Console
@@ -17,6 +18,7 @@ from pairgrpo_jax.training import (
     Checkpoints,
     MetricLog,
     NonFiniteError,
+    Relay,
     Schedule,
     TrainState,
     read_metrics,
@@ -43,10 +45,13 @@ def evaluate(state, iteration):
     return {"score": -abs(iteration - 8.0)}  # best at 8
 
 
-def run(folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=evaluate, console=None, **options):
-    checkpoints, log = Checkpoints(folder / "checkpoints", keep=1), MetricLog(folder, after=start)
+def run(
+    folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=evaluate, console=None, trackers=(), **options
+):
+    checkpoints, log = Checkpoints(folder / "checkpoints", keep=1), MetricLog(folder, start, trackers)
+    complete = False
     try:
-        return train(
+        ended = train(
             step,
             state or make_state(),
             schedule,
@@ -57,8 +62,20 @@ def run(folder, start=0, state=None, step=program, schedule=SCHEDULE, judge=eval
             console=console or Console(quiet=True),
             **options,
         )
+        complete = True
+        return ended
     finally:
-        log.close()
+        log.close(complete)
+
+
+def resume(folder, **options):
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        start, state = checkpoints.restore(make_state())
+    return run(folder, start, state, **options)
+
+
+def unavailable(state, iteration):
+    raise ConnectionError("no answer")
 
 
 def test_logs_every_iteration_and_keeps_the_newest_and_the_best(tmp_path):
@@ -225,13 +242,11 @@ def test_zero_has_no_sign(tmp_path, capsys):
 def test_an_evaluation_that_fails_costs_nothing_and_is_made_again(tmp_path, failing, lost):
     """An outage of who judges, on the way or at the very end."""
 
-    def unavailable(state, iteration):
-        if iteration == failing:
-            raise ConnectionError("no answer")
-        return evaluate(state, iteration)
+    def judge(state, iteration):
+        return (unavailable if iteration == failing else evaluate)(state, iteration)
 
     with pytest.raises(ConnectionError):
-        run(tmp_path, judge=unavailable, schedule=dataclasses.replace(SCHEDULE, save_every=100))
+        run(tmp_path, judge=judge, schedule=dataclasses.replace(SCHEDULE, save_every=100))
     assert [row["iteration"] for row in read_metrics(tmp_path)] == [*range(1, failing + 1)]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         start, state = checkpoints.restore(make_state())
@@ -247,6 +262,75 @@ def test_an_evaluation_that_fails_costs_nothing_and_is_made_again(tmp_path, fail
     assert done == 12 and [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in whole]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.best() == 8
+
+
+def test_trackers_hear_of_an_evaluation_that_is_made_up_for_in_its_row(tmp_path):
+    """Once, as services take a step once: wandb drops a second row of it, and MLflow keeps both."""
+
+    heard = []
+
+    class Service:
+        name, id, where = "told", "7", "nowhere"
+
+        def log(self, values, step):
+            heard.append((step, values["count"], values.get("score")))
+
+        def finish(self, summary, complete):
+            """Nothing is open."""
+
+    class Board(list):
+        """Is shown all that is kept anew at each opening, as TensorBoard."""
+
+        log = list.append
+
+        def finish(self, summary):
+            """Nothing is open."""
+
+    boards = []
+    for go, judge in ((run, unavailable), (resume, unavailable), (resume, evaluate), (resume, evaluate)):
+        boards.append(Board())
+        with contextlib.suppress(ConnectionError):
+            go(tmp_path, judge=judge, trackers=[Relay(Service(), tmp_path), boards[-1]])
+    scores = {4: -4, 8: 0, 12: -4}
+    assert heard == [(i, i, scores.get(i)) for i in range(1, 13)]
+    assert [len(board) for board in boards] == [3, 3, 12, 12]
+    for board in boards[2:]:
+        assert [(row["iteration"], row.get("score")) for row in board] == [(i, scores.get(i)) for i in range(1, 13)]
+
+
+@pytest.mark.parametrize("score", [-1.0, float("nan"), [1.0, float("nan")]])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_at_its_end_is_evaluated_again_only_where_its_log_is_lost(tmp_path, score, lost, caplog):
+    """A score of null is one too: of seeds that have diverged, or a reward that failed for all prompts."""
+    judged = []
+
+    def judge(state, iteration):
+        judged.append(iteration)
+        return {"score": score}
+
+    run(tmp_path, judge=judge)
+    best = Checkpoints(tmp_path / "checkpoints").best()
+    for _ in range(2):
+        if lost:
+            (tmp_path / "metrics.jsonl").unlink()
+        resume(tmp_path, judge=judge)
+    assert judged == [4, 8, 12] + [12, 12] * lost and "checkpoint" not in caplog.text
+    (last,) = read_metrics(tmp_path)[-1:]
+    np.testing.assert_equal(last["score"], score)
+    assert Checkpoints(tmp_path / "checkpoints").best() == best
+
+
+def test_a_score_that_a_kill_kept_from_its_checkpoint_is_in_the_log(tmp_path, monkeypatch):
+    short = {"schedule": dataclasses.replace(SCHEDULE, iterations=4)}
+    with pytest.raises(ConnectionError):
+        run(tmp_path, judge=unavailable, **short)
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoints, "add_score", lambda *_: None)
+        resume(tmp_path, **short)
+    assert Checkpoints(tmp_path / "checkpoints").best() is None
+    resume(tmp_path, judge=unavailable, **short)
+    assert Checkpoints(tmp_path / "checkpoints").best() == 4
+    assert [row.get("score") for row in read_metrics(tmp_path)] == [None, None, None, -4]
 
 
 def test_what_fails_while_its_metrics_are_fetched_costs_a_chunk(tmp_path):

@@ -67,7 +67,8 @@ with Checkpoints(f"{folder}/behind", keep=1, background=True) as checkpoints:
         checkpoints.save(step, state)
         state["w"] = jax.jit(lambda x: 2 * x, donate_argnums=0)(state["w"])
     step, found = checkpoints.restore(state)
-told["behind"] = [checkpoints.steps(), processes.fetch(found["w"]).tolist()]
+    checkpoints.add_score(3, 1.0)
+told["behind"] = [checkpoints.steps(), processes.fetch(found["w"]).tolist(), Checkpoints(f"{folder}/behind").best()]
 print("TOLD " + json.dumps(told), flush=True)
 
 def work():
@@ -153,7 +154,7 @@ def test_arrays_span_all_devices_and_checkpoints_are_one(pair):
     for told in pair[0]:
         assert told["put"] == [False, list(range(8))] and told["key"] == [0, 3] and told["late"] == 28
         assert told["restored"] == [1, list(range(8))]  # 2 is damaged
-        assert told["behind"] == [[3], [4 * x for x in range(8)]]
+        assert told["behind"] == [[3], [4 * x for x in range(8)], 3]
 
 
 def test_a_failure_ends_a_process_that_waits_for_ever(pair):

@@ -94,6 +94,22 @@ class ModelConfig:
             return max(self.max_positions, int(self.rope.original_max * self.rope.factor))
         return self.rope.original_max if self.rope.by_length else self.max_positions
 
+    def room(self, prompt: int) -> int:
+        """How many tokens may follow a prompt of so many, run before them.
+
+        Beyond its original context all keys of longrope are rotated alike: only a text that begins within it cannot
+        go on there. Those of `dynamic` turn with every token.
+        """
+        turned = self.rope is not None and self.rope.kind == "longrope" and prompt > self.rope.original_max
+        return (self.max_positions if turned else self.context) - prompt
+
+
+def check_limits(config: ModelConfig, prompt_tokens: int, completion_tokens: int) -> None:
+    """Raises ValueError if prompts and completions of up to so many tokens need not fit into the model's context."""
+    longest = prompt_tokens + completion_tokens
+    if longest > (limit := config.context):
+        raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
+
 
 class FieldReader:
     """Hands out the fields of a config and refuses, by name, those that nobody asked for."""
@@ -183,8 +199,25 @@ def read_heads(reader: FieldReader) -> dict[str, int]:
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
-        "max_positions": reader.size("max_position_embeddings"),
+        "max_positions": _max_positions(reader),
     }
+
+
+def _max_positions(reader: FieldReader) -> int:
+    """Returns the longest text. Files with a linear rope may name it beside the maximum before it was scaled (Vicuna)."""
+    longest, rope = reader.size("max_position_embeddings"), reader.get("rope_parameters")
+    if isinstance(rope, dict) and rope.get("rope_type") == "linear":
+        longest = max(longest, reader.size("max_sequence_length", longest))
+    return longest
+
+
+def same_windows(reader: FieldReader, layers: int, window: int) -> tuple[int, ...]:
+    """Returns the window of families whose layers have one and the same; `layer_types` must agree, if it is there."""
+    kind = "sliding_attention" if window else "full_attention"
+    kinds = reader.get("layer_types", [])
+    if not isinstance(kinds, list) or any(x != kind for x in kinds):
+        raise reader.error("layer_types", f"with sliding_window = {window or None} all layers are {kind} here")
+    return (window,) * layers
 
 
 def read_windows(reader: FieldReader, layers: int, window: int | None) -> tuple[int, ...]:

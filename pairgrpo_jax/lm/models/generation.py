@@ -110,7 +110,8 @@ def generate(
 
     Raises:
       ValueError: for no prompt, an empty prompt, an id outside the vocabulary, a text longer
-        than the model's context, or a number out of range; for `slots` on a mesh.
+        than the model's context or across the point where its rope turns all keys (`ModelConfig.room`),
+        or a number out of range; for `slots` on a mesh.
     """
     chosen = Sampling(temperature, top_k, top_p, min_p)
     sampling_lib.check(chosen)
@@ -227,14 +228,15 @@ def _check_prompts(config: ModelConfig, prompts: Any, new: int, samples: int) ->
         raise ValueError(f"max_new_tokens={new} and num_samples={samples} must be positive")
     if len(prompts) == 0:
         raise ValueError("prompts: an empty batch")
-    limit = config.context
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompts[{i}]: an empty prompt; give at least one token")
-        if len(prompt) + new > limit:
-            total = f"{len(prompt)} + max_new_tokens={new}"
-            left = f"; at most {limit - len(prompt)} can follow" if len(prompt) < limit else ""
-            raise ValueError(f"prompts[{i}]: {total} tokens exceed the context of {limit}{left}")
+        if new > (room := config.room(len(prompt))):
+            left = f"; at most {room} can follow" if room > 0 else ""
+            total, limit = f"{len(prompt)} + max_new_tokens={new}", len(prompt) + room
+            switch = config.rope is not None and config.rope.by_length and limit == config.rope.original_max
+            what = f"cross {limit}, where rope_scaling turns all keys" if switch else f"exceed the context of {limit}"
+            raise ValueError(f"prompts[{i}]: {total} tokens {what}{left}")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise ValueError(f"prompts[{i}]: ids outside the vocabulary of {config.vocab_size}")
 

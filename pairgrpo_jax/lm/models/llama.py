@@ -1,6 +1,6 @@
 """Llama, and Mistral which differs by a sliding window (https://arxiv.org/abs/2302.13971)."""
 
-from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, token_ids
+from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, same_windows, token_ids
 from pairgrpo_jax.lm.models.names import Source
 from pairgrpo_jax.lm.models.rope import read_rope
 
@@ -23,7 +23,7 @@ def read_config(reader: FieldReader) -> ModelConfig:
         **heads,
         **token_ids(reader, heads["vocab_size"]),
         family=family,
-        windows=(window,) * heads["num_layers"],
+        windows=same_windows(reader, heads["num_layers"], window),
         rope=read_rope(reader.get("rope_parameters", {}), reader, heads["head_dim"]),
         activation=reader.choice("hidden_act", ACTIVATIONS, "silu"),
         norm_eps=reader.typed("rms_norm_eps", float, 1e-6, lambda v: 0 < v < 1),

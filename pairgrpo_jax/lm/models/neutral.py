@@ -12,14 +12,14 @@ _NAMES = frozenset(
     task_specific_params n_ctx gradient_checkpointing torchscript is_llama_config transformers.js_config
     reorder_and_upcast_attn pretraining_tp is_decoder finetuning_task tf_legacy_loss use_bfloat16 _commit_hash
     tokenizer_class processor_class bf16 fp16 fp32 onnx neftune_noise_alpha router_aux_loss_coef
-    seq_length max_sequence_length model_max_length
+    seq_length max_sequence_length model_max_length n_special predict_special_tokens output_past _num_labels
     """
     # How attention is computed, not what.
     """_attn_implementation attn_implementation _attn_implementation_internal _attn_implementation_autoset
     _experts_implementation cache_implementation _flash_attn_2_enabled use_flash_attention use_flash_attention_2
     use_flash_attn flash_attention softmax_in_fp32 use_cache_quantization use_cache_kernel
     """
-    # Options of generation in old files; here they are arguments.
+    # Options of generation in old files, no part of the model: arguments here, or not applied.
     """max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id prefix
@@ -54,7 +54,7 @@ def is_neutral(name: str, value: Any) -> bool:
     """Whether a field that no family reads changes nothing: it is null, off, or somebody's note."""
     if value is None or name in _NAMES or name.startswith(_PREFIXES):
         return True
-    if name == "quantization_config" and isinstance(value, dict):
+    if name == "quantization_config" and value and isinstance(value, dict):
         return _is_left_over(value)
     return name in _SWITCHES and value in _SWITCHES[name]
 

@@ -1,7 +1,7 @@
 """OLMo 2: norms after each block instead of before, queries and keys normed across heads (https://arxiv.org/abs/2501.00656)."""
 
 from pairgrpo_jax.lm.models import qwen
-from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, token_ids
+from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, same_windows, token_ids
 from pairgrpo_jax.lm.models.names import Source
 from pairgrpo_jax.lm.models.rope import read_rope
 
@@ -20,7 +20,7 @@ def read_config(reader: FieldReader) -> ModelConfig:
         **heads,
         **token_ids(reader, heads["vocab_size"]),
         family=reader.choice("model_type", MODEL_TYPES),
-        windows=(0,) * heads["num_layers"],
+        windows=same_windows(reader, heads["num_layers"], 0),
         rope=read_rope(reader.get("rope_parameters", {}), reader, heads["head_dim"]),
         activation=reader.choice("hidden_act", ACTIVATIONS, "silu"),
         norm_eps=reader.typed("rms_norm_eps", float, 1e-5, lambda v: 0 < v < 1),

@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5, Phi-4: Llama with fused products, a window, a part of each head rotated (https://arxiv.org/abs/2404.14219)."""
 
 from pairgrpo_jax.lm.models import llama
-from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, token_ids
+from pairgrpo_jax.lm.models.config import ACTIVATIONS, FieldReader, ModelConfig, read_heads, same_windows, token_ids
 from pairgrpo_jax.lm.models.names import Source
 from pairgrpo_jax.lm.models.rope import read_rope
 
@@ -32,7 +32,7 @@ def read_config(reader: FieldReader) -> ModelConfig:
         **heads,
         **token_ids(reader, heads["vocab_size"]),
         family=reader.choice("model_type", MODEL_TYPES),
-        windows=(window,) * heads["num_layers"],
+        windows=same_windows(reader, heads["num_layers"], window),
         rope=read_rope(reader.get("rope_parameters", {}), reader, heads["head_dim"], partial=True),
         activation=reader.choice("hidden_act", ACTIVATIONS, "silu"),
         norm_eps=reader.typed("rms_norm_eps", float, 1e-5, lambda v: 0 < v < 1),

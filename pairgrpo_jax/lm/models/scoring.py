@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from pairgrpo_jax.lm.models import layout
+from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.decoder import Decoder, run, unembed
 from pairgrpo_jax.lm.models.model import Model, default_positions
 from pairgrpo_jax.lm.models.sampling import Sampling, check, transform
@@ -75,17 +76,20 @@ def score(
 
     Raises:
       ValueError: if shapes do not fit, or the vocabularies of the two models differ. Outside `jit`
-        also for a number of `sampling` out of range, and for texts beyond learned positions
-        (GPT-2), which give NaN under `jit`.
+        also for a number of `sampling` out of range, an empty prompt, lengths or ids out of range,
+        and for texts beyond learned positions (GPT-2), or whose completion takes them to where their
+        rope turns all keys (dynamic, longrope): these give NaN under `jit`.
     """
-    _check(prompts, prompt_lengths, completions, lengths, policy, reference)
-    _check_values(prompt_lengths, lengths, policy, sampling)
     batch = (prompts, prompt_lengths, completions, lengths)
-    hidden = completion_hidden(policy, *batch, dropout_key=dropout_key)
+    _check(*batch, policy, reference)
+    if sampling is not None and not _traced(sampling):
+        check(sampling)
+    _check_values(*batch, [x.model.config for x in (policy, reference) if x is not None])
+    hidden = _hidden(policy, *batch, dropout_key)
     if reference is None:
         return score_hidden(policy, hidden, completions, lengths, sampling=sampling, kept=kept, chunk=chunk)
     other = Policy(reference.model, *jax.lax.stop_gradient((reference.params, reference.lora)))
-    hidden = [hidden, jax.lax.stop_gradient(completion_hidden(other, *batch))]
+    hidden = [hidden, jax.lax.stop_gradient(_hidden(other, *batch))]
     return _scores([policy, other], hidden, completions, lengths, sampling, kept, chunk)
 
 
@@ -165,7 +169,32 @@ def completion_hidden(
     *,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the hidden states that predict the completions, `[B, K, T, d]`; arguments as those of `score`."""
+    """Returns the hidden states that predict the completions, `[B, K, T, d]`; arguments as those of `score`.
+
+    Raises:
+      ValueError: as `score`. Under `jit` texts beyond learned positions, or whose completion takes them to where their
+        rope turns all keys, are NaN.
+    """
+    batch = (prompts, prompt_lengths, completions, lengths)
+    _check(*batch, policy, None)
+    _check_values(*batch, [policy.model.config])
+    return _hidden(policy, *batch, dropout_key)
+
+
+def _hidden(policy: Policy, prompts, prompt_lengths, completions, lengths, dropout_key=None) -> jax.Array:
+    """The states, NaN in rows whose length turns the keys that their prompt was run with."""
+    hidden = _in_pieces(policy, prompts, prompt_lengths, completions, lengths, dropout_key)
+    rope = policy.model.config.rope
+    if rope is None or not rope.by_length:
+        return hidden
+    starts = prompt_lengths[:, None]
+    turned = starts + lengths > rope.original_max
+    if rope.kind == "longrope":
+        turned &= starts <= rope.original_max
+    return jnp.where(turned[..., None, None], jnp.nan, hidden)
+
+
+def _in_pieces(policy: Policy, prompts, prompt_lengths, completions, lengths, dropout_key) -> jax.Array:
     decoder, (b, k, t) = policy.model.decoder, completions.shape
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     positions = default_positions(prompts.shape, prompt_lengths)
@@ -277,15 +306,40 @@ def _check(prompts, prompt_lengths, completions, lengths, policy, reference) -> 
             raise ValueError(f"reference: vocab_size {sizes[1]}, the policy has {sizes[0]}")
 
 
-def _check_values(prompt_lengths, lengths, policy: Policy, sampling: Sampling | None) -> None:
-    """Checks what only concrete arrays tell."""
-    config, limit = policy.model.config, policy.model.config.context
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((prompt_lengths, lengths, sampling))):
+def _traced(x: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(x))
+
+
+def _check_values(prompts, prompt_lengths, completions, lengths, configs: Sequence[ModelConfig]) -> None:
+    """Checks what only concrete arrays tell, fetched together."""
+    if _traced((prompt_lengths, lengths)):
         return
-    if sampling is not None:
-        check(sampling)
-    longest = int((np.asarray(prompt_lengths)[:, None] + np.asarray(lengths)).max())
-    if config.rope is None and longest > limit:
-        raise ValueError(f"lengths: a text of {longest} tokens, field n_positions={limit}")
-    if config.rope is not None and config.rope.by_length and longest > limit:
-        raise ValueError(f"lengths: a text of {longest} tokens; beyond {limit} rope_scaling turns all its keys")
+    texts = [None if _traced(x) else x for x in (prompts, completions)]
+    texts, starts, counts = jax.device_get((texts, prompt_lengths, lengths))
+    for name, found, least, most in (
+        ("prompt_lengths", starts, 1, prompts.shape[-1]),
+        ("lengths", counts, 0, completions.shape[-1]),
+    ):
+        if (wrong := found[(found < least) | (found > most)]).size:
+            raise ValueError(f"{name}: {wrong[0]} is not in [{least}, {most}]")
+    size = configs[0].vocab_size
+    for name, ids, count in zip(("prompts", "completions"), texts, (starts, counts)):
+        if ids is not None and (((ids < 0) | (ids >= size)) & (np.arange(ids.shape[-1]) < count[..., None])).any():
+            raise ValueError(f"{name}: ids outside the vocabulary of {size}")
+    for config in configs:
+        _check_room(config, starts, counts)
+
+
+def _check_room(config: ModelConfig, starts: np.ndarray, counts: np.ndarray) -> None:
+    """Refuses texts beyond learned positions, and completions that turn their prompt's keys."""
+    rope = config.rope
+    if rope is not None and not rope.by_length:
+        return
+    room = np.array([config.room(start) for start in starts.tolist()])[:, None]
+    if not (beyond := counts > room).any():
+        return
+    longest = (starts[:, None] + counts)[beyond].max()
+    told = f", field n_positions={config.context}"
+    if rope is not None:
+        told = f"; beyond {rope.original_max} rope_scaling turns all its keys"
+    raise ValueError(f"lengths: a text of {longest} tokens{told}")
