@@ -50,6 +50,7 @@ from pairgrpo_jax.lm.data import (
 from pairgrpo_jax.lm.data.gym import Gym
 from pairgrpo_jax.lm.files.tokenizer import with_chat
 from pairgrpo_jax.lm.models.chat import Chat
+from pairgrpo_jax.lm.models.config import check_limits
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED, RewardHead, about_head, check_head, fitted_on, load_head
 from pairgrpo_jax.lm.rewards.reward_training import pair_features
 from pairgrpo_jax.lm.rewards.shares import by_share
@@ -420,6 +421,8 @@ def main(words: Sequence[str]) -> None:
     load = functools.partial(as_policy, chat=chat, placement=placement, **options)
     reference = load(start)
     a, b = (reference if name == start else load(name) for name in (args.a, rival))
+    for one in (reference, a, b):
+        check_limits(one.model.config, args.prompt_tokens, args.completion_tokens)
     prompts = held_out_prompts(reference.model, args, gym, source)
     for side, other in (("a", a), ("b", b)):
         if other is not reference:

@@ -97,7 +97,7 @@ class Args(Settings):
     def sampling(self, model: Model, prompts: Sequence[list[int]]) -> dict:
         """Returns the options of `generate` for these prompts."""
         names = ("temperature", "top_k", "top_p", "min_p")
-        room = model.config.context - max(map(len, prompts))
+        room = min(model.config.room(len(ids)) for ids in prompts)
         longest = self.max_new_tokens or max(1, min(LONGEST, room))
         return {name: getattr(self, name) for name in names} | {"max_new_tokens": longest, "stop_strings": self.stop}
 
@@ -145,7 +145,8 @@ def _turns(model: Model, args: Args) -> None:
         elif text:
             messages.append({"role": "user", "content": text})
             key, now = jax.random.split(key)
-            ids, limit = encode_messages(model, messages, args.chat), model.config.context
+            ids = encode_messages(model, messages, args.chat)
+            limit = len(ids) + model.config.room(len(ids))
             if args.prompt is None and len(ids) + (args.max_new_tokens or 1) > limit:
                 messages.pop()
                 print(f"with this there would be {len(ids)} tokens, of {limit} in all; say less, or /new to start over")

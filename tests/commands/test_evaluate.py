@@ -157,6 +157,20 @@ def test_models_of_another_chat_template_are_refused(tmp_path, monkeypatch, run_
         assert "name with --b and --reference models of the chat template of --a" in done.stderr
 
 
+@pytest.mark.parametrize("short", ["a", "b", "reference"])
+def test_limits_beyond_a_models_context_are_refused(tmp_path, run_here, short):
+    """Compiled scores cannot refuse a text whose length turns its prompt's keys."""
+    for name, positions in (("short", 95), ("enough", 96)):
+        write_model(tmp_path / name, positions)
+    (tmp_path / "data.jsonl").write_text(json.dumps(PAIR))
+    words = ["--data", tmp_path / "data.jsonl", "--fold", "-1", "--reward", "verify:format=x"]
+    for side in ("a", "b", "reference"):
+        words += [f"--{side}", tmp_path / ("short" if side == short else "enough")]
+    done = run_here(evaluate.main, *words)
+    assert done.returncode == 2
+    assert "prompt_tokens + completion_tokens = 96 exceed the model's context of 95" in done.stderr
+
+
 def test_a_reference_that_a_run_made_itself_is_not_replaced_by_its_start(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "implicit_margins", lambda *_, **__: np.ones(2))
     started = made(tmp_path / "started", "dpo", sft_iterations=2)

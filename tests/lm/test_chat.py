@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.alignment import encode_prompts
 from pairgrpo_jax.lm.data import Preference, encode_pair, encode_prompt, encode_reply, load_preferences
-from pairgrpo_jax.lm.files.tokenizer import encode, with_chat
+from pairgrpo_jax.lm.files.tokenizer import encode, hide_control_tokens, text_ids, with_chat
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.models.model import Model, read_config
 from pairgrpo_jax.lm.models.params import init_params
@@ -223,6 +223,45 @@ def test_control_tokens_in_messages_are_tokens_or_text(random_model, template):
         assert (ids.count(BOS), ids.count(EOT)) == (more, more + (template is not None))
         assert said.count(EOT) + said.count(EOS) == more + 1
         assert "a<eot>b<bos>" in text(model, ids) and "c<eot>d" in text(model, said)
+
+
+@pytest.mark.parametrize("scheme", [None, "first", "always"])
+def test_text_around_hidden_control_tokens_is_as_where_they_are_none(random_model, scheme):
+    """The oracle has no `<eot>`; merges cross its name, and no piece begins anew behind it."""
+    template = TURNS.replace("<eot>", "<eos>") + ASK
+    model = with_tokenizer(random_model, "$A", template, scheme, control_tokens="text")
+    inner = spaced(scheme) if scheme else byte_level()
+    inner.add_special_tokens([AddedToken(x, special=True) for x in ("<bos>", "<eos>")])
+    oracle = PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=template)
+    for content in ("y<eot>y <eot> y", "<eot><eot>", " y"):
+        chat = [USER | {"content": content}, {"role": "assistant", "content": content}]
+        asked = oracle.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert encode_prompt(model, tuple(chat[:1]), 99) == asked and asked.count(EOS) == 1
+        whole = oracle.apply_chat_template(chat, tokenize=True, return_dict=False)
+        assert asked + encode_reply(model, content, 99) == whole
+
+
+def test_a_text_that_looks_like_a_mark_is_itself(random_model):
+    known = tokenizer()
+    mark = hide_control_tokens(known, "<eot>")
+    for content in (
+        mark,
+        f"{mark}<eot>{mark[0]}",
+        "\ue0009999\ue001",
+        f"\ue000{'9' * 5000}\ue001",
+        "\ue000\ue001\ue001",
+    ):
+        ids = text_ids(known, hide_control_tokens(known, content), hidden=True)
+        assert ids == known(content, split_special_tokens=True)["input_ids"] and EOT not in ids
+    assert text_ids(known, f"a{mark}<eot>\ue000007\ue001", hidden=True).count(EOT) == 1
+
+
+def test_control_tokens_as_text_need_a_fast_tokenizer():
+    class Slow:
+        is_fast, added_tokens_decoder = False, {}
+
+    with pytest.raises(ValueError, match=r"control_tokens='text': needs .*tokenizer\.json"):
+        text_ids(Slow(), "\ue000258\ue001", hidden=True)
 
 
 BAD = {

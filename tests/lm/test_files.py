@@ -434,21 +434,49 @@ def test_saving_another_models_parameters_is_refused(tmp_path, tiny):
         save_pretrained(tiny, tiny_model("gpt2").params, tmp_path)
 
 
+def test_a_model_without_the_fields_of_its_config_is_not_half_saved(tmp_path, tiny):
+    with pytest.raises(ValueError, match="hf_config: empty"):
+        save_pretrained(dataclasses.replace(tiny, hf_config={}), tiny.params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("operands", ["bfloat", "int8", 3, int])
+def test_operands_that_are_no_dtype_of_floats_are_refused(folder, operands):
+    with pytest.raises(ValueError, match=r"operands=.* must be a dtype of floats"):
+        load_model(folder, operands=operands)
+    assert load_model(folder, operands="bfloat16").operands == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "qwen.tiktoken", "spiece.model"])
+def test_a_tokenizer_of_an_unknown_kind_is_told(folder, name, caplog):
+    assert load_model(folder).tokenizer is None and not caplog.text
+    (folder / name).write_text("{}")
+    assert load_model(folder).tokenizer is None
+    assert f"no tokenizer: files of the kind of {name} are not known" in caplog.text
+
+
 def test_hub_ids_go_through_the_hub_client(monkeypatch, folder):
     import huggingface_hub
 
     asked = {}
 
-    def download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+    def download(name, allow_patterns, ignore_patterns):
+        asked.update(name=name, patterns=allow_patterns, never=ignore_patterns)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_model("owner/name").config.family == "llama"
     assert asked["name"] == "owner/name" and "*.safetensors" in asked["patterns"]
     assert not any("bin" in p or "py" in p for p in asked["patterns"])
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "adapter_model.safetensors"]
+    others = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "onnx/model.safetensors"]
+    how = {"allow_patterns": asked["patterns"], "ignore_patterns": asked["never"]}
+    assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *others], **how)) == wanted
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"owner/name: .* GGUF files are not fetched: download one and name its path"):
+        load_model("owner/name")
 
-    def refuse(name, allow_patterns):
+    def refuse(name, allow_patterns, ignore_patterns):
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)

@@ -7,6 +7,7 @@ import pytest
 
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.quantized import quantized
 
 from .conftest import tiny_model
 
@@ -79,6 +80,16 @@ def test_a_step_on_adapters_lowers_the_loss(tiny):
     for _ in range(5):
         fresh = step(fresh)
     assert loss(fresh) < before - 0.05
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_codes_are_neither_merged_nor_saved(tiny, tmp_path, kind):
+    config, adapters, _ = adapted(tiny)
+    codes = quantized(tiny.params, kind)
+    for use in (lambda: lora.merge(config, codes, adapters), lambda: save_pretrained(tiny, codes, tmp_path / "out")):
+        with pytest.raises(ValueError, match=rf"params: {kind} codes; pass dequantized\(params\)"):
+            use()
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_configs_are_refused(tiny):

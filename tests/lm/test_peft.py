@@ -142,6 +142,16 @@ def edit(folder, **changes):
         ({"base_model_name_or_path": None}, "name the model they go on"),
         ({"base_model_name_or_path": "nowhere"}, "'base_model_name_or_path' = 'nowhere': nowhere: no such folder"),
         ({"something_new": {"on": True}}, "something_new"),
+        ({"lora_alpha": float("nan")}, "'lora_alpha' = nan"),
+        ({"lora_alpha": 10**400}, "field 'lora_alpha'"),
+        ({"rank_pattern": {"q_(proj": 2}}, "'rank_pattern' = {'q_(proj': 2}: 'q_(proj' is no regular expression"),
+        ({"rank_pattern": {"q" * 201: 2}}, "expected patterns of at most 200 characters"),
+        (
+            {"alpha_pattern": {"q_proj": "8"}},
+            "field 'alpha_pattern' = {'q_proj': '8'}: 'q_proj': expected a finite number",
+        ),
+        ({"alpha_pattern": {"q_proj": None}}, "field 'alpha_pattern'"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "field 'alpha_pattern'"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(adapter, changes, words):
@@ -149,6 +159,25 @@ def test_what_is_not_plain_lora_is_refused_by_name(adapter, changes, words):
     with pytest.raises(ValueError, match="adapter") as error:
         load_model(adapter)
     assert words in str(error.value), error.value
+
+
+def test_adapters_that_go_on_themselves_are_refused(adapter, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    edit(adapter, base_model_name_or_path=str(other))
+    for base in (other, adapter):
+        (other / CONFIG).write_text(json.dumps({"base_model_name_or_path": str(base)}))
+        with pytest.raises(ValueError, match="these adapters go on themselves; name a model") as error:
+            load_model(adapter)
+        assert f"{other / CONFIG}: field 'base_model_name_or_path' = '{base}': these" in str(error.value)
+
+
+def test_adapters_may_go_on_adapters(adapter, tmp_path, tiny):
+    what = lora.LoraConfig(2, targets=("v",))
+    save_peft(tmp_path / "second", tiny.config, what, random_adapters(what, tiny, seed=2), base=str(adapter))
+    one, two = load_model(adapter).params, load_model(tmp_path / "second").params
+    same = jax.tree.map(np.array_equal, one, two)["layers"]["attn"]
+    assert same["q"]["kernel"] and not same["v"]["kernel"]
 
 
 def test_a_scale_of_0_is_one(adapter, tiny):

@@ -258,6 +258,19 @@ def test_end_ids_come_from_where_transformers_takes_them(tmp_path, params, gener
     assert not (tmp_path / "b" / "generation_config.json").exists()
 
 
+APPLIED = {"temperature": 0.6, "top_k": 20, "do_sample": True, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+TOLD = {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3, "bad_words_ids": [[5]], "suppress_tokens": [7]}
+
+
+def test_generation_fields_that_change_greedy_text_and_are_not_applied_are_told(tmp_path, params, caplog):
+    load_model(save(tmp_path, params, generation=APPLIED | {"eos_token_id": [257, 258], "bad_words_ids": None}))
+    assert not caplog.text
+    load_model(save(tmp_path, params, generation=APPLIED | TOLD | {"eos_token_id": [257, 258]}))
+    (record,) = caplog.records
+    assert "generation_config.json: not applied" in record.message
+    assert all(f"{name} = {value}" in record.message for name, value in TOLD.items()) and "top_k" not in caplog.text
+
+
 @pytest.mark.parametrize("bad", ["<eos>", [257, "x"], 1.5])
 def test_end_ids_that_are_none_are_refused(tmp_path, params, bad):
     folder = save(tmp_path, params, generation={"eos_token_id": bad})

@@ -21,6 +21,7 @@ from pairgrpo_jax.lm.alignment.passes import Passes
 from pairgrpo_jax.lm.alignment.updates import adaptive_of, make_optimizer, make_update
 from pairgrpo_jax.lm.data import batch_indices
 from pairgrpo_jax.lm.models import lora
+from pairgrpo_jax.lm.models.config import check_limits
 from pairgrpo_jax.lm.models.generation import check_slots
 from pairgrpo_jax.lm.models.model import Model
 from pairgrpo_jax.lm.models.quantized import quantized
@@ -109,9 +110,7 @@ def _check(config: AlignConfig, model: Model, data: Data, source, iterations: in
         check_slots(config.samples.slots, placement.rows)
         if config.samples.overlong_buffer and compares(source):
             raise ValueError(NO_REWARDS)
-    longest = texts.prompt_tokens + texts.completion_tokens
-    if longest > (limit := model.config.context):
-        raise ValueError(f"prompt_tokens + completion_tokens = {longest} exceed the model's context of {limit}")
+    check_limits(model.config, texts.prompt_tokens, texts.completion_tokens)
 
 
 def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -21,10 +21,11 @@ from pairgrpo_jax.lm.models import lora
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.model import FAMILIES, Model, read_config
 from pairgrpo_jax.lm.models.params import abstract_params
-from pairgrpo_jax.lm.models.quantized import check_kind, encoded, quantized
+from pairgrpo_jax.lm.models.quantized import check_kind, encoded, quantized, require_numbers
 
 _log = logging.getLogger("pairgrpo_jax.lm")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_NEVER_READ = ["consolidated*", "*/*.safetensors"]
 
 
 def smollm2_path() -> Path:
@@ -57,9 +58,13 @@ def resolve(path_or_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_NEVER_READ))
     except Exception as e:  # network, permission and validation errors of the client
         raise ValueError(f"{name}: no such path, and the hub does not give it: {e}") from e
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]:
+        remedy = "GGUF files are not fetched: download one and name its path; pickled weights are never loaded"
+        raise ValueError(f"{name}: the repository has no model.safetensors, nor an index of shards; {remedy}")
+    return folder
 
 
 def load_model(
@@ -97,6 +102,7 @@ def load_model(
         extra, misshapen or not supported.
     """
     check_kind(quantize)
+    _check_operands(operands)
     path = resolve(path_or_id)
     if peft.is_adapter(path):
         options = {"dtype": dtype, "compute_dtype": compute_dtype, "operands": operands, "remat": remat}
@@ -134,12 +140,24 @@ def load_model(
     return Model(config, params, tokenizer, fields, compute_dtype or dtype, remat, generation, operands=operands)
 
 
-def _load_adapted(folder: Path, options: dict[str, Any]) -> Model:
-    """The base of a folder of adapters with them added in."""
+def _check_operands(operands: Any) -> None:
+    try:
+        known = operands is None or jnp.issubdtype(jnp.dtype(operands), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"operands={operands!r} must be a dtype of floats, such as 'bfloat16', or None")
+
+
+def _load_adapted(folder: Path, options: dict[str, Any], above: tuple[Path, ...] = ()) -> Model:
+    """The base of a folder of adapters with them added in; `above` are the folders that it is the base of."""
     where = str(folder / peft.CONFIG)
     base, tokenizer = peft.base_of(folder), tokenizers.from_folder(folder)
     try:
-        model = load_model(base, **options)
+        below, above = resolve(base), (*above, folder.resolve())
+        if below.resolve() in above:
+            raise ValueError("these adapters go on themselves; name a model")
+        model = _load_adapted(below, options, above) if peft.is_adapter(below) else load_model(below, **options)
     except ValueError as e:
         raise ValueError(f"{where}: field 'base_model_name_or_path' = {base!r}: {e}") from e
     what, adapters = peft.load_peft(folder, model.config, ignore_fields=options["ignore_fields"])
@@ -168,18 +186,19 @@ def save_pretrained(model: Model, params: Any, folder: str | Path, *, max_shard_
       max_shard_bytes: of a weight file.
 
     Raises:
-      ValueError: if the parameters are not those of this model.
+      ValueError: if the parameters are not those of this model, or codes (`quantized`), or `model.hf_config` is empty.
     """
+    require_numbers(params)
     expected = abstract_params(model.config)
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise ValueError("params: not the tree of shapes of this model's config")
+    fields = exported_fields(model, str(jax.tree.leaves(params)[0].dtype))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = FAMILIES[model.config.family].tensor_names(model.config)
     tensors = weights.stored_tensors(names, params)
     safetensors_files.write(folder, tensors, max_shard_bytes)
-    dtype = str(jax.tree.leaves(params)[0].dtype)
-    (folder / "config.json").write_text(json.dumps(exported_fields(model, dtype), indent=2))
+    (folder / "config.json").write_text(json.dumps(fields, indent=2))
     _write_generation(model, folder / endings.FILE)
     if model.tokenizer is not None:
         if (backend := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:

@@ -12,12 +12,19 @@ from pairgrpo_jax.lm.models.config import ModelConfig
 
 FILE = "generation_config.json"
 _log = logging.getLogger("pairgrpo_jax.lm")
+# Fields that change what is said at temperature 0, and the values at which they do not.
+_OFF = (None, False, 0, [], {})
+_REWRITES = dict.fromkeys(
+    """no_repeat_ngram_size bad_words_ids suppress_tokens begin_suppress_tokens sequence_bias forced_bos_token_id
+    forced_eos_token_id min_length min_new_tokens exponential_decay_length_penalty""".split(),
+    _OFF,
+) | dict.fromkeys(("repetition_penalty", "num_beams", "guidance_scale"), (1, *_OFF))
 _ASKED = {"role": "user", "content": "a"}
 _SAID = "Zyx"  # no template writes it
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """The fields of a folder's `generation_config.json`; none without one.
+    """The fields of a folder's `generation_config.json`; none without one. Those that are not applied are told.
 
     Raises:
       ValueError: naming the file, if it is not JSON or its end ids are no ids.
@@ -28,6 +35,8 @@ def read_generation(folder: Path) -> dict[str, Any]:
     fields = read_json(path)
     if any(type(i) is not int for i in _ids(fields.get("eos_token_id"))):
         raise ValueError(f"{path}: field 'eos_token_id' = {fields['eos_token_id']!r}: expected an id, or a list of ids")
+    if told := [f"{name} = {str(fields[name])[:60]}" for name, off in _REWRITES.items() if fields.get(name) not in off]:
+        _log.warning("%s: not applied, at temperature 0 too: %s", path, ", ".join(told))
     return fields
 
 

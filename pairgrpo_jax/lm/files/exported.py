@@ -23,7 +23,9 @@ _ARCHITECTURES = {
 
 
 def exported_fields(model: Model, dtype: str) -> dict[str, Any]:
-    """The fields of a `config.json` that are true of parameters of this dtype."""
+    """The fields of a `config.json` that are true of parameters of this dtype; ValueError if the model has none."""
+    if not model.hf_config:
+        raise ValueError("hf_config: empty; Model(hf_config=...) needs the fields of a config.json")
     fields = with_longrope({k: v for k, v in model.hf_config.items() if k not in _OF_THE_FILE})
     return fields | both_ropes(fields) | {"architectures": [_ARCHITECTURES[model.config.family]], "dtype": dtype}
 

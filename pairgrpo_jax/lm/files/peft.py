@@ -26,6 +26,8 @@ CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(.+)\.(?:lora_([AB])|base_layer)\.weight")
 # Initial values that leave the base as it is; others (PiSSA, OLoRA, CorDA, LoftQ) store what is left of it.
 _INITS = (True, False, "gaussian", "orthogonal", "eva")
+_LONGEST = 200  # characters of a pattern of layers' names
+_MOST = 1e300
 _NOTES = """auto_mapping peft_version revision inference_mode megatron_core fan_in_fan_out target_modules
     exclude_modules layers_to_transform layers_pattern qalora_group_size runtime_config eva_config
     base_model_name_or_path""".split()
@@ -156,9 +158,9 @@ def load_peft(folder: str | Path, config: ModelConfig, *, ignore_fields: Iterabl
     """
     folder = Path(folder)
     reader = _read_config(folder, ignore_fields)
-    rank, alpha = reader.size("r", 8), reader.typed("lora_alpha", float, 8.0)
+    rank, alpha = reader.size("r", 8), reader.typed("lora_alpha", float, 8.0, lambda v: abs(v) < _MOST)
     root = reader.typed("use_rslora", bool, False)
-    ranks, alphas = (reader.typed(f"{x}_pattern", dict, {}) for x in ("rank", "alpha"))
+    ranks, alphas = _patterns(reader, "rank_pattern"), _patterns(reader, "alpha_pattern")
     dropout = reader.typed("lora_dropout", float, 0.0, lambda v: 0 <= v < 1)
     reader.finish()
     modules, pairs = _modules(config), _read_pairs(folder / _WEIGHTS, config)
@@ -196,12 +198,24 @@ def _read_config(folder: Path, ignore_fields: Iterable[str]) -> FieldReader:
     return reader
 
 
-def _patterned(pattern: dict[str, Any], module: str, default: float) -> float:
-    """The value of the first pattern that matches the end of a layer's name, as PEFT matches them."""
-    for name, value in pattern.items():
-        if re.fullmatch(rf"(.*\.)?({name})", module):
-            return value
-    return default
+def _patterns(reader: FieldReader, name: str) -> dict[re.Pattern, float]:
+    """Finite numbers by patterns of layers' names, which match their ends as PEFT matches them."""
+    found = {}
+    for pattern, value in reader.typed(name, dict, {}).items():
+        if type(value) not in (int, float) or not abs(value) < _MOST:
+            raise reader.error(name, f"{pattern!r}: expected a finite number")
+        if len(pattern) > _LONGEST:
+            raise reader.error(name, f"expected patterns of at most {_LONGEST} characters")
+        try:
+            found[re.compile(rf"(.*\.)?({pattern})")] = value
+        except (re.error, OverflowError) as e:
+            raise reader.error(name, f"{pattern!r} is no regular expression: {e}") from e
+    return found
+
+
+def _patterned(patterns: dict[re.Pattern, float], module: str, default: float) -> float:
+    """The value of the first pattern that matches a layer's name."""
+    return next((value for pattern, value in patterns.items() if pattern.fullmatch(module)), default)
 
 
 def _read_pairs(path: Path, config: ModelConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,8 @@
 """Tokenizers and chat templates: from a folder, or rebuilt exactly from GGUF fields."""
 
+import copy
 import dataclasses
+import functools
 import logging
 import re
 import warnings
@@ -33,6 +35,7 @@ _ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": 
 _KEEP_SPACE = ("<s>", "<unk>", "<|endoftext|>")  # of Phi-3's added tokens, those that leave the text behind them alone
 _DIRECTIVES = "a A w d b B m y Y H I p M S f z Z j U W c x X G u V e D F T R h -d -m -y -j -H -I -M -S".split()
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_UNKNOWN = ("tekken.json", "*.tiktoken", "*.model")
 
 
 def _kind(fields: dict[str, Any]) -> str:
@@ -147,12 +150,14 @@ def _strings(fields: dict[str, Any], name: str, where: str) -> list[str]:
 
 
 def from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
-    """Loads the tokenizer of a model folder, or returns None if it has none.
+    """Loads the tokenizer of a model folder, or returns None if it has none; files of other kinds are told.
 
     Raises:
       ValueError: if the files are malformed.
     """
     if not any((folder / name).exists() for name in _FILES):
+        if others := sorted(path.name for pattern in _UNKNOWN for path in folder.glob(pattern)):
+            _log.warning("%s: no tokenizer: files of the kind of %s are not known", folder, ", ".join(others[:8]))
         return None
     for path in (
         *folder.glob("*token*.json"),
@@ -213,28 +218,59 @@ def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids if ids[: len(before)] == before else [*before, *ids]
 
 
-_HIDDEN = re.compile("\ue000([0-9]+)\ue001")
+_OPEN, _CLOSE = "\ue000", "\ue001"  # around the id of a hidden control token; with nothing between, the first itself
 
 
 def hide_control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Returns a text whose names of control tokens are marks, which `text_ids` with `hidden` makes plain text of."""
-    for index, token in _control_tokens(tokenizer):
-        text = text.replace(token, f"\ue000{index}\ue001")
-    return text
+    ids = {token.content: i for i, token in _control_tokens(tokenizer)}
+    found = "|".join([f"{_OPEN}(?=[0-9]*{_CLOSE})", *map(re.escape, ids)])
+    return re.sub(found, lambda match: _mark(ids.get(match[0], "")), text)
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
-    known = [(i, token.content) for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    return sorted(known, key=lambda x: -len(x[1]))
+def _mark(index: int | str) -> str:
+    return f"{_OPEN}{index}{_CLOSE}"
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, Any]]:
+    known = [(i, token) for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    return sorted(known, key=lambda x: -len(x[1].content))
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, hidden: bool = False) -> list[int]:
-    """Returns the ids of a text, nothing before or after it; by option with the marks of `hide_control_tokens`."""
-    ids: Any = []
-    for i, part in enumerate(_HIDDEN.split(text) if hidden else [text]):
-        part = tokenizer.added_tokens_decoder[int(part)].content if i % 2 else part
-        ids += tokenizer(part, add_special_tokens=False, split_special_tokens=bool(i % 2))["input_ids"]
-    return ids
+    """Returns the ids of a text, nothing before or after it; by option with the marks of `hide_control_tokens`.
+
+    Raises:
+      ValueError: if there are marks, and the tokenizer is not of the `tokenizers` library.
+    """
+    if not hidden or _OPEN not in text:
+        whole: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return whole
+    swapped, stand_in, back = _swapped(tokenizer)
+    found = "|".join(map(re.escape, swapped))
+    ids: list[int] = []
+    *parts, last = text.split(_mark(""))  # apart, so that what stands behind cannot make it a mark
+    for part in [*(part + _OPEN for part in parts), last]:
+        plain = re.sub(found, lambda match: swapped[match[0]], part)
+        ids += stand_in(plain, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [back.get(i, i) for i in ids]
+
+
+@functools.lru_cache(maxsize=4)
+def _swapped(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, str], Any, dict[int, int]]:
+    """Marks and names of control tokens, each for the other; a tokenizer that takes marks whole in place of names, so
+    that the text around either is as it always is; and the id that each of its marks stands for."""
+    if not tokenizer.is_fast:
+        raise ValueError("control_tokens='text': needs a tokenizer of the `tokenizers` library (tokenizer.json)")
+    known = _control_tokens(tokenizer)
+    stand_in: Any = copy.deepcopy(tokenizer)
+    names = {_mark(i): token.content for i, token in known}
+    how = ("lstrip", "rstrip", "single_word")
+    stand_in.add_tokens(
+        [AddedToken(_mark(i), normalized=False, **{x: getattr(token, x) for x in how}) for i, token in known]
+    )
+    back = {stand_in.convert_tokens_to_ids(_mark(i)): i for i, _ in known}
+    return names | {name: mark for mark, name in names.items()}, stand_in, back
 
 
 class TemplateRefusal(ValueError):

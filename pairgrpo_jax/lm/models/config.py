@@ -131,7 +131,7 @@ class FieldReader:
     def typed(self, name: str, kind: type, default: Any = None, ok: Callable = lambda v: True) -> Any:
         """Returns the field if it is of this kind and acceptable; ints pass for floats."""
         value = self.get(name, default)
-        value = float(value) if kind is float and type(value) is int else value
+        value = float(value) if kind is float and type(value) is int and abs(value) < 1 << 1000 else value
         if type(value) is not kind or not ok(value):
             raise self.error(name, f"expected {kind.__name__} in the range this library supports")
         return value
@@ -204,7 +204,7 @@ def read_heads(reader: FieldReader) -> dict[str, int]:
 
 
 def _max_positions(reader: FieldReader) -> int:
-    """Returns the longest text. Files with a linear rope may name it beside the maximum before it was scaled (Vicuna)."""
+    """Returns the longest text; a file with a linear rope may name it beside the unscaled maximum (Vicuna)."""
     longest, rope = reader.size("max_position_embeddings"), reader.get("rope_parameters")
     if isinstance(rope, dict) and rope.get("rope_type") == "linear":
         longest = max(longest, reader.size("max_sequence_length", longest))

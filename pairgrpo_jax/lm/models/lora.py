@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pairgrpo_jax.lm.models.config import ModelConfig
 from pairgrpo_jax.lm.models.params import abstract_params
+from pairgrpo_jax.lm.models.quantized import require_numbers
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
 
@@ -84,7 +85,8 @@ def variables(lora: LoraConfig, adapters: Any) -> Any:
 
 
 def merge(lora: LoraConfig, params: Any, adapters: Any) -> Any:
-    """Returns parameters with the adapters added in, for `save_pretrained` or fast generation."""
+    """Returns parameters with the adapters added in, for `save_pretrained` or fast generation; ValueError for codes."""
+    require_numbers(params)
     flat: dict[tuple, Any] = flax.traverse_util.flatten_dict(params)
     small: dict[tuple, Any] = flax.traverse_util.flatten_dict(adapters)
     for *path, name in small:

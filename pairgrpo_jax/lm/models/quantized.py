@@ -94,6 +94,12 @@ def kind_of(params: Any) -> str:
     return found[0] if found else "none"
 
 
+def require_numbers(params: Any) -> None:
+    """Raises ValueError for parameters that are codes."""
+    if (kind := kind_of(params)) != "none":
+        raise ValueError(f"params: {kind} codes; pass dequantized(params)")
+
+
 def is_coded(x: Any) -> bool:
     """Whether this is a matrix of codes."""
     return isinstance(x, Codes)
