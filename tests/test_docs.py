@@ -15,8 +15,9 @@ import pytest
 import tyro
 from markdown_it import MarkdownIt
 
-from pairgrpo_jax.commands import main
+from pairgrpo_jax.commands import compiled, main
 from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.commands.words import take
 from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training import processes
 
@@ -210,6 +211,8 @@ def enter(program, words, monkeypatch):
 
     monkeypatch.setattr(tyro, "cli", taken)
     monkeypatch.setattr(processes, "start", lambda how: None)
+    # This process goes on with the cache that all tests share.
+    monkeypatch.setattr(compiled, "keep_compiled", lambda words: take(words, (compiled.OPTION,))[1])
     if program == "pairgrpo":
         monkeypatch.setattr(sys, "argv", [program, *words])
         main.main()
