@@ -11,6 +11,7 @@ from experiments.sums import Sums
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 AT_1M = {"methods": ("ppo:value", "grpo:value", "soft:value", "hard:value"), "steps": 1e6, "seeds": 5}
 AT_15M = {"methods": ("hard:value",), "steps": 1.5e7, "seeds": 5}
+AT_30M = {"methods": ("ppo:value", "hard:value", "soft:value"), "steps": 3e7, "seeds": 3}
 SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
 PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
@@ -25,6 +26,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Comparison(results=RESULTS / "halfcheetah"), 50),
         (Comparison(results=RESULTS / "halfcheetah", **AT_1M), 20),
         (Comparison(results=RESULTS / "halfcheetah", **AT_15M), 5),
+        (Comparison(results=RESULTS / "halfcheetah", **AT_30M), 9),
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
         (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 10),
@@ -35,6 +37,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         "cheetah, 3M",
         "cheetah, 1M",
         "cheetah, 15M",
+        "cheetah, 30M",
         "sums",
         "harmless",
         "harmless, others",
