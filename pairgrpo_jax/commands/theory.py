@@ -2,8 +2,9 @@
 
     pairgrpo theory --output runs
 
-Writes `theory.md` and, in a folder `theory` beside it, `statements.json` and the plots. Exits with status 1 if a number
-contradicts a verdict. Seconds are those of the processor, which other programs on the machine do not change.
+Writes `theory.md` and, in a folder `theory` beside it, `statements.json` and the plots; with `--only` both are named
+after the items. Exits with status 1 if a number contradicts a verdict. Seconds are those of the processor, which other
+programs on the machine do not change.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from pairgrpo_jax import theory
 from pairgrpo_jax.commands.cli import parse
+from pairgrpo_jax.core.bounds import Seed, Settings
 from pairgrpo_jax.theory.comparisons import Lost
 from pairgrpo_jax.theory.equivalence import Cosines
 from pairgrpo_jax.theory.statement import Statement
@@ -42,28 +44,50 @@ HEADER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What to check and where to write it.
-
-    Attributes:
-      output: folder for the report, the numbers and the plots.
-      seed: of the random problems.
-      only: items to check ("1", "3b", "C1", "I2"); all by default.
-    """
+class Config(Settings):
+    """What to check and where to write it."""
 
     output: Path = Path("runs")
-    seed: int = 0
+    """Folder for the report, the numbers and the plots."""
+    seed: Seed = 0
+    """Of the random problems."""
     only: tuple[str, ...] = ()
+    """Items to check (1, 3b, C1, I2); all by default. The report and its folder are then named after them, as
+    theory-3b-C1.md, and leave those of a whole table alone."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        items = _items()
+        if unknown := sorted(set(self.only) - set(items)):
+            raise ValueError(f"only: no statement is called {', '.join(unknown)}; choose from {', '.join(items)}")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"output: {self.output} is a file; choose another --output")
+
+    @property
+    def name(self) -> str:
+        """Of the report and of the folder beside it."""
+        return "-".join(("theory", *(item for item in _items() if item in self.only)))
+
+
+def _items() -> dict[str, Callable[[jax.Array], Statement]]:
+    """The statements by item, in the order of the report."""
+    return {(function.__doc__ or "").split(".")[0]: function for function in theory.STATEMENTS}
+
+
+def make_folder(config: Config) -> Path:
+    """Makes the folder beside the report, and what lies above it; ValueError if nothing can be written there."""
+    folder = config.output / config.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output: cannot make {folder} ({error.strerror}); choose another --output") from error
+    return folder
 
 
 def check(config: Config) -> list[tuple[Statement, float]]:
-    """Runs the statements; returns each with its seconds. Raises ValueError for an item that there is not."""
-    items = {(function.__doc__ or "").split(".")[0]: function for function in theory.STATEMENTS}
-    unknown = set(config.only) - set(items)
-    if unknown:
-        raise ValueError(f"only: no statement is called {', '.join(sorted(unknown))}; choose from {', '.join(items)}")
+    """Runs the statements; returns each with its seconds."""
     key, results = jax.random.key(config.seed), []
-    for item, function in items.items():
+    for item, function in _items().items():
         if config.only and item not in config.only:
             continue
         start = time.process_time()
@@ -89,8 +113,8 @@ def print_table(results: list[tuple[Statement, float]]) -> None:
     LineConsole(width=140).print(table)
 
 
-def report(results: list[tuple[Statement, float]], cosines: list[Cosines], lost: list[Lost], plots: list[str]) -> str:
-    """The Markdown report."""
+def report(results: list[tuple[Statement, float]], cosines: list[Cosines], lost: list[Lost], plots: list[Path]) -> str:
+    """The Markdown report; `plots` are relative to it."""
     lines = ["# What is true of the Pair-GRPO family", ""]
     confirmed, seconds = sum(s.confirmed for s, _ in results), sum(t for _, t in results)
     lines += [
@@ -102,7 +126,7 @@ def report(results: list[tuple[Statement, float]], cosines: list[Cosines], lost:
     ]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row(s, t)) + " |" for s, t in results]
-    lines += ["", "## Pictures", ""] + [f"![{name}](theory/{name})\n" for name in plots]
+    lines += ["", "## Pictures", ""] + [f"![{path.name}]({path})\n" for path in plots]
     lines += ["## Numbers behind each statement", ""]
     for statement, _ in results:
         lines += [f"### {statement.item}. {statement.claim}", ""]
@@ -252,16 +276,15 @@ def main(words: Sequence[str]) -> int:
 def execute(config: Config) -> int:
     """Runs the statements in float64, which must be on, and reports; 1 if one is not confirmed."""
     matplotlib.use("Agg")
-    start = time.perf_counter()
+    start, folder, key = time.perf_counter(), make_folder(config), jax.random.key(config.seed)
     results = check(config)
-    folder = config.output / "theory"
-    folder.mkdir(parents=True, exist_ok=True)
-    cosines = [] if config.only else theory.cosine_table(jax.random.key(config.seed))
+    cosines = [] if config.only else theory.cosine_table(key)
     asked = not config.only or "C1" in config.only
-    lost = theory.comparison_table(config.seed) if asked else []
+    lost = theory.comparison_table(key) if asked else []
     print_table(results)
-    plots = plot(results, folder)
-    (config.output / "theory.md").write_text(report(results, cosines, lost, plots))
+    plots = [Path(config.name, name) for name in plot(results, folder)]
+    written = folder.with_suffix(".md")
+    written.write_text(report(results, cosines, lost, plots))
     keep = ("item", "claim", "verdict", "condition", "measured", "predicted", "bound", "checks", "numbers")
     rows = [{k: getattr(s, k) for k in keep} | {"confirmed": s.confirmed, "seconds": t} for s, t in results]
     (folder / "statements.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
@@ -270,5 +293,5 @@ def execute(config: Config) -> int:
         f"{len(results) - len(failed)} of {len(results)} statements confirmed in "
         f"{time.perf_counter() - start:.0f} s ({time.process_time():.0f} s of processor time)"
     )
-    print(f"report: {config.output / 'theory.md'}" + (f"; NOT confirmed: {', '.join(failed)}" if failed else ""))
+    print(f"report: {written}" + (f"; NOT confirmed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

@@ -106,11 +106,18 @@ def lost(rng: np.random.Generator, plan: str, size: int, error: float, groups: i
     return Lost(size, plan, twice, error, questions, total, rounds, float(expected), short, group, signal)
 
 
-def comparison_table(seed: int = 0, *, sizes=SIZES, errors=ERRORS, groups: int = 200) -> list[Lost]:
-    """What each plan loses, by K and error; both orders of each question at K = 8."""
-    rng = np.random.default_rng(seed)
+def comparison_table(key: jax.Array, *, sizes=SIZES, errors=ERRORS, groups: int = 200) -> list[Lost]:
+    """What each plan loses, by K and error; both orders of each question at K = 8.
+
+    The draws go through `sizes` one after the other: rows of the first ones do not depend on what follows.
+    """
+    rng = _generator(key)
     rows = [lost(rng, p, k, e, groups) for k, e in itertools.product(sizes, errors) for p in plans(k)]
     return rows + [lost(rng, p, 8, e, groups, True) for e in errors for p in plans(8)]
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def exact_means(plan: str, size: int, error: float) -> np.ndarray:
@@ -146,15 +153,20 @@ def _replay(plan, answers: tuple[float, ...]):
 
 
 def fewer_comparisons(key: jax.Array) -> Statement:
-    """C1. A sort of K = 8 asks at most 60% of all comparisons, and its expected gradient is that of all."""
+    """C1. A sort of K = 8 asks at most 60% of all comparisons, and its expected gradient is that of all.
+
+    Its figures are those of the table; what 200 groups leave to chance is held against 2000.
+    """
     require_float64()
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    rows = {(plan, e): lost(rng, plan, 8, e, 400) for plan in ("all", "sort", "16", "disjoint") for e in ERRORS}
-    sort = rows["sort", 0.2]
-    rewards, _, _ = pair_rewards_by_rank(rng, "sort", 8, 0.2, 400)
+    rng = _generator(jax.random.fold_in(key, 1))  # not the table's draws
+    table = {(x.plan, x.error): x for x in comparison_table(key, sizes=SIZES[:2]) if x.size == 8 and not x.twice}
+    rows = {(plan, e): table[plan, e] for plan in ("all", "sort", "16", "disjoint") for e in ERRORS}
+    many = {(plan, e): lost(rng, plan, 8, e, 2000) for plan in ("all", "sort") for e in (0.1, 0.2)}
+    rewards, _, _ = pair_rewards_by_rank(rng, "sort", 8, 0.2, 2000)
     groups = random_groups(key, 2000, 8, features=40, arms=40, repeat=False)
     place = jnp.argsort(jnp.argsort(-groups.rewards, axis=-1), axis=-1)
     sorts, alls = (gradients(groups, jnp.asarray(values)[place]) for values in (rewards.mean(0), ladder(8)))
+    least = float(jnp.min(cosine(sorts, alls)))
     exact = exact_means("sort", 4, 0.2)
     sampled = pair_rewards_by_rank(rng, "sort", 4, 0.2, 4000)[0]
     away = np.abs(sampled.mean(0) - exact) / (sampled.std(0) / np.sqrt(len(sampled)))
@@ -164,25 +176,26 @@ def fewer_comparisons(key: jax.Array) -> Statement:
         "to that of all pairs when 20% of answers are wrong",
         verdict=HOLDS_IF,
         condition="on average over batches; one group says less: with 20% errors its pair rewards have cosine "
-        f"{rows['all', 0.2].group:.2f} (all), {rows['16', 0.2].group:.2f} (16 questions), {sort.group:.2f} (sort) to "
-        "those of a judge that never errs, and with 10% or 20% errors a question of `all` says more than one of a sort",
-        measured=sort.expected,
+        f"{rows['all', 0.2].group:.2f} (all), {rows['16', 0.2].group:.2f} (16 questions), "
+        f"{rows['sort', 0.2].group:.2f} (sort) to those of a judge that never errs, and with 10% or 20% errors a "
+        "question of `all` says more than one of a sort",
+        measured=many["sort", 0.2].expected,
         predicted=1.0,
         bound=0.02,
         checks={
             "questions of a sort, K = 8: at most 60% of all, with and without errors": all(
                 rows["sort", e].share <= 0.6 for e in ERRORS
             ),
-            "random policies of 40 parameters: cosine of each group's expected gradients >= 0.98": bool(
-                jnp.min(cosine(sorts, alls)) >= 0.98
-            ),
+            "2000 random policies of 40 parameters: cosine of each group's expected gradients >= 0.95": least >= 0.95,
             "without errors a sort loses nothing (1e-12)": abs(rows["sort", 0.0].group - 1) <= 1e-12,
             "with 10% and 20% errors a question of all says more than one of a sort": all(
-                rows["all", e].signal > rows["sort", e].signal for e in (0.1, 0.2)
+                many["all", e].signal > many["sort", e].signal for e in (0.1, 0.2)
             ),
             "sampled means are those of all orders and answers, K = 4 (5 standard errors)": bool(away.max() <= 5),
         },
-        numbers={
+        numbers={"random policies: smallest cosine of a group's expected gradients": least}
+        | {f"{plan}, {e:.0%} errors, 2000 groups: signal": row.signal for (plan, e), row in many.items()}
+        | {
             f"{plan}, {e:.0%} errors: {name}": getattr(row, name)
             for (plan, e), row in rows.items()
             for name in ("questions", "rounds", "expected", "group")

@@ -10,7 +10,14 @@ from pairgrpo_jax.core import Pairs, evaluate, hard_pair_grpo_loss, pairs_from_r
 from pairgrpo_jax.theory import certificates
 from pairgrpo_jax.theory.equivalence import random_policies
 from pairgrpo_jax.theory.objectives import NO_CLIP, grpo, hard, soft
-from pairgrpo_jax.theory.problems import Problem, bandit, expected_gradients, gradient_function, softmax_bandit
+from pairgrpo_jax.theory.problems import (
+    GroupObjective,
+    Problem,
+    bandit,
+    expected_gradients,
+    gradient_function,
+    softmax_bandit,
+)
 from pairgrpo_jax.theory.statement import FAILS, HOLDS, HOLDS_IF, Statement, angle, cosine, require_float64, slope
 
 
@@ -32,7 +39,8 @@ def hard_direction(key: jax.Array) -> Statement:
     scores = problem.scores
     h = scores[pair[0]] - scores[pair[1]]
     exact, second, off = 0.0, 0.0, {"empirical": [], "likelihood": []}
-    deltas = jnp.geomspace(1e-4, 1e-2, 7)
+    least = jnp.min(problem.probs[jnp.array(pair)])
+    deltas = least * jnp.geomspace(1e-3, 1e-1, 7)  # what counts is delta over the probability that it changes
     for candidates in off:
         p0 = problem.probs if candidates == "likelihood" else jnp.full(5, 0.2)
         centred = scores - p0 @ scores
@@ -107,40 +115,48 @@ def off_policy(key: jax.Array) -> Statement:
 
 
 def clipping_and_kl(key: jax.Array) -> Statement:
-    """6b. A KL term of unscaled weight breaks proportionality; so does clipping where the advantages' signs differ."""
+    """6b. A KL term of unscaled weight breaks proportionality; so does clipping where the advantages' signs differ.
+
+    What holds is measured on a random bandit, what fails on a fixed one.
+    """
     require_float64()
-    problem = bandit(jax.random.normal(key, (3, 2)), [0.3, -0.2], [1.0, 0.6, -2.0])
-    names = ("all", "margin_weighted")
-    objectives = [make(clip=c) for c in (NO_CLIP, 0.1) for make in (grpo, *(_soft_of(n) for n in names))]
-    g = expected_gradients(problem, objectives, 3, problem.params + 0.3)
-    unclipped, clipped = float(cosine(g[0], g[1])), float(cosine(g[3], g[4]))
-    gap = float(problem.rewards[0] - problem.rewards[2])
-    same, scaled = (_one_group_cosine(problem, (0, 2), 0.5, beta) for beta in (0.5, 0.5 * gap / 2))
+    rewards = [1.0, 0.6, -2.0]
+    fixed = bandit([[1.0, 0.0], [2.0, 1.0], [0.0, 2.0]], [0.0, 0.0], rewards, "three arms, two parameters")
+    problem = bandit(jax.random.normal(key, (3, 2)), [0.3, -0.2], rewards)
+    weighted = expected_gradients(problem, _clipped(0.1, "margin_weighted"), 3, problem.params + 0.3)
+    g = expected_gradients(fixed, _clipped(NO_CLIP, "all") + _clipped(0.1, "all"), 3, fixed.params + 0.3)
+    unclipped, clipped = float(cosine(g[0], g[1])), float(cosine(g[2], g[3]))
+    scaled = 0.5 * (rewards[0] - rewards[2]) / 2
+    same, right = _one_group_cosine(fixed, (0, 2), 0.5, 0.5), _one_group_cosine(problem, (0, 2), 0.5, scaled)
     return Statement(
         item="6b",
         claim="Soft stays a positive multiple of GRPO under clipping and a KL term",
         verdict=HOLDS_IF,
         condition="clip: both give each candidate the same sign (K = 2, margin-weighted pairs); KL: beta scales with "
-        "the advantages (gap/2 for Dr. GRPO at K = 2) and no group is tied, for Soft drops a tied group's KL",
-        measured=float(angle(g[3], g[5])),
+        "the advantages (gap/2 for Dr. GRPO at K = 2) and no group is tied, for Soft drops a tied group's KL. Else it "
+        "can fail: 3 equal arms, features (1, 0), (2, 1), (0, 2), rewards (1, 0.6, -2)",
+        measured=float(angle(*weighted)),
         predicted=0.0,
         bound=1e-12,
         checks={
-            "an unscaled beta changes the direction (cosine < 0.999)": same < 0.999,
-            "a scaled beta does not (1e-12)": abs(1 - scaled) <= 1e-12,
-            "clipping changes the cosine of all-pairs Soft": abs(clipped - unclipped) > 1e-3,
+            "counterexample: the same beta for both, cosine 0.926 (0.001)": abs(same - 0.926) <= 1e-3,
+            "a scaled beta does not change the direction (1e-12)": abs(1 - right) <= 1e-12,
+            "counterexample: clipping takes the cosine of all-pairs Soft from 0.9956 to 0.9996 (0.0001)": bool(
+                np.allclose((unclipped, clipped), (0.9956, 0.9996), rtol=0, atol=1e-4)
+            ),
         },
         numbers={
             "cosine, K = 2, same beta": same,
-            "cosine, K = 2, scaled beta": scaled,
+            "cosine, K = 2, scaled beta": right,
             "cosine, K = 3, all pairs, no clip": unclipped,
             "cosine, K = 3, all pairs, clip 0.1": clipped,
         },
     )
 
 
-def _soft_of(scheme):
-    return lambda clip: soft(scheme=scheme, clip=clip)
+def _clipped(clip: float, scheme: str) -> list[GroupObjective]:
+    """GRPO and Soft under one clip."""
+    return [grpo(clip=clip), soft(scheme=scheme, clip=clip)]
 
 
 def _one_group_cosine(problem: Problem, group: tuple[int, int], soft_beta: float, grpo_beta: float) -> float:

@@ -345,11 +345,13 @@ def bradley_terry_remainder(key: jax.Array) -> Statement:
         return jax.vmap(one)(rewards)
 
     scales = jnp.geomspace(1e-2, 2.0, 8)
-    relative, allowed, worst, tight = [], [], -1.0, 0.0
+    relative, allowed, turned, worst, tight = [], [], [], -1.0, 0.0
     for scale in scales:
         rewards = scale * base
         linear = size / (2 * (size - 1)) * score_weights(grpo(scale="none"), rewards)
-        remainder = expected(rewards) - linear
+        found = expected(rewards)
+        remainder = found - linear
+        turned.append(float(jnp.mean(angle(found, linear))))
         bound = certificates.bradley_terry_bound(rewards)
         worst = max(worst, float(jnp.max(jnp.abs(remainder) - bound)))
         tight = float(jnp.max(jnp.abs(remainder) / bound))
@@ -363,16 +365,20 @@ def bradley_terry_remainder(key: jax.Array) -> Statement:
         item="4",
         claim="Bradley-Terry labels: E[Soft] = K/(2(K-1)) x unscaled GRPO + e, |e_i| <= sum_j |R_i-R_j|^3 / (24(K-1))",
         verdict=HOLDS_IF,
-        condition="reward gaps are small on the labels' logistic scale; then the cosine tends to 1 at second order",
+        condition="reward gaps are small on the labels' logistic scale; then the remainder relative to the first term "
+        "(measured: its order in the scale of the rewards) and the angle vanish at second order, 1 - cosine at fourth",
         measured=slope(scales[:4], jnp.asarray(relative[:4])),
         predicted=2.0,
         bound=0.02,
         checks={
+            "the angle is of order 2 in the scale too (0.02)": abs(slope(scales[:4], turned[:4]) - 2) <= 0.02,
             "remainder <= bound (to 1e-14) in every group at every scale": worst <= 1e-14,
             "|tanh(d/2) - d/2| <= |d|^3/24 on [-8, 8]": float(pointwise) <= 1 + 1e-9,
             "the library's random labels have the enumerated mean (4.5 standard errors)": float(error.max()) <= 4.5,
         },
         numbers={
+            "order of the angle": slope(scales[:4], turned[:4]),
+            "order of 1 - cosine": slope(scales[:4], 2 * np.sin(np.array(turned[:4]) / 2) ** 2),
             "largest remainder / bound at scale 2": tight,
             "relative remainder at unit-scale rewards": float(jnp.interp(1.0, scales, jnp.asarray(relative))),
         },

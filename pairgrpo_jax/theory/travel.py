@@ -195,37 +195,48 @@ def realised_step(key: jax.Array) -> Statement:
 
 
 def chosen_budget(key: jax.Array) -> Statement:
-    """I1. `travel_schedule` spends a chosen budget in any number of updates; the paper's depends on their number."""
+    """I1. `travel_schedule` spends a chosen budget in any number of updates; the paper's depends on their number.
+
+    Measured with the real loss, as item 10 is: that the deltas sum to the budget says nothing of the policy.
+    """
     require_float64()
-    del key
-    budget, travelled, ends, paper, curves = 0.35, [], [], [], {}
-    for updates in (10, 100, 1000):
-        steps = jnp.arange(updates, dtype=float)
-        path = follow_targets(jax.vmap(travel_schedule(budget, updates))(steps))  # type: ignore
-        travelled.append(float(path.moved.sum()))
-        ends.append(float(path.probs[-1, 0]))
-        paper.append(float(jnp.sum(jax.vmap(delta_schedule(0.02, 0.98))(steps))))
-        curves[f"{updates} updates"] = np.asarray(path.probs[:, 0])
-    trained = {
-        name: float(fit_targets(jax.vmap(travel_schedule(budget, 100))(jnp.arange(100.0)), opt, inner=n).probs[-1, 0])  # type: ignore
-        for name, opt, n in (("SGD", optax.sgd(1.0), 50), ("Adam", optax.adam(0.01), 50))
-    }
+    del key  # nothing is random here
+    budget, lengths = 0.35, (10, 100, 1000)
+    steps = {n: jnp.arange(n, dtype=float) for n in lengths}
+    deltas = {n: jnp.asarray(jax.vmap(travel_schedule(budget, n))(steps[n])) for n in lengths}
+    sgd = {n: fit_targets(deltas[n], optax.sgd(1.0), inner=200, alpha=0.0) for n in lengths}
+    adam = {n: fit_targets(deltas[n], optax.adam(0.01), inner=50, alpha=0.0) for n in (10, 100)}
+    hinge = float(fit_targets(deltas[10], optax.sgd(1.0), inner=200).moved.sum())
+    travel = {n: float(path.moved.sum()) for n, path in sgd.items()}
+    missed = [float(adam[n].moved.sum()) for n in adam]
     return Statement(
         item="I1",
         claim="travel_schedule(budget, updates): the distance travelled is the budget, whatever the number of updates",
-        verdict=HOLDS,
-        condition="exact fit and no capped transfer; a saturating fit comes close, Adam can miss it (item 10)",
-        measured=max(abs(x - budget) for x in travelled),
+        verdict=HOLDS_IF,
+        condition="the fit reaches its targets (measured: Hard's loss without its hinge, 200 SGD steps an update; the "
+        "furthest of 10, 100 and 1000 updates from 0.35) and no transfer is capped. In 10 updates the hinge at 0.01 "
+        "stops the fit at 0.297; Adam misses too: 0.361 in 10 updates, 0.345 in 100",
+        measured=max(abs(x - budget) for x in travel.values()),
         predicted=0.0,
-        bound=1e-12,
+        bound=1e-7,
         checks={
-            "the best arm ends at its start plus the budget (1e-12)": max(abs(e - START[0] - budget) for e in ends)
-            <= 1e-12,
-            "50 SGD steps per update end within 5% of it": abs(trained["SGD"] - START[0] - budget) <= 0.05 * budget,
+            "the deltas sum to the budget (1e-12)": all(abs(float(d.sum()) - budget) <= 1e-12 for d in deltas.values()),
+            "the best arm ends at its start plus the budget (1e-7)": all(
+                abs(float(path.probs[-1, 0]) - START[0] - budget) <= 1e-7 for path in sgd.values()
+            ),
+            "with the hinge 10 updates travel 0.297 (0.001)": abs(hinge - 0.297) <= 1e-3,
+            "Adam 0.01 x 50 travels 0.361 in 10 updates and 0.345 in 100 (0.001)": bool(
+                np.allclose(missed, (0.361, 0.345), rtol=0, atol=1e-3)
+            ),
         },
-        numbers={f"paper: travel in {n} updates": v for n, v in zip((10, 100, 1000), paper)}
-        | {f"best arm at the end, {name}": v for name, v in trained.items()},
-        curves=curves,
+        numbers={
+            f"paper: travel in {n} updates": float(jnp.sum(jax.vmap(delta_schedule(0.02, 0.98))(steps[n])))
+            for n in lengths
+        }
+        | {f"distance travelled in {n} updates, SGD": value for n, value in travel.items()}
+        | {f"distance travelled in {n} updates, Adam": value for n, value in zip(adam, missed)}
+        | {"distance travelled in 10 updates, SGD with the hinge": hinge},
+        curves={f"{n} updates": np.asarray(path.probs[:, 0]) for n, path in sgd.items()},
     )
 
 

@@ -1,5 +1,8 @@
 """What fewer comparisons lose, against closed forms and enumeration."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -40,6 +43,17 @@ def test_a_sort_asks_three_fifths_of_the_questions_at_the_same_expected_gradient
 
 
 def test_the_table_has_every_plan():
-    rows = comparisons.comparison_table(sizes=(4,), errors=(0.2,), groups=5)
+    rows = comparisons.comparison_table(jax.random.key(0), sizes=(4,), errors=(0.2,), groups=5)
     assert [row.plan for row in rows[:6]] == list(comparisons.plans(4)) and {row.size for row in rows} == {4, 8}
     assert sum(row.twice for row in rows) == len(comparisons.plans(8))
+
+
+def test_the_statement_tells_the_tables_figures(monkeypatch):
+    """In one report one plan must not have two figures."""
+    small = functools.partial(comparisons.comparison_table, groups=20)
+    monkeypatch.setattr(comparisons, "comparison_table", small)
+    statement = comparisons.fewer_comparisons(jax.random.key(0))
+    told = {(row.plan, row.error): row.group for row in small(jax.random.key(0)) if row.size == 8 and not row.twice}
+    for plan, name in (("all", "all"), ("16", "16 questions"), ("sort", "sort")):
+        assert f"{told[plan, 0.2]:.2f} ({name})" in statement.condition
+        assert statement.numbers[f"{plan}, 20% errors: group"] == told[plan, 0.2]
