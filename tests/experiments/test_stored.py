@@ -16,6 +16,7 @@ SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
 PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
 OTHERS = {"methods": ("rank", "ppo")}
+SLOWER = {"methods": ("hard@3e-4",), "seeds": 3}
 HELPFUL = {"domain": "helpful", "data": "data/hh-rlhf-helpful-base", "split": "test", "seeds": 3}
 ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarized-1200", "split": "all", "seeds": 3}
 
@@ -30,6 +31,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
         (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 10),
+        (Preferences(**PREFERENCES | SLOWER, **HARMLESS), 3),
         (Preferences(**PREFERENCES, **HELPFUL), 9),
         (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
     ],
@@ -41,6 +43,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         "sums",
         "harmless",
         "harmless, others",
+        "harmless, Hard's smaller rate",
         "helpful",
         "UltraFeedback",
     ],
