@@ -237,7 +237,7 @@ def carry_out(
 
 def _report(grid: Grid, draw: Callable, title: str, table_of: Callable, console: Console) -> None:
     found = grid.finished()
-    rows, names = rows_of(found), (f"{grid.table}.md", f"{grid.step}.png")
+    rows, table, picture = rows_of(found), f"{grid.table}.md", f"{grid.step}.png"
     made = table_of(rows)
     if missing := [cell.title for cell in grid.cells() if cell not in found]:
         made += f"\n\nNot finished, and not counted: {'; '.join(missing)}."
@@ -246,9 +246,9 @@ def _report(grid: Grid, draw: Callable, title: str, table_of: Callable, console:
         kept = f"{len(others)} more results are there ({', '.join(others[:3])}{', ...' * (len(others) > 3)})"
         console.print(f"\nin {grid.where}: nothing written, as {kept}; ask for them too to draw all", markup=False)
         return
-    draw(runs_of(rows), grid.where / names[1], title)
-    (grid.where / names[0]).write_text(made + "\n")
-    console.print(f"\nin {grid.where}: {', '.join(names)}")
+    draw(runs_of(rows), grid.where / picture, title)
+    (grid.where / table).write_text(made + "\n")
+    console.print(f"\nin {grid.where}: {table}, {picture}")
 
 
 def _part(cell: Cell) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pairgrpo_jax
 from pairgrpo_jax.training import changed_settings
+from pairgrpo_jax.training.files import write_whole
 from pairgrpo_jax.training.run import versions
 
 PACKAGE = Path(pairgrpo_jax.__file__).parent
@@ -39,9 +40,7 @@ def origin() -> dict[str, Any]:
 def write(path: Path, result: dict[str, Any]) -> None:
     """Writes a result, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, separators=(",", ":")) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(result, separators=(",", ":")) + "\n")
 
 
 def read(path: Path, asked: dict[str, Any], free: tuple[str, ...]) -> dict[str, Any] | None:

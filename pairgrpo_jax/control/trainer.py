@@ -175,10 +175,9 @@ def fit(config: ControlConfig, loss, optimizer, state: TrainState, batch: Batch,
       The new state and the metrics, means over the updates that were made.
     """
     how = config.optimizer
-    limit = {}
-    if how.limit_kl:
-        limit = {"limit": ("kl_old", how.limit_kl), "limit_mask": {name: name == "policy" for name in state.params}}
-    update = make_update_step(loss, optimizer, parallel=None, **limit)
+    limit = ("kl_old", how.limit_kl) if how.limit_kl else None
+    cut = {name: name == "policy" for name in state.params} if limit else None
+    update = make_update_step(loss, optimizer, limit=limit, limit_mask=cut, parallel=None)
 
     def epoch(carry, key):
         order = jax.random.permutation(key, config.collection.units).reshape(how.minibatches, -1)

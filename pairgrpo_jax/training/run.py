@@ -20,6 +20,7 @@ import numpy as np
 
 from pairgrpo_jax.core.bounds import RENAMED, to_values
 from pairgrpo_jax.training import processes
+from pairgrpo_jax.training.files import write_whole
 from pairgrpo_jax.training.trackers import Board, Relay, Tracker, figures
 
 logger = logging.getLogger(__name__)
@@ -204,10 +205,8 @@ def versions() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all, whenever the process is killed."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.rename(path)
+    """Whole or not at all, see `write_whole`."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 class NoLog:
@@ -294,9 +293,7 @@ class MetricLog:
 
     def _replace(self, rows: Sequence[dict[str, Any]]) -> TextIO:
         """Writes the file anew, so that a kill loses no row, and opens it."""
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(map(_line, rows)))
-        partial.rename(self.path)
+        write_whole(self.path, "".join(map(_line, rows)))
         return self.path.open("a")
 
     def _take(self, row: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pairgrpo_jax.training.files import write_whole
+
 logger = logging.getLogger(__name__)
 PATIENCE = 30.0  # seconds that the end of a run waits for a service
 
@@ -130,9 +132,7 @@ class Relay:
             self.service.finish({f"final/{name}": value for name, value in item.items()}, bool(item))
 
     def _keep(self) -> None:
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps({"id": self.service.id, "sent": self._sent}) + "\n")
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps({"id": self.service.id, "sent": self._sent}) + "\n")
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
