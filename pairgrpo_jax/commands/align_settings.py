@@ -147,8 +147,10 @@ class Run(Settings):
         if self.reward.startswith("judge:") and self.config.method.has("scheme"):
             for name in ("scheme", "margin"):
                 require_idle(self.config.method, name, "with a judge, which gives pairs")
-        if self.reward and same_head(judge_of(self), self.reward):
-            raise ValueError(f"judge={self.judge!r} is the reward itself, and nothing would be held out")
+        if self.reward and same_head(judge := judge_of(self), self.reward):
+            raise ValueError(
+                f"judge={judge!r} is the reward itself, and nothing would be held out; name another, or ''"
+            )
 
     @property
     def reward(self) -> str:

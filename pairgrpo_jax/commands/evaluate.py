@@ -276,12 +276,12 @@ def head_accuracy(
 
 def fold_of_rows(rows: list, args: Evaluation) -> list:
     """The rows of the fold by first turn (of all for fold -1) that the judge was not fitted on."""
-    head = judge_of(args)
+    head = held_out_head(args)
     rows = unseen(rows, fitted_on(head, args.data) if head else None)
     return rows if args.fold < 0 else split_by_first_turn(rows, fold=args.fold)[1]
 
 
-def judge_of(args: Evaluation) -> str:
+def held_out_head(args: Evaluation) -> str:
     """The held-out head, by default as in training; empty for none. ValueError for one that a or b learned from."""
     learned = {name: head for name in (args.a, args.b) if name and (head := learned_from(name))}
     judge = args.judge
@@ -408,7 +408,7 @@ def main(words: Sequence[str]) -> None:
         raise ValueError("a: name the model in question, such as --a runs/align")
     started = started_from(args.a)
     rival, start = args.b or started, args.reference or started
-    gym, name = gym_of(args.data, args.system), judge_of(args)
+    gym, name = gym_of(args.data, args.system), held_out_head(args)
     source = source_of(named_rewards(args.reward, gym), on_error="skip") if args.reward else None
     if not name and source is None:
         raise ValueError("judge: nobody is left to judge; name a --judge or a --reward")

@@ -408,7 +408,7 @@ def test_the_held_out_judge_is_the_other_half_and_of_the_same_model(capsys):
 
 def test_a_judge_whose_trunk_was_trained_is_refused_before_anything_is_loaded(tmp_path, run_here):
     for half in "ab":
-        save_head(init_head(4), tmp_path / f"{half}.safetensors", mode="lora")
+        save_head(init_head(4), tmp_path / f"{half}.safetensors", mode="lora", half="ab".index(half))
     words = "soft", "--data", "tiny", "--reward", tmp_path / "a.safetensors", "--model", tmp_path / "none"
     done = run_here(align.main, *words)
     assert done.returncode == 2 and re.search(r"b\.safetensors: its trunk was trained too.*--judge", done.stderr)
@@ -434,9 +434,8 @@ def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path
     def judge(name, **options):
         return judge_of(Run(judging=Judging(str(tmp_path / name)), **options))
 
-    for name in ("a", "b", "my-a", "my_b", "alone-a", "panda"):
-        (tmp_path / f"{name}.safetensors").touch()
-    (tmp_path / "my-b.safetensors").touch()
+    for name in ("a", "b", "my-a", "my-b", "my_b", "alone-a", "panda"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
     siblings = {"a": "b", "b": "a", "my-a": "my-b"}
     for name, other in siblings.items():
         assert judge(f"{name}.safetensors") == str(tmp_path / f"{other}.safetensors")
@@ -446,6 +445,9 @@ def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path
             judge(f"{alone}.safetensors")
         assert judge(f"{alone}.safetensors", judge="") == ""
         assert judge(f"{alone}.safetensors", judge="harmless-b") == "harmless-b"
+    (tmp_path / "my-b.safetensors").write_text("my-a")  # a copy of what trains
+    with pytest.raises(ValueError, match=r"my-b\.safetensors' is the reward itself, .* name another"):
+        judge("my-a.safetensors")
 
 
 @pytest.mark.parametrize("method", ["hard", "dpo"])

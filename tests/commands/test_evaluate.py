@@ -14,7 +14,7 @@ from pairgrpo_jax.commands.evaluate import (
     Heard,
     Judges,
     figures,
-    judge_of,
+    held_out_head,
     labelled,
     pair_accuracy,
     reward_figures,
@@ -118,11 +118,13 @@ def test_a_head_that_trained_a_model_does_not_judge_it(tmp_path, run_here):
     pairs = made(tmp_path / "pairs", "dpo")
     defaults = {(b, None): "harmless-a", (a, None): "harmless-b", (pairs, b): "harmless-a"}
     defaults |= {(f, None): "harmless-b", (pairs, None): "harmless-b"}
-    assert {sides: judge_of(Evaluation(*sides)) for sides in defaults} == defaults
-    assert judge_of(Evaluation(a, b, judge="helpful-a")) == "helpful-a" and not judge_of(Evaluation(b, reward="mine:f"))
+    assert {sides: held_out_head(Evaluation(*sides)) for sides in defaults} == defaults
+    assert held_out_head(Evaluation(a, b, judge="helpful-a")) == "helpful-a" and not held_out_head(
+        Evaluation(b, reward="mine:f")
+    )
     for sides, judge, name in (((a, None), "harmless-a", a), ((pairs, b), "harmless-b", b), ((a, b), None, b)):
         with pytest.raises(ValueError, match=f"is the reward of {name}, and nothing would be held out; .* --judge"):
-            judge_of(Evaluation(*sides, judge=judge))
+            held_out_head(Evaluation(*sides, judge=judge))
     done = run_here(evaluate.main, "--a", b, "--judge", "harmless-b")
     assert done.returncode == 2 and "judge: harmless-b is the reward of" in done.stderr
 
@@ -137,12 +139,12 @@ def test_a_rewards_file_is_found_from_where_the_run_began(tmp_path, monkeypatch)
     for here, name in ((tmp_path / "mine", "runs/x"), (tmp_path, "mine/runs/x"), (heads, run)):
         monkeypatch.chdir(here)
         for model in (name, f"{name}/model", f"{name}/adapter/"):  # of the run, as `pairgrpo align` exports them
-            assert judge_of(Evaluation(model)) == str(heads / "b.safetensors")
+            assert held_out_head(Evaluation(model)) == str(heads / "b.safetensors")
             for same in (heads / "a.safetensors", tmp_path / "copy.safetensors"):
                 with pytest.raises(ValueError, match="nothing would be held out"):
-                    judge_of(Evaluation(model, judge=str(same)))
+                    held_out_head(Evaluation(model, judge=str(same)))
     with pytest.raises(ValueError, match="nothing would be held out"):
-        judge_of(Evaluation(run, judge="a.safetensors"))  # here, in the folder of heads
+        held_out_head(Evaluation(run, judge="a.safetensors"))  # here, in the folder of heads
 
 
 def test_models_of_another_chat_template_are_refused(tmp_path, monkeypatch, run_here):
