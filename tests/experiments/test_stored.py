@@ -15,8 +15,7 @@ AT_30M = {"methods": ("ppo:value", "hard:value", "soft:value"), "steps": 3e7, "s
 SUMS = {"operands": "bfloat16", "first_seed": 102, "results": RESULTS / "sums"}
 PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "results": RESULTS / "preferences"}
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
-OTHERS = {"methods": ("rank", "ppo")}
-SLOWER = {"methods": ("hard@3e-4",), "seeds": 3}
+OTHERS = {"methods": ("rank", "ppo", "hard@3e-4")}
 HELPFUL = {"domain": "helpful", "data": "data/hh-rlhf-helpful-base", "split": "test", "seeds": 3}
 ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarized-1200", "split": "all", "seeds": 3}
 
@@ -30,8 +29,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Comparison(results=RESULTS / "halfcheetah", **AT_30M), 9),
         (Sums(**SUMS), 20),
         (Preferences(**PREFERENCES, **HARMLESS), 15),
-        (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 10),
-        (Preferences(**PREFERENCES | SLOWER, **HARMLESS), 3),
+        (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 15),
         (Preferences(**PREFERENCES, **HELPFUL), 9),
         (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
     ],
@@ -43,7 +41,6 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         "sums",
         "harmless",
         "harmless, others",
-        "harmless, Hard's smaller rate",
         "helpful",
         "UltraFeedback",
     ],
