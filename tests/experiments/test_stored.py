@@ -17,6 +17,7 @@ PREFERENCES = {"methods": ("grpo", "soft", "hard"), "operands": "bfloat16", "res
 HARMLESS = {"data": "data/hh-rlhf-harmless-base", "split": "test"}
 OTHERS = {"methods": ("rank", "ppo", "hard@3e-4")}
 HELPFUL = {"domain": "helpful", "data": "data/hh-rlhf-helpful-base", "split": "test", "seeds": 3}
+SLOWER = {"methods": ("hard@3e-4",)}
 ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarized-1200", "split": "all", "seeds": 3}
 
 
@@ -32,6 +33,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         (Preferences(**PREFERENCES | OTHERS, **HARMLESS), 15),
         (Preferences(**PREFERENCES, **HELPFUL), 9),
         (Preferences(**PREFERENCES, **ULTRAFEEDBACK), 9),
+        (Preferences(**PREFERENCES | SLOWER, **ULTRAFEEDBACK), 3),
     ],
     ids=[
         "cheetah, 3M",
@@ -43,6 +45,7 @@ ULTRAFEEDBACK = {"domain": "ultrafeedback", "data": "data/ultrafeedback-binarize
         "harmless, others",
         "helpful",
         "UltraFeedback",
+        "UltraFeedback, Hard's smaller rate",
     ],
 )
 def test_stored_runs_are_those_of_todays_settings(grid, runs):
