@@ -5,13 +5,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.checks import require_choice, require_rank, require_same_shape, require_share
-from pairgrpo_jax.core.terms import as_float
+from pairgrpo_jax.core.checks import (
+    require_choice,
+    require_no_list,
+    require_nonnegative,
+    require_rank,
+    require_same_shape,
+    require_share,
+)
+from pairgrpo_jax.core.terms import as_float, magnitude
 
 
 def as_groups(name: str, x: jax.typing.ArrayLike) -> jax.Array:
-    """`x` in float32 at least; raises ValueError unless it is `[B,K]` with at least two candidates."""
-    x = as_float(x)
+    """`x`, an array or lists, in float32 at least; ValueError unless it is `[B,K]` with at least two candidates."""
+    try:
+        x = as_float(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers [B,K]: {error}") from None
     require_rank(name, x, {2}, "[B,K]")
     if x.shape[-1] < 2:
         raise ValueError(f"{name} must have K >= 2 candidates in a group, got K = {x.shape[-1]}")
@@ -45,14 +55,16 @@ def group_advantages(
       `[B,K]` advantages.
 
     Raises:
-      ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, an unknown baseline or scale, or `alive` that is not
-        `[B]`.
+      ValueError: for a rank other than 2, K < 2, ddof not 0 or 1, a negative eps, an unknown baseline or scale, or
+        `alive` that is not `[B]`.
     """
     rewards = as_groups("rewards", rewards)
     require_choice("baseline", baseline, ("mean", "leave_one_out"))
     require_choice("scale", scale, ("group", "batch", "none"))
+    require_nonnegative(eps=eps)
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
+    require_no_list(alive=alive)
     if alive is not None and jnp.shape(alive) != rewards.shape[:1]:
         raise ValueError(f"alive must be [B] = {rewards.shape[:1]}, got shape {jnp.shape(alive)}")
     size = rewards.shape[-1]
@@ -67,11 +79,14 @@ def group_advantages(
     count = size if scale == "group" else jnp.maximum(jnp.sum(counted), 1) * size
     kept = rewards if alive is None else jnp.where(counted > 0, rewards, 0)
     spread = counted * (kept - jnp.sum(kept, axis=axis, keepdims=True) / count)
-    variance = jnp.sum(jnp.square(spread), axis=axis, keepdims=True) / (count - ddof)
+    unit = magnitude(spread, axis)
+    variance = jnp.sum(jnp.square(spread / unit), axis=axis, keepdims=True) / (count - ddof)
     # The inner `where` keeps the square root's gradient finite where all rewards are equal.
     flat = jnp.logical_or(variance == 0, jnp.all(equal) if scale == "batch" else equal)
     std = jnp.sqrt(jnp.where(flat, 1, variance))
-    return jnp.where(flat, 0, centred / (std + eps))
+    # The compiler must know a 0 for one: it rounds a division by a square root otherwise than one by a sum.
+    shift = 0.0 if isinstance(eps, (int, float)) and eps == 0 else eps / unit
+    return jnp.where(flat, 0, centred / unit / (std + shift))
 
 
 def midranks(values: jax.Array) -> jax.Array:
@@ -127,9 +142,9 @@ def reward_rank_correlation(rewards: jax.Array) -> jax.Array:
     Raises:
       ValueError: for rewards that are not `[B,K]` with K >= 2.
     """
-    rewards = as_float(rewards)
-    ranks = rank_advantages(rewards)
+    ranks, rewards = rank_advantages(rewards), as_float(rewards)
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+    centred = centred / magnitude(centred, -1)
     norms = jnp.sum(ranks**2, axis=-1) * jnp.sum(centred**2, axis=-1)
     flat = jnp.logical_or(norms == 0, jnp.all(ranks == 0, axis=-1))
     return jnp.where(flat, 1, jnp.sum(ranks * centred, axis=-1) / jnp.sqrt(jnp.where(flat, 1, norms)))
@@ -150,7 +165,7 @@ def discounted_returns(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     """
     require_same_shape(rewards=rewards, discounts=discounts)
     zeros = jnp.zeros_like(rewards)
-    return gae(rewards, zeros, jnp.zeros_like(rewards[..., 0]), discounts, gae_lambda=1.0)
+    return gae(rewards, zeros, jnp.zeros_like(rewards, shape=rewards.shape[:-1]), discounts, gae_lambda=1.0)
 
 
 def gae(
@@ -177,12 +192,13 @@ def gae(
       ValueError: if rewards, values and discounts differ in shape, last_value does not fit, or a discount or gae_lambda
         is outside [0, 1].
     """
-    rewards, values, discounts = as_float(rewards), as_float(values), as_float(discounts)
+    require_no_list(last_value=last_value)
     require_same_shape(rewards=rewards, values=values, discounts=discounts)
+    rewards, values, discounts = as_float(rewards), as_float(values), as_float(discounts)
     if jnp.shape(last_value) != rewards.shape[:-1]:
         raise ValueError(f"last_value must be {rewards.shape[:-1]}, rewards without T, got {jnp.shape(last_value)}")
     require_share(discounts=discounts, gae_lambda=gae_lambda)
-    next_values = jnp.concatenate([values[..., 1:], as_float(last_value)[..., None]], axis=-1)
+    next_values = jnp.concatenate([values, as_float(last_value)[..., None]], axis=-1)[..., 1:]
     errors = rewards + discounts * next_values - values
 
     def step(carry, inputs):
@@ -191,5 +207,5 @@ def gae(
         return carry, carry
 
     inputs = (jnp.moveaxis(errors, -1, 0), jnp.moveaxis(discounts * gae_lambda, -1, 0))
-    _, advantages = jax.lax.scan(step, jnp.zeros_like(errors[..., 0]), inputs, reverse=True)
+    _, advantages = jax.lax.scan(step, jnp.zeros_like(errors, shape=errors.shape[:-1]), inputs, reverse=True)
     return jnp.moveaxis(advantages, 0, -1)

@@ -29,6 +29,33 @@ def require_same_shape(**arrays: jax.Array | None) -> None:
     _require(functools.partial(chex.assert_equal_shape, list(given.values())), f"{told} must have the same shape")
 
 
+def require_no_list(**arrays: object) -> None:
+    """Raises ValueError that names a list or tuple, which `jax.numpy` refuses too; numbers and None pass."""
+    for name, x in arrays.items():
+        if isinstance(x, (list, tuple)):
+            _require_array(name, x)
+
+
+def require_scalar(**values: jax.typing.ArrayLike | None) -> None:
+    """Raises ValueError that names an argument which has axes, or is no number; None passes."""
+    for name, value in values.items():
+        if callable(value) or isinstance(value, (str, bytes)):
+            hint = f"; of a schedule pass {name}=schedule(t)" if callable(value) else ""
+            raise ValueError(f"{name} must be a scalar, got {type(value).__name__}{hint}")
+        if value is not None and np.ndim(value):
+            raise ValueError(f"{name} must be a scalar, got shape {np.shape(value)}")
+
+
+def require_broadcast(**arrays: jax.Array) -> None:
+    """Raises ValueError that names the arrays unless their shapes broadcast; a list is none."""
+    require_no_list(**arrays)
+    try:
+        np.broadcast_shapes(*map(jnp.shape, arrays.values()))
+    except ValueError:
+        told = ", ".join(f"{name} {jnp.shape(x)}" for name, x in arrays.items())
+        raise ValueError(f"{told} must broadcast to one shape") from None
+
+
 def _require(check: Callable[..., None], message: str) -> None:
     """Raises ValueError with the message alone where a check of chex fails."""
     try:

@@ -21,6 +21,7 @@ from pairgrpo_jax.core.checks import (
     require_nonnegative,
     require_positive,
     require_rank,
+    require_scalar,
     require_values,
 )
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, scatter_pairs, usable_pairs
@@ -66,8 +67,8 @@ def travel_schedule(budget: float, updates: int, *, final: float = 0.1) -> optax
       ValueError: for budget < 0, updates < 1 or final outside (0, 1].
     """
     require_nonnegative(budget=budget)
-    if updates < 1:
-        raise ValueError(f"updates must be >= 1, got {updates}")
+    if not isinstance(updates, (int, np.integer)) or updates < 1:
+        raise ValueError(f"updates must be an integer >= 1, got {updates}")
     _require_factor(final=final)
     gamma = final ** (1 / max(updates - 1, 1))
     delta = delta_schedule(budget / sum(gamma**t for t in range(updates)), gamma)
@@ -90,7 +91,8 @@ def candidate_log_probs(
       mask: like `logp`.
       candidates: "empirical", p0 = 1/K, the measure of K samples; or "likelihood", p0 = softmax(log pi_old), exact
         where the candidates are all actions.
-      length_normalize: mean instead of sum over steps, for sequences of very different lengths.
+      length_normalize: mean instead of sum over steps, for sequences of very different lengths; of log pi_old too,
+        so that a "likelihood" p0 is the softmax of its means.
 
     Returns:
       `log p0` and `log p_theta`, `[B,K]`, both normalised; they are equal where logp = old_logp.
@@ -137,8 +139,9 @@ def hard_pair_target(
       ValueError: for wrong shapes, K < 2, a delta that is negative or not finite, a negative max_kl, floor outside
         (0, 1), rows of p0 that do not sum to 1 (within 0.01), or pairs that make no sense.
     """
-    p0 = as_float(p0)
     require_rank("p0", p0, {2}, "[B,K]")
+    p0 = as_float(p0)
+    require_scalar(max_kl=max_kl)
     require_nonnegative(max_kl=max_kl)
     require_distribution(p0=p0)
     pairs, _ = usable_pairs(pairs, *p0.shape)
@@ -164,7 +167,8 @@ require_distribution = functools.partial(
 
 
 def require_transfer(delta: jax.typing.ArrayLike, floor: jax.typing.ArrayLike) -> None:
-    """ValueError unless delta is a mass and floor lies in (0, 1), where they are concrete."""
+    """ValueError unless both are scalars and, where concrete, delta is a mass and floor lies in (0, 1)."""
+    require_scalar(delta=delta, floor=floor)
     require_nonnegative(delta=delta)
     require_finite(delta=delta)
     require_values("in (0, 1)", lambda x: (x > 0) & (x < 1), floor=floor)
@@ -176,12 +180,18 @@ def _target(p0, flow, floor):
 
 
 def _shrinkage(p0, flow, max_kl, iterations=40):
-    """Largest s `[B,1]` in [0, 1] with KL(p0 + s flow || p0) <= max_kl; the KL grows with s, so bisection finds it."""
+    """Largest s `[B,1]` in [0, 1] with KL(p0 + s flow || p0) <= max_kl; the KL grows with s, so bisection finds it.
+
+    With x = q / p0 - 1 it is `sum p0 ((1 + x) log(1 + x) - x)`, since the flow sums to 0: no term is negative. Those of
+    a small x, which would cancel, are summed as their series.
+    """
+    whole = flow / jnp.where(flow == 0, 1, p0)
 
     def fits(scale):
-        q = p0 + scale * flow
-        log_ratio = jnp.log(jnp.where(flow == 0, 1, q)) - jnp.log(jnp.where(flow == 0, 1, p0))
-        return jnp.sum(q * log_ratio, axis=-1, keepdims=True) <= max_kl
+        x = scale * whole
+        series = p0 * jnp.square(x) * (1 / 2 - x * (1 / 6 - x * (1 / 12 - x / 20)))
+        exact = (p0 + scale * flow) * jnp.log1p(x) - scale * flow
+        return jnp.sum(jnp.where(jnp.abs(x) < 1e-2, series, exact), axis=-1, keepdims=True) <= max_kl
 
     one = jnp.ones_like(p0[:, :1])
     return jnp.where(fits(one), one, largest_fitting(fits, one, iterations))
@@ -234,7 +244,7 @@ def hard_pair_grpo_loss(
       project_target: shrink delta in each group until KL(q || p0) <= beta.
       target: q `[B,K]`, above 0 where it is not p0, where several updates share a batch and it was made once:
         `hard_pair_target` of this p0. Delta, floor and project_target then have no effect.
-      length_normalize: mean instead of sum of log-ratios over steps.
+      length_normalize: mean instead of sum over steps; see `candidate_log_probs`.
       aggregate: how a given `kl` is reduced; see `aggregate_steps`.
 
     Returns:
@@ -250,11 +260,8 @@ def hard_pair_grpo_loss(
         idle nothing is checked.
     """
     require_choice("fit", fit, FITS)
-    require_choice("trust_region", trust_region, TRUST_REGIONS)
     require_choice("aggregate", aggregate, AGGREGATES)
-    if trust_region == "lagrangian" and multiplier is None:
-        raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
-    require_nonnegative(alpha=alpha, beta=beta, multiplier=multiplier)
+    _require_trust_region(trust_region, alpha, beta, multiplier)
     log_ratio, old_logp, steps = prepare(logp, old_logp, mask)
     pairs, invalid = usable_pairs(pairs, *steps.shape[:2])
     active = groups_with_pairs(pairs)
@@ -265,12 +272,7 @@ def hard_pair_grpo_loss(
         flow = frozen(_flow(p0, pairs, delta, floor, beta if project_target else None))
         target = _target(p0, flow, floor)
     else:
-        if jnp.shape(target) != p0.shape:
-            raise ValueError(f"target must be [B,K] = {p0.shape}, got shape {jnp.shape(target)}")
-        target = jnp.where(active[:, None] > 0, frozen(target), 1 / target.shape[-1])
-        flow = target - p0
-        require_positive(target=jnp.where(flow == 0, 1, target))
-        require_distribution(target=target)
+        target, flow = _given_target(target, p0, active)
     # Candidates outside all pairs keep log p0 exactly: a likelihood of e^-100 underflows as a probability.
     log_q = jnp.where(flow == 0, log_p0, jnp.log(jnp.where(flow == 0, 1, target)))
     if kl is None:
@@ -291,6 +293,26 @@ def hard_pair_grpo_loss(
         "groups_without_pair": mean_term(1 - active),
         "invalid_pairs": mean_term(as_float(invalid)),
     }
+
+
+def _require_trust_region(trust_region, alpha, beta, multiplier):
+    require_choice("trust_region", trust_region, TRUST_REGIONS)
+    if trust_region == "lagrangian" and multiplier is None:
+        raise ValueError('trust_region="lagrangian" needs multiplier=, the dual variable of the train state')
+    require_scalar(alpha=alpha, beta=beta, multiplier=multiplier)
+    require_nonnegative(alpha=alpha, beta=beta, multiplier=multiplier)
+
+
+def _given_target(target, p0, active):
+    """A target that was made before, uniform where a group has no pair, and its flow; ValueError for no target."""
+    require_rank("target", target, {2}, f"[B,K] = {p0.shape}")
+    if jnp.shape(target) != p0.shape:
+        raise ValueError(f"target must be [B,K] = {p0.shape}, got shape {jnp.shape(target)}")
+    target = jnp.where(active[:, None] > 0, frozen(target), 1 / target.shape[-1])
+    flow = target - p0
+    require_positive(target=jnp.where(flow == 0, 1, target))
+    require_distribution(target=target)
+    return target, flow
 
 
 def _kl(log_p, log_q):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pairgrpo_jax.core.checks import require_nonnegative, require_same_shape
+from pairgrpo_jax.core.checks import require_broadcast, require_no_list, require_nonnegative, require_same_shape
 from pairgrpo_jax.core.terms import as_float, masked
 
 
@@ -34,6 +34,7 @@ def kl_k1(logp: jax.Array, other_logp: jax.Array, mask: jax.Array | None = None)
     Raises:
       ValueError: if shapes differ, or a mask is negative.
     """
+    require_no_list(logp=logp, other_logp=other_logp, mask=mask)
     logp, other_logp = as_float(logp), as_float(other_logp)
     require_same_shape(logp=logp, other_logp=other_logp, mask=mask)
     require_nonnegative(mask=mask)
@@ -71,8 +72,8 @@ def categorical_kl(logits: jax.Array, other_logits: jax.Array) -> jax.Array:
     Raises:
       ValueError: if shapes differ.
     """
-    logits, other_logits = as_float(logits), as_float(other_logits)
     require_same_shape(logits=logits, other_logits=other_logits)
+    logits, other_logits = as_float(logits), as_float(other_logits)
     logp, other = jax.nn.log_softmax(logits), jax.nn.log_softmax(other_logits)
     possible = jnp.isfinite(logp)
     difference = jnp.where(possible, logp, 0) - jnp.where(possible, other, 0)
@@ -92,7 +93,11 @@ def gaussian_kl(mean: jax.Array, log_std: jax.Array, other_mean: jax.Array, othe
 
     Returns:
       `[...]` divergences in nats.
+
+    Raises:
+      ValueError: for shapes that do not broadcast.
     """
+    require_broadcast(mean=mean, log_std=log_std, other_mean=other_mean, other_log_std=other_log_std)
     mean, log_std = as_float(mean), as_float(log_std)
     other_mean, other_log_std = as_float(other_mean), as_float(other_log_std)
     ratio = log_std - other_log_std

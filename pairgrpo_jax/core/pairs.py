@@ -143,8 +143,8 @@ def _every_two(rewards: jax.Array, scheme: str, key: jax.Array | None) -> tuple[
     gap = rewards[:, left] - rewards[:, right]
     if scheme != "bradley_terry":
         left_wins = gap >= 0
-    elif key is None:
-        raise ValueError('scheme="bradley_terry" draws random labels: pass key=jax.random.key(...)')
+    elif not hasattr(key, "dtype"):
+        raise ValueError(f'scheme="bradley_terry" draws random labels: pass key=jax.random.key(seed), got {key!r}')
     else:
         left_wins = jax.random.bernoulli(key, jax.nn.sigmoid(gap))
     return jnp.where(left_wins, left, right), jnp.where(left_wins, right, left)
@@ -182,7 +182,7 @@ def pair_rewards(pairs: Pairs, group_size: int) -> jax.Array:
     Raises:
       ValueError: for fields that are not `[B,P]`, K < 2, or pairs that make no sense: `usable_pairs`.
     """
-    shape = jnp.shape(pairs.preferred) if isinstance(pairs, Pairs) else ()
+    shape = np.shape(pairs.preferred) if isinstance(pairs, Pairs) else ()
     pairs, _ = usable_pairs(pairs, shape[0] if shape else 0, group_size)
     weight = as_float(pairs.weight)
     return scatter_pairs(pairs, weight, -weight, group_size)

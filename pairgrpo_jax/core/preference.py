@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from pairgrpo_jax.core.checks import (
+    require_no_list,
     require_nonnegative,
     require_positive,
     require_rank,
     require_same_shape,
+    require_scalar,
     require_values,
 )
 from pairgrpo_jax.core.terms import Objective, as_float, frozen, loss, masked, mean_term
@@ -40,6 +42,9 @@ def _require_pairs(mask, chosen_logp, rejected_logp, **others):
 def _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp, mask):
     """Implicit rewards (without beta) of the chosen and the rejected sequences, `[P]` each."""
     references = {"ref_chosen_logp": ref_chosen_logp, "ref_rejected_logp": ref_rejected_logp}
+    for name, x in references.items():
+        if x is None:
+            raise ValueError(f"{name} must be [P], got None; dpo_loss(..., reference_free=True) goes without")
     _require_pairs(mask, chosen_logp, rejected_logp, **references)
     chosen = as_float(chosen_logp) - frozen(ref_chosen_logp)
     rejected = as_float(rejected_logp) - frozen(ref_rejected_logp)
@@ -146,6 +151,7 @@ def orpo_loss(
     Raises:
       ValueError: if shapes differ, or weight or the mask is negative.
     """
+    require_scalar(weight=weight)
     require_nonnegative(weight=weight)
     _require_pairs(mask, chosen_logp, rejected_logp)
     chosen, rejected = masked(as_float(chosen_logp), mask), masked(as_float(rejected_logp), mask)
@@ -246,6 +252,7 @@ def kto_loss(
         raise ValueError(f"desirable must be boolean, got {desirable.dtype}")
     require_positive(beta=beta)
     require_nonnegative(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, mask=mask)
+    require_no_list(reference_point=reference_point)
     if jnp.shape(reference_point) not in {(), logp.shape}:
         raise ValueError(f"reference_point must be a scalar or [N] = {logp.shape}, got {jnp.shape(reference_point)}")
     ratio = masked(as_float(logp) - frozen(ref_logp), mask)

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from pairgrpo_jax.core.checks import (
     require_choice,
     require_finite,
+    require_no_list,
     require_nonnegative,
     require_positive,
     require_rank,
     require_same_shape,
+    require_scalar,
     require_values,
 )
 from pairgrpo_jax.core.pairs import Pairs, groups_with_pairs, pair_rewards, usable_pairs
@@ -139,6 +141,7 @@ def aggregate_steps(
 
 def with_steps(name: str, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`[B,K]` or `[B,K,T]` broadcast to `shape` = `[B,K,T]`; ValueError that names the argument for anything else."""
+    require_no_list(**{name: x})
     x = as_float(x)
     if x.shape not in (shape, shape[:2]):
         raise ValueError(f"{name} must be [B,K] = {shape[:2]} or [B,K,T] = {shape}, got {x.shape}")
@@ -217,9 +220,13 @@ def grpo_loss(
         weight or beta, a dual_clip of at most 1, a clip or dual_clip without effect, or advantages that are not finite
         where they count (where these are concrete).
     """
-    log_ratio, _, mask = prepare(logp, old_logp, mask)
     require_choice("level", level, LEVELS)
     require_choice("policy_loss", policy_loss, POLICY_LOSSES)
+    if policy_loss != "clip" and dual_clip is not None:
+        raise ValueError(f"dual_clip={dual_clip} has no effect with policy_loss={policy_loss!r}; leave it at None")
+    log_ratio, _, mask = prepare(logp, old_logp, mask)
+    require_scalar(beta=beta)
+    require_no_list(advantages=advantages, candidate_weight=candidate_weight)
     require_nonnegative(candidate_weight=candidate_weight, beta=beta)
     divergence = policy_kl(log_ratio, mask)
     if candidate_weight is not None:
@@ -235,11 +242,9 @@ def grpo_loss(
         log_ratio = with_steps("log_ratio", mean, log_ratio.shape)
     if policy_loss == "clip":
         policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)
-    elif dual_clip is None:
+    else:
         logp = masked(with_steps("logp", logp, log_ratio.shape), mask)
         policy, clipped = capped_weight_loss(log_ratio, logp, advantages, clip)
-    else:
-        raise ValueError(f"dual_clip={dual_clip} has no effect with policy_loss={policy_loss!r}; leave it at None")
 
     def term(x: jax.Array, weight: jax.typing.ArrayLike = 0.0) -> Term:
         return aggregate_steps(
@@ -336,8 +341,9 @@ def value_terms(
     Raises:
       ValueError: if shapes differ, or value_clip, value_weight or a mask is negative.
     """
-    values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
     require_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    values, old_values, returns = as_float(values), frozen(old_values), frozen(returns)
+    require_scalar(value_weight=value_weight)
     require_nonnegative(value_clip=value_clip, value_weight=value_weight, mask=mask)
     values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
     errors = jnp.square(values - returns)
@@ -366,6 +372,9 @@ def ppo_loss(
 ) -> Objective:
     """PPO (arXiv 1707.06347, eq. 7 and 9): clipped policy loss + `value_weight` * squared value error - entropy bonus.
 
+    It is `grpo_loss` averaged over all steps and `value_terms`, of which the trainers make their PPO too; they do not
+    clip the value.
+
     Args:
       logp: log-probabilities of the actions under the policy, any shape.
       old_logp: the same under pi_old.
@@ -391,15 +400,10 @@ def ppo_loss(
     """
     shapes = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "values": values}
     require_same_shape(**shapes, mask=mask, entropy=entropy)
-    log_ratio = masked(as_float(logp), mask) - masked(frozen(old_logp), mask)
-    advantages = masked(frozen(advantages), mask)
-    require_finite(advantages=advantages)
-    policy, clipped = clipped_surrogate(log_ratio, advantages, clip, dual_clip)
-    terms = {
-        "policy": mean_term(policy, mask, 1.0),
-        "clip_fraction": mean_term(clipped, mask),
-        **policy_kl(log_ratio, mask),
-    }
+    require_scalar(entropy_weight=entropy_weight)
+    steps = [x if x is None else jnp.reshape(x, (1, -1)) for x in (logp, old_logp, advantages, mask)]
+    how = {"mask": steps.pop(), "clip": clip, "dual_clip": dual_clip, "aggregate": "token_mean"}
+    terms = grpo_loss.objective(*steps, **how)  # type: ignore[arg-type]
     if entropy is not None:
         terms["entropy"] = mean_term(as_float(entropy), mask, -entropy_weight)  # type: ignore[operator]
     return terms | value_terms(values, old_values, returns, mask=mask, value_clip=value_clip, value_weight=value_weight)

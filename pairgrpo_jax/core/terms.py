@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pairgrpo_jax.core.checks import require_nonnegative
+from pairgrpo_jax.core.checks import concrete, require_nonnegative
 
 Params = ParamSpec("Params")
 
@@ -30,7 +30,8 @@ class Term(NamedTuple):
     Attributes:
       total: scalar, the sum over everything that counts.
       count: scalar, how much counts.
-      weight: scalar factor of the mean in the loss; 0 makes the term a metric.
+      weight: scalar factor of the mean in the loss; 0 makes the term a metric. A traced weight may be anything: at 0 it
+        adds 0 to the loss, but what overflowed (inf or nan) still makes the gradient 0 * inf.
       threshold: None for `weight * mean`, else the hinge `weight * max(mean - threshold, 0)`.
     """
 
@@ -46,8 +47,9 @@ class Term(NamedTuple):
 
     @property
     def is_metric(self) -> bool:
-        """Whether the weight is known to be 0, a number rather than a traced value."""
-        return isinstance(self.weight, (int, float, np.number)) and self.weight == 0
+        """Whether the weight is known to be 0: a number or an array of one, rather than a traced value."""
+        weight = concrete(self.weight)
+        return weight is not None and bool(np.all(weight == 0))
 
     @property
     def value(self) -> jax.Array:
@@ -143,6 +145,8 @@ def loss(objective: Callable[Params, Objective]) -> Loss[Params]:
 def as_float(x: jax.typing.ArrayLike) -> jax.Array:
     """`x` in float32 at least, so that bfloat16 inputs are accumulated in float32; float64 is kept."""
     x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(f"numbers must be real, got {x.dtype} of shape {x.shape}")
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
@@ -164,6 +168,8 @@ def mean_term(
         return Term(jnp.sum(x), jnp.asarray(x.size, x.dtype), weight)
     if jnp.ndim(mask) != x.ndim:
         raise ValueError(f"mask must have as many axes as x, {x.shape}, got {jnp.shape(mask)}; add axes of size 1")
+    if any(m not in (1, n) for m, n in zip(jnp.shape(mask), x.shape)):
+        raise ValueError(f"mask must have the shape of x, {x.shape}, or axes of size 1, got {jnp.shape(mask)}")
     require_nonnegative(mask=mask)
     counted = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
     return Term(jnp.sum(jnp.where(counted > 0, x, 0) * counted), jnp.sum(counted), weight)
@@ -172,6 +178,15 @@ def mean_term(
 def divisor(x: jax.Array) -> jax.Array:
     """`x`, and 1 where it is not above 0, so that an empty sum divided by its count is 0."""
     return jnp.where(x > 0, x, 1)
+
+
+def magnitude(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """The largest power of two at or below `max |x|`, axes kept, without a gradient; 0.5 where all are 0.
+
+    What is divided by it, and multiplied later, is rounded as ever, and its squares neither overflow nor underflow.
+    """
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True)))
+    return jnp.ldexp(jnp.ones(exponent.shape, x.dtype), exponent - 1)
 
 
 def masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -99,11 +99,17 @@ class HardPair(PairMethod):
         return {"surrogate": terms.pop("fit")} | terms
 
     def renewed(self, adaptive, kl=None):
-        """The next delta, and the multiplier's dual step."""
+        """The next delta, and the multiplier's dual step, which holds this `kl` at beta: see `Method.renewed` for whose
+        direction it has. The loss weighs KL(pi_theta || pi_old)."""
         after = super().renewed(adaptive)
         if kl is None or not self.dual:
             return after
         return after._replace(multiplier=core.update_multiplier(adaptive.multiplier, kl, self.beta))
+
+    def implicit_reward(self, likelihoods):
+        """The log-ratio of a sequence to the reference, its mean over steps with `length_normalize`."""
+        ratio = core.kl_k1(likelihoods.logp, likelihoods.ref_logp)
+        return likelihoods.sequences(ratio, self.length_normalize)
 
     def report(self, adaptive):
         """`delta`."""

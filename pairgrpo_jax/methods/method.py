@@ -178,7 +178,10 @@ class Method(Settings, ABC):
         curves."""
 
     def renewed(self, adaptive: Adaptive, kl: jax.Array | None = None) -> Adaptive:
-        """For the next batch; `kl` (nats per step) is what the updates ended at, None where none was made."""
+        """For the next batch; `kl` (nats per step) is what the updates ended at, None where none was made.
+
+        Of the cheetah it is the exact KL(pi_theta || pi_old); of language models k3 of KL(pi_old || pi_theta).
+        """
         return adaptive._replace(batches=adaptive.batches + 1)
 
     def implicit_reward(self, likelihoods: Likelihoods) -> jax.Array:

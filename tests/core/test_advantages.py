@@ -62,3 +62,33 @@ def test_gae_matches_its_definition(seed, gae_lambda):
 def test_discounted_returns():
     returns = pg.discounted_returns(jnp.asarray([1.0, 2, 4, 8]), jnp.asarray([0.5, 0.5, 0, 0.5]))
     assert returns.tolist() == [3.0, 4.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_a_dead_group_is_no_part_of_the_batch(ddof):
+    rewards, alive = np.random.default_rng(0).normal(size=(5, 3)), np.array([1, 0, 1, 1, 0])
+    found = pg.group_advantages(jnp.asarray(rewards), scale="batch", ddof=ddof, alive=jnp.asarray(alive))
+    expected = reference.advantages(rewards[alive > 0], scale="batch", ddof=ddof)
+    np.testing.assert_allclose(found[alive > 0], expected, rtol=1e-12)
+    assert not found[alive == 0].any()
+
+
+@pytest.mark.parametrize("unit", [1e20, 3e-24, 1.0])
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_squares_of_rewards_neither_overflow_nor_underflow(scale, unit):
+    """In float32 the squares of 5e20 are inf and those of 1e-24 are 0."""
+    rewards = jnp.asarray(unit * np.array([[1.0, 2.0, 5.0, 0.0], [3.0, 3.0, 3.0, 3.0]]), jnp.float32)
+    exact = np.asarray(rewards, np.float64)
+    found = pg.group_advantages(rewards, scale=scale, eps=0.0)
+    centred = exact - exact.mean(-1, keepdims=True)
+    std = exact[0].std() if scale == "group" else exact.std()
+    np.testing.assert_allclose(found[0], centred[0] / std, rtol=1e-6, atol=1e-6)
+    assert found.dtype == jnp.float32 and not found[1].any()
+    assert np.isfinite(jax.jacobian(lambda x: pg.group_advantages(x, scale=scale))(rewards)).all()
+    correlation = stats.pearsonr(exact[0] / unit, [2, 3, 4, 1]).statistic
+    np.testing.assert_allclose(pg.reward_rank_correlation(rewards), [correlation, 1], rtol=1e-6)
+
+
+def test_nothing_is_returned_of_no_steps():
+    none, last = jnp.zeros((3, 0)), jnp.ones(3)
+    assert pg.gae(none, none, last, none).shape == pg.core.discounted_returns(none, none).shape == (3, 0)

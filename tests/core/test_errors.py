@@ -47,6 +47,10 @@ def ppo(*changed, **options):
     return pg.ppo_loss(*changed, *[X] * (6 - len(changed)), **options)
 
 
+def dpo(ref_chosen_logp=ROW):
+    return pg.dpo_loss(ROW, ROW, ref_chosen_logp, ROW)
+
+
 def kto(logp=ROW, ref_logp=ROW, desirable=ROW > 0, reference_point=0.0, **options):
     return pg.kto_loss(logp, ref_logp, desirable, reference_point, **options)
 
@@ -57,7 +61,44 @@ BAD = [
     ("mask", hard, dict(logp=LONG, mask=True)),
     ("logp", grpo, dict(logp=[[0.0] * 4] * 2)),
     ("advantages", grpo, dict(advantages=0.5)),
+    ("rewards must be numbers", pg.group_advantages, dict(rewards=[[1.0, 2.0], [3.0]])),
+    ("rewards must be numbers", pairs, dict(rewards=None)),
+    ("must be real, got complex64", pg.group_advantages, dict(rewards=X.astype(complex))),
+    ("eps must be >= 0", pg.group_advantages, dict(rewards=X, eps=-1.0)),
+    (r"key=jax.random.key\(seed\), got 0", pairs, dict(rewards=X, scheme="bradley_terry", key=0)),
+    ("delta must be a scalar, got function; of a schedule pass delta=schedule", hard, dict(delta=lambda t: t)),
+    ("beta must be a scalar, got str", soft, dict(beta="0.1")),
+    ("updates must be an integer", pg.travel_schedule, dict(budget=0.5, updates=2.5)),
+    ("ref_chosen_logp must be .*reference_free=True", dpo, dict(ref_chosen_logp=None)),
+    ("mask must have the shape of x", pg.mean_term, dict(x=X, mask=X[:, :-1])),
+    ("alive", pg.group_advantages, dict(rewards=X, alive=[1.0, 0.0])),
+    ("advantages", grpo, dict(advantages=X.tolist())),
+    ("kl", grpo, dict(kl=X.tolist())),
+    ("candidate_weight", grpo, dict(candidate_weight=X.tolist())),
+    ("target", hard, dict(target=[[0.25] * 4] * 2)),
+    ("rewards", pg.gae, dict(rewards=X.tolist(), values=X, last_value=X[:, 0], discounts=X)),
+    ("last_value", pg.gae, dict(rewards=X, values=X, last_value=[0.0, 0.0], discounts=X)),
+    ("other_logp", pg.kl_k1, dict(logp=ROW, other_logp=[0.0] * 4)),
+    ("logits", pg.categorical_kl, dict(logits=[0.0] * 4, other_logits=ROW)),
+    ("log_std", pg.gaussian_kl, dict(mean=ROW, log_std=[0.0] * 4, other_mean=ROW, other_log_std=ROW)),
+    ("chosen_logp", pg.orpo_loss, dict(chosen_logp=[-1.0], rejected_logp=[-2.0])),
+    ("returns", lambda x: pg.ppo_loss(*[X] * 5, x), dict(x=X.tolist())),
     # wrong shape
+    ("delta must be a scalar", hard, dict(delta=X[:, 0])),
+    ("delta must be a scalar", target, dict(delta=X[:, :1])),
+    ("delta must be a scalar", target, dict(delta=ROW[:2])),
+    ("delta must be a scalar", pg.transfers_fit, dict(p0=X + 0.25, pairs=PAIRS, delta=X[:, :1])),
+    ("floor must be a scalar", target, dict(floor=X[:, :1] + 0.1)),
+    ("max_kl must be a scalar", target, dict(max_kl=X[:, :1])),
+    ("alpha must be a scalar", hard, dict(alpha=ROW)),
+    ("beta must be a scalar", hard, dict(beta=ROW)),
+    ("multiplier must be a scalar", hard, dict(trust_region="lagrangian", multiplier=ROW)),
+    ("beta must be a scalar", grpo, dict(kl=X, beta=ROW[:2])),
+    ("beta must be a scalar", soft, dict(kl=X, beta=[0.1, 0.2])),
+    ("value_weight must be a scalar", ppo, dict(value_weight=ROW)),
+    ("entropy_weight must be a scalar", ppo, dict(entropy=X, entropy_weight=ROW)),
+    ("weight must be a scalar", pg.orpo_loss, dict(chosen_logp=ROW, rejected_logp=ROW, weight=ROW)),
+    ("log_std", pg.gaussian_kl, dict(mean=ROW, log_std=ROW[:3], other_mean=ROW, other_log_std=ROW)),
     ("rewards", pairs, dict(rewards=ROW)),
     ("rewards", pg.group_advantages, dict(rewards=LONG)),
     ("rewards", pg.rank_advantages, dict(rewards=ROW)),

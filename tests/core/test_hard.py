@@ -264,3 +264,33 @@ def test_a_target_made_once_gives_the_same_loss_and_gradient(project_target):
     assert loss(logp) != loss(logp, target=p0)
     with pytest.raises(ValueError, match="target must be"):
         loss(logp, target=target[:1])
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_masses_are_half_the_l1_distances_from_p0(made):
+    case = make(5, (3, 4, None), masked=False, ties=False)
+    pairs, p0 = case.pairs("matched"), np.full(4, 0.25)
+    pairs = pairs._replace(weight=pairs.weight.at[1].set(0))  # a group without a pair counts nowhere
+    q = np.array([reference.hard_target(p0, group, 0.1) for group in reference.listed(pairs)])
+    rho = np.exp(case.logp - case.old_logp)
+    p = rho / rho.sum(-1, keepdims=True)
+    target = jnp.asarray(q) if made else None
+    metrics = pg.hard_pair_grpo_loss(case.logp, case.old_logp, pairs, 0.1, target=target)[1]
+    for name, x in (("target_mass", q), ("moved_mass", p)):
+        np.testing.assert_allclose(metrics[name], np.mean(np.abs(x - p0).sum(-1)[[0, 2]] / 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("max_kl", [0.0, 1e-10, 1e-8, 1e-5, 1e-3, 0.02])
+def test_projection_finds_a_small_radius_in_float32(max_kl):
+    """Within the rounding of q, where the KL itself is far below that of 1."""
+    case = make(0, (3, 4, None), masked=False, ties=False)
+    p0 = jax.nn.softmax(jnp.asarray(case.logp, jnp.float32))
+    pairs = case.pairs("all")
+    q = pg.hard_pair_target(p0, pairs._replace(weight=pairs.weight.astype(jnp.float32)), 0.1, max_kl=max_kl)
+    exact = np.asarray(p0, np.float64)
+    exact = exact / exact.sum(-1, keepdims=True)
+    expected = [reference.hard_target(p, g, 0.1, max_kl=max_kl) for p, g in zip(exact, reference.listed(pairs))]
+    assert q.dtype == jnp.float32
+    np.testing.assert_allclose(q, expected, atol=1.5e-7)
+    if not max_kl:
+        np.testing.assert_array_equal(q, p0)

@@ -163,3 +163,17 @@ def test_a_term_that_a_trainer_adds_does_not_replace_a_methods_own():
     assert [*with_more(own, more)] == ["surrogate", "entropy"]
     with pytest.raises(ValueError, match="entropy is what the update itself reports; rename the term"):
         with_more(own | {"entropy": pg.mean_term(jnp.ones(3), weight=0.1)}, more)
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, np.float32(0), np.zeros(()), jnp.float32(0)], ids=lambda x: type(x).__name__)
+def test_a_weight_that_is_known_to_be_0_makes_a_metric(zero):
+    far = jnp.asarray([[-1000.0, 0.0]])
+    with pytest.raises(ValueError, match=r"no term has a weight \(a\)"):
+        pg.evaluate({"a": pg.mean_term(far, weight=zero)})
+
+    def loss(x):
+        kl = pg.kl_k3(x, jnp.zeros((1, 2)))  # inf, as its gradient is
+        return pg.soft_pair_grpo_loss(x, jnp.zeros((1, 2)), pg.chosen_rejected_pairs(1), kl=kl, beta=zero)[0]
+
+    for run in (jax.grad(loss), jax.jit(jax.grad(loss))):
+        np.testing.assert_array_equal(run(far), [[0.0, 0.5]])

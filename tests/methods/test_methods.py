@@ -540,6 +540,22 @@ def test_ppo_is_ppo_loss_without_the_critic(alive):
     same(Ppo(clip=0.1, clip_high=0.3, dual_clip=1.2), loss, alive, POLICY)
 
 
+def test_ppo_loss_is_what_trainers_make_of_ppo_and_a_critic():
+    values, returns, how = STEPS + 0.1, STEPS**2, {"mask": MASK, "value_weight": 0.3}
+    signal = Advantages(STEPS)
+
+    def trained(logp, values):
+        terms = Ppo(clip=0.1, dual_clip=1.5).objective(Likelihoods(logp, OLD, mask=MASK), signal, ADAPTIVE)
+        return core.evaluate(terms | core.value_terms(values, OLD, returns, **how))
+
+    def loss(logp, values):
+        value, metrics = core.ppo_loss(logp, OLD, STEPS, values, OLD, returns, clip=0.1, dual_clip=1.5, **how)
+        return value, {"surrogate": metrics.pop("policy")} | metrics
+
+    found, expected = (jax.value_and_grad(f, (0, 1), has_aux=True)(LOGP, values) for f in (trained, loss))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+
+
 @pytest.mark.parametrize(("level", "aggregate"), RULES)
 @pytest.mark.parametrize("alive", [None, ALIVE], ids=["alive", "one dead"])
 def test_soft_is_soft_pair_grpo_loss(level, aggregate, alive):
@@ -745,7 +761,7 @@ def test_the_implicit_reward_is_what_the_loss_ranks_by(cls):
     sums, means = np.array([[-1.0, -1.5]]), np.array([[-1.0, -0.375]])
     expected = {"orpo": np.log(np.exp(means) / (1 - np.exp(means))), "simpo": means}.get(cls.name, sums)
     np.testing.assert_allclose(cls().implicit_reward(likelihoods), expected, rtol=1e-6)
-    if "length_normalize" in {field.name for field in dataclasses.fields(cls)} and not cls.ratio:
+    if "length_normalize" in {field.name for field in dataclasses.fields(cls)}:
         np.testing.assert_allclose(cls(length_normalize=True).implicit_reward(likelihoods), means, rtol=1e-6)
     if not cls.ratio:
         verdict = Verdict(pairs=core.chosen_rejected_pairs(1), mismatched=likelihoods)
