@@ -6,6 +6,7 @@ optimisations, as most tests compile for longer than they compute; those of the 
 With jax 0.10 in one part and by the older emitter of loops too: a third of the time. Later ones do not know that flag.
 """
 
+import contextlib
 import gc
 import inspect
 import os
@@ -57,6 +58,26 @@ def few_programs():
 
 
 @pytest.fixture
+def compiles_nothing(caplog):
+    """`with compiles_nothing():` fails where a program is compiled meanwhile."""
+    import jax
+
+    def told():
+        return [message for message in caplog.messages if "Compiling" in message]
+
+    @contextlib.contextmanager
+    def watch():
+        caplog.clear()
+        with jax.log_compiles():
+            yield
+            assert not told()
+            jax.jit(lambda x: x + 1)(1.0)
+            assert told()  # the log does tell
+
+    return watch
+
+
+@pytest.fixture
 def only_read_programs(monkeypatch):
     """A process that is killed must not leave half a program in the cache that the tests share."""
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1000000")
@@ -89,8 +110,6 @@ def run_here(monkeypatch, capsys):
 @pytest.fixture
 def served(monkeypatch):
     """`served(*plan)`: a chat server that the environment points to, as long as the test runs; see `chat_server`."""
-    import contextlib
-
     from chat_server import KEY, ChatServer, serving
 
     with contextlib.ExitStack() as stack:

@@ -77,6 +77,11 @@ class ControlOptimizer(Optimizer):
     value_weight: Annotated[float, AtLeast(0)] = 0.5
     """Weight of the squared value error (value mode)."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.updates_per_batch == 1 and self.target_kl:
+            require_idle(self, "target_kl", "with one update a batch, before which the KL is 0")
+
 
 @dataclass(frozen=True)
 class Network(Settings):

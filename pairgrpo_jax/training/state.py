@@ -46,15 +46,47 @@ class TrainState(flax.struct.PyTreeNode):
         """A state at step 0.
 
         Args:
-          params: pytree of parameters.
+          params: pytree of parameters, all floating. They are not copied: an update that donates the state takes
+            their memory; of copies, `jax.tree.map(jnp.copy, params)`, a second state can be made.
           optimizer: the optax transformation that updates will use.
           key: typed PRNG key, `jax.random.key(seed)`.
           **rest: any of `normalizer`, `env_state`, `extra`, `multiplier`.
+
+        Raises:
+          ValueError: for a parameter that has no gradient, what is no optimizer, or no typed key.
         """
-        # One array per counter: a donated state must not hold the same buffer twice.
+        _require_floating(params)
+        if not hasattr(optimizer, "init"):
+            raise ValueError(f"optimizer must be an optax transformation, got {type(optimizer).__name__}")
+        if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+            raise ValueError(f"key must be a typed PRNG key, jax.random.key(seed), got {type(key).__name__}")
+        opt_state = _apart(optimizer.init(params), params)
         counters = {name: jnp.zeros((), jnp.int32) for name in ("step", "delta_step", "skipped", "skipped_in_row")}
         rest.setdefault("multiplier", jnp.ones((), jnp.float32))
-        return cls(params=params, opt_state=optimizer.init(params), key=key, **counters, **rest)
+        return cls(params=params, opt_state=opt_state, key=key, **counters, **rest)
+
+
+def _apart(tree: Any, other: Any) -> Any:
+    """`tree` with copies of the arrays that `other` or an earlier place holds too: a buffer is donated once.
+
+    Prodigy and Schedule-Free keep the parameters themselves.
+    """
+    held = {id(x) for x in jax.tree.leaves(other)}
+
+    def own(x: Any) -> Any:
+        x = jnp.copy(x) if id(x) in held else x
+        held.add(id(x))
+        return x
+
+    return jax.tree.map(own, tree)
+
+
+def _require_floating(params: Any) -> None:
+    """Raises ValueError that names a parameter which no gradient would move."""
+    for path, x in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(found := jnp.result_type(x), jnp.inexact):
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name}: {found} has no gradient; make it float, or keep it in `extra`")
 
 
 def is_alive(state: Any) -> bool:
@@ -67,6 +99,6 @@ def require_alive(state: Any) -> None:
     """Raises ValueError if an update took the state's memory; it says how to keep it."""
     if not is_alive(state):
         raise ValueError(
-            "state: its memory was donated to an update that reused it. Go on from the state that the update returned, "
-            "or keep both: make_update_step(..., donate=False)"
+            "state: its memory, or that of the parameters it was made of, was donated to an update that reused it. Go "
+            "on from the state that the update returned, or keep both: make_update_step(..., donate=False)"
         )

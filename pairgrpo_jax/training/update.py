@@ -80,10 +80,10 @@ def make_update_step(
 
     Raises:
       ValueError: for accumulate < 1, a radius that is not positive, a limit on the candidates' KL, a mask without a
-        limit or an unknown `parallel`; on the first call, for a
-        leading axis that does not divide, a `limit` on a term that the objective does not have, an objective without a
-        weight or a name that the update reports itself, what is no scalar or no `Term`; on any call, for a state that
-        was donated.
+        limit or an unknown `parallel`; on the first call, for a leading axis that does not divide, a state made for
+        another optimizer, a `limit` on a term that the objective does not have, an objective without a weight or with
+        a name that the update reports itself, what is no scalar or no `Term`; on any call, for what is no state, or one
+        that was donated.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be >= 1, got {accumulate}")
@@ -131,6 +131,8 @@ def make_update_step(
 def _on_living(compiled: UpdateStep) -> UpdateStep:
     @functools.wraps(compiled)
     def update(state, batch):
+        if not isinstance(state, TrainState):
+            raise ValueError(f"state must be a TrainState, as of TrainState.create, got {type(state).__name__}")
         require_alive(state)
         return compiled(state, batch)
 
@@ -327,6 +329,7 @@ def _factors(terms: Objective, totals):
 
 def _apply(optimizer, state: TrainState, grads, signal, loss, metrics) -> tuple[TrainState, Metrics]:
     """Optimizer step, or none at all where nothing counts or the loss, a gradient or a parameter is not finite."""
+    _require_own(optimizer, state)
     grad_norm = global_norm(grads)
 
     def step(grads):
@@ -349,6 +352,16 @@ def _apply(optimizer, state: TrainState, grads, signal, loss, metrics) -> tuple[
     )
     counts = {"skipped": bad.astype(jnp.float32), "no_signal": 1 - signal.astype(jnp.float32)}
     return state, metrics | {"loss": loss, "grad_norm": grad_norm} | counts
+
+
+def _require_own(optimizer, state: TrainState) -> None:
+    """Raises ValueError unless the state was made for an optimizer like this one."""
+    own = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    if jax.tree.structure(state.opt_state) != own:
+        raise ValueError(
+            "state: its opt_state is that of another optimizer than the update's; make both of one, "
+            "or begin anew: state.replace(opt_state=optimizer.init(state.params))"
+        )
 
 
 def _stay_finite(old, new) -> jax.Array:

@@ -55,6 +55,7 @@ BAD = [
     ({"advantage": "reward_to_go", "length_normalize": True}, "length_normalize=True has no effect with advantage"),
     ({"advantage": "segment", "gae_lambda": 0.5}, "gae_lambda=0.5 has no effect without a critic"),
     ({"advantage": "segment", "value_weight": 0.1}, "value_weight=0.1 has no effect without a critic"),
+    ({"epochs": 1, "minibatches": 1, "target_kl": 0.2}, "target_kl=0.2 has no effect with one update a batch"),
     ({"anneal": "no"}, "anneal must be True or False, got 'no'"),
     ({"advantage": "segment", "fork": False}, "fork=False"),
     ({"advantage": "q"}, "advantage='q' is unknown"),

@@ -65,6 +65,8 @@ class Samples(Settings):
         super().__post_init__()
         if not self.cuts:
             require_idle(self, "keep_sampling_mask", "without top_k or top_p")
+        else:
+            require_idle(self, "rescore", "with top_k or top_p, where pi_old is scored again in any case")
         if not self.overlong_buffer:
             require_idle(self, "overlong_penalty", "with overlong_buffer=0")
 
@@ -137,7 +139,7 @@ class Adapters(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in () if self.lora_rank else ("quantize", "lora_alpha", "lora_dropout"):
+        for name in () if self.lora_rank else ("quantize", "lora_alpha", "lora_dropout", "lora_targets"):
             require_idle(self, name, "with lora_rank=0, which freezes nothing and has no adapters")
         if "lm_head" in self.lora_targets:
             require_idle(self, "lora_dropout", "on the target lm_head, whose input is not dropped")

@@ -65,10 +65,12 @@ def joined(draws: Sequence[Draw]) -> Draw:
 
 def best(draw: Draw, teaches: np.ndarray, count: int) -> Draw:
     """The first `count` groups that teach something (`[B]` bool); where there are fewer, the first others after them,
-    not alive: they would add nothing to a mean. Where they would be counted in it, those that teach stand for them."""
+    not alive and without a token that counts: they would add nothing to a mean. Where they would be counted in it,
+    those that teach stand for them."""
     kept = np.argsort(~teaches, kind="stable")[:count]
     draw = jax.tree.map(lambda x: x[kept], draw)
-    batch, alive = draw.batch, draw.batch.alive * teaches[kept]
+    alive = draw.batch.alive * teaches[kept]
+    batch = draw.batch._replace(lengths=draw.batch.lengths * (alive > 0)[:, None])
     if batch.stands_for is not None:
         each = batch.alive.sum() / max(alive.sum(), 1)
         batch = batch._replace(stands_for=np.full(len(kept), each, np.float32))

@@ -77,15 +77,16 @@ def sft_objective(batch: Batch, scores: Scores) -> core.Objective:
 def diagnostics(batch: Batch, scores: Scores) -> core.Objective:
     """Entropy, nats per token; `kl_ref`, KL(pi || pi_ref), nats per completion; `logp_change` since pi_old.
 
-    Of groups that are alive. The KL is a k3 estimate under samples of pi_old; offline, over the data set's replies, it
-    is only a distance.
+    Of groups that are alive, and in them of completions that count. The KL is a k3 estimate under samples of pi_old;
+    offline, over the data set's replies, it is only a distance.
     """
     mask = batch.alive_mask
     terms = {"entropy": core.mean_term(scores.entropy, mask)}
     logp = jax.lax.stop_gradient(scores.logp)
     if batch.ref_logp is not None:
-        alive = jnp.broadcast_to(batch.alive[:, None], batch.lengths.shape)
-        terms["kl_ref"] = core.mean_term(jnp.sum(core.kl_k3(logp, batch.ref_logp, mask), axis=-1), alive)
+        counted = jnp.ones(batch.lengths.shape) if batch.counted is None else batch.counted
+        kl = jnp.sum(core.kl_k3(logp, batch.ref_logp, mask), axis=-1)
+        terms["kl_ref"] = core.mean_term(kl, counted * batch.alive[:, None])
     if batch.old_logp is not None:
         terms["logp_change"] = core.mean_term(jnp.abs(logp - batch.old_logp), mask)
     return terms

@@ -76,7 +76,10 @@ class Passes:
         return scores.logp, critic(trainable["value"], hidden) if self.config.critic is not None else None, kept
 
     def _realised_kl(self, trainable, frozen, batch: Batch) -> jax.Array:
-        """KL between pi_old and the policy that the updates ended at, nats per token."""
+        """`approx_kl` of the policy that the updates ended at: k3 of KL(pi_old || pi_theta), nats per token.
+
+        A method's own trust region weighs k2 of KL(pi_theta || pi_old); the two agree to second order in the step.
+        """
         logp, *_ = self._old_scores(trainable, frozen, batch)
         return policy_kl((logp - batch.old_logp) * batch.mask, batch.mask)["approx_kl"].mean
 

@@ -212,7 +212,7 @@ class _Run:
             places = self.placement.places(halved(places, len(part)), self.config.optimizer.accumulate)
         if places == self.passes.places and self.config.optimizer.minibatches == 1:
             return batch
-        # Empty; or the last group, which is not alive if any is dropped.
+        # Empty; or the last group, which has no token that counts if any is dropped (`draws.best`).
         spare = min(self.prompts, self.passes.places - 1)
         rows = np.append(part, np.full(places - len(part), spare))
         return jax.tree.map(lambda x: x[rows], batch)
@@ -231,7 +231,8 @@ class _Run:
         indices = batch_indices(len(self.data.pairs), self.prompts, position, self.seed)
         batch = chosen_batch([self.data.pairs[i] for i in indices], texts.prompt_tokens, texts.completion_tokens)
         batch = batch.filled(self.placement.places(self.prompts, self.config.optimizer.accumulate))
-        batch = self.with_keys(batch, jax.random.fold_in(state.key, position))
+        key = jax.random.fold_in(state.key, 5)  # after those that `iteration` splits off: the same as folding in 0 to 4
+        batch = self.with_keys(batch, jax.random.fold_in(key, position))
         laps.end("host")
         state, metrics = self.update(state, self.passes.frozen, self.placement.batch(batch))
         laps.end("updates", (state.params, metrics))

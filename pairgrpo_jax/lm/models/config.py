@@ -36,6 +36,13 @@ class RopeConfig:
         """Whether a text longer than `original_max` has other frequencies, at all of its positions."""
         return self.kind == "dynamic" or (self.kind == "longrope" and self.short_factor != self.long_factor)
 
+    def settled(self, length: Any) -> Any:
+        """Whether no more tokens turn the keys of a text of `length`, a number or an array.
+
+        Beyond its original context all keys of longrope are rotated alike; those of `dynamic` turn with every token.
+        """
+        return (length > self.original_max) & (self.kind == "longrope")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -95,13 +102,9 @@ class ModelConfig:
         return self.rope.original_max if self.rope.by_length else self.max_positions
 
     def room(self, prompt: int) -> int:
-        """How many tokens may follow a prompt of so many, run before them.
-
-        Beyond its original context all keys of longrope are rotated alike: only a text that begins within it cannot
-        go on there. Those of `dynamic` turn with every token.
-        """
-        turned = self.rope is not None and self.rope.kind == "longrope" and prompt > self.rope.original_max
-        return (self.max_positions if turned else self.context) - prompt
+        """How many tokens may follow a prompt of so many, run before them."""
+        settled = self.rope is not None and self.rope.settled(prompt)
+        return (self.max_positions if settled else self.context) - prompt
 
 
 def check_limits(config: ModelConfig, prompt_tokens: int, completion_tokens: int) -> None:

@@ -188,9 +188,7 @@ def _hidden(policy: Policy, prompts, prompt_lengths, completions, lengths, dropo
     if rope is None or not rope.by_length:
         return hidden
     starts = prompt_lengths[:, None]
-    turned = starts + lengths > rope.original_max
-    if rope.kind == "longrope":
-        turned &= starts <= rope.original_max
+    turned = (starts + lengths > rope.original_max) & ~rope.settled(starts)
     return jnp.where(turned[..., None, None], jnp.nan, hidden)
 
 
