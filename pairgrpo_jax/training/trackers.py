@@ -75,9 +75,10 @@ class Board:
 class Relay:
     """A tracker at a service: rows go out in order from a thread of their own, and a failure is told once.
 
-    What fails is tried again with the next row. The run's id and the last iteration that went out are kept in
-    `tracker-NAME.json` of the run's folder, so that a resumed run goes on where it was, and sends what was not sent;
-    a new run, at the service or in the folder (`MetricLog(after=None)`), sends all.
+    What fails is tried again with the next row. The run's id and the last iterations that went out, of a row and of one
+    with a score, are kept in `tracker-NAME.json` of the run's folder, so that a resumed run goes on where it was, and
+    sends what was not sent; a new run, at the service or in the folder (`MetricLog(after=None)`), sends all.
+    A service takes a step once: a score of a row that is out already goes with the next row, unless that has its own.
     Each row goes out at least once: a kill between a send and its mark repeats one row.
     """
 
@@ -86,7 +87,9 @@ class Relay:
         folder.mkdir(parents=True, exist_ok=True)
         self.service, self._path = service, remembered(folder, service.name)
         known = _remember(self._path)
-        self._sent = known["sent"] if known.get("id") == str(service.id) else 0  # a new run there has heard nothing
+        ours = known.get("id") == str(service.id)  # a new run there has heard nothing
+        self._sent, self._scored = (known["sent"], known["scored"]) if ours else (0, 0)
+        self._late: dict[str, float] = {}
         self._keep()
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._unsent, self._told = [], False
@@ -95,13 +98,17 @@ class Relay:
 
     def forget(self) -> None:
         """Sends all rows, those too that the service has had from a run before."""
-        self._sent = 0
+        self._sent = self._scored = 0
         self._keep()
 
     def log(self, row: dict[str, Any]) -> None:
         """Hands the row over, unless the service has it."""
+        values = numbers(row)
         if row["iteration"] > self._sent:
-            self._queue.put(numbers(row))
+            self._queue.put(self._late | values)
+            self._late = {}
+        elif "score" in row and row["iteration"] > self._scored:
+            self._late = values
 
     def finish(self, summary: dict[str, float]) -> None:
         """Waits a little for what has not gone out, and says what did not."""
@@ -128,11 +135,12 @@ class Relay:
         if "iteration" in item:
             self.service.log(item, int(item["iteration"]))
             self._sent = int(item["iteration"])
+            self._scored = self._sent if "score" in item else self._scored
         else:
             self.service.finish({f"final/{name}": value for name, value in item.items()}, bool(item))
 
     def _keep(self) -> None:
-        write_whole(self._path, json.dumps({"id": self.service.id, "sent": self._sent}) + "\n")
+        write_whole(self._path, json.dumps({"id": self.service.id, "sent": self._sent, "scored": self._scored}) + "\n")
 
     def _tell(self, error: Exception) -> None:
         if not self._told:
@@ -166,6 +174,7 @@ def _remember(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text())
-        return {"id": str(found["id"]), "sent": int(found["sent"])}
+        sent = int(found["sent"])
+        return {"id": str(found["id"]), "sent": sent, "scored": int(found.get("scored", sent))}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"tracker: {path} cannot be read ({error!r}); remove it to begin a new run there") from error

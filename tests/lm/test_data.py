@@ -238,6 +238,8 @@ def test_scores_of_public_sets(tmp_path):
     loaded = load_preferences(write(tmp_path / "x.jsonl", [*rows, *unknown]))
     assert loaded.dropped == {"tie": len(names) + 5, "scores contradict the labels": len(names)}
     assert [x[:3] for x in loaded.rows] == [WANT[:3]] * 2
+    prompts = load_prompts(write(tmp_path / "x.jsonl", [row | {"id": i} for i, row in enumerate([*rows, *unknown])]))
+    assert len(prompts.rows) == len(rows) + 2 and not prompts.dropped
     with pytest.raises(ValueError, match=r"x\.jsonl:1: column 'winner' = 'nobody' does not say which"):
         load_preferences(write(tmp_path / "x.jsonl", [rows[-1] | {"winner": "nobody"}]))
 
@@ -451,6 +453,22 @@ def test_bad_file(tmp_path, name):
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_preferences(str(tmp_path / "x.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.jsonl", '{"prompt": "a"\n{"prompt": "b"}\n', "x.jsonl:1: not JSON: Expecting ',' delimiter, column 15"),
+        ("x.jsonl", '{"prompt": "a"}\n\n{"prompt": }', "x.jsonl:3: not JSON: Expecting value, column 12"),
+        ("x.json", '{"prompt": "a"}\n{"prompt": "b"\n', "x.json:2: not JSON: Expecting ',' delimiter, column 15"),
+        ("x.json", '[{"prompt": "a"},\n {"prompt" "b"}]', "x.json:2: not JSON: Expecting ':' delimiter, column 12"),
+    ],
+)
+def test_where_a_file_is_not_json_is_told_in_its_own_lines(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_prompts(str(tmp_path / name))
+    assert str(error.value) == f"{tmp_path}/{said}"
 
 
 def test_bad_sources(tmp_path):

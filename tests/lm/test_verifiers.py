@@ -83,6 +83,24 @@ def test_a_decimal_is_read_exactly(number):
     assert numbers(f"about {number} metres") == [Fraction(number)]
 
 
+SAID = ["so it is {}.", "The answer is {}", "The answer is {}.", "\\boxed{{{}}}", "<answer>{}</answer>", "so\n#### {}"]
+
+
+@given(
+    st.integers(-(10**6), 10**6),
+    st.sampled_from(["m", "g", "l", "L", "s", "h", "W", "V", "N", "J", "cm", "kg", "pm", "m/s", "%", "°C", " m"]),
+    st.sampled_from(SAID),
+)
+def test_a_unit_may_be_glued_to_a_number(number, unit, said):
+    assert last_number(said.format(f"{number}{unit}")) == number == true_number(f"{number}{unit}")
+
+
+@given(st.integers(0, 10**6), st.sampled_from("abcdefijknopqrtuvwxyzABDGKMTXY"), st.sampled_from(SAID))
+def test_another_letter_is_none(number, letter, said):
+    for text in (f"{number}{letter}", f"{letter}{number}m", f"${number}m", f"€{number}m", f"not {number}m"):
+        assert last_number(said.format(text)) is None is true_number(text)
+
+
 LONG = ["{}", "7 or {}", "-{}.5", "0.{}", "1/{}", "{}e9", "The answer is {}.", "\\boxed{{{}}}"]
 
 
@@ -108,6 +126,7 @@ TRUE_NUMBERS = {
     "50%": 50,
     "60 km/h": 60,
     "18cm": 18,
+    "20m": 20,
     "x = - 5": -5,
     "Total: 18": 18,
     "\\boxed{18}": 18,
@@ -118,6 +137,7 @@ NO_TRUE_NUMBERS = [None, True, math.nan, math.inf, "", "many", "3 < 5", "[3]", "
 NO_TRUE_NUMBERS += ["\\frac{3}{4}", "\\boxed{\\frac{3}{4}}", "\\sqrt{3}", "2\\sqrt{3}", "3^2", "x^2", "3*4", "2**3"]
 NO_TRUE_NUMBERS += ["(3, 4)", "2,3", "x=5 or 7", "18 dollars and 5 cents", "16-10=6", "f(3)", "sqrt(3)", "log 5"]
 NO_TRUE_NUMBERS += ["2x", "2π", "2pi", "x-5", "x - 5", "5 + x", "x + 5", "x/5", "5/x", "5 million", "minus 5", "not 5"]
+NO_TRUE_NUMBERS += ["5M", "$5m", "2m + 3m", "20m^2", "A0", "H0m"]
 
 
 @pytest.mark.parametrize("answer", TRUE_NUMBERS)
@@ -357,6 +377,8 @@ def test_what_a_reply_marks_goes_first_with_every_verifier(name, mark):
 
 
 def test_number_and_choice():
+    marked = [("#### 20m", "20"), ("The answer is 20m.", "20"), ("The answer is 2x", "2"), ("#### 2m+2m", "2")]
+    assert paid("number", marked) == [1, 1, 0, 0]
     assert paid("number", [("so 1,000", "#### 1000"), ("7", "8"), ("none", 3), ("-2", -2)]) == [1, 0, 0, 1]
     assert paid("choice", [("(B)", "B"), ("C", 1), ("The answer is B.", 1)]) == [1, 0, 1]
 

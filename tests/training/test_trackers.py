@@ -76,7 +76,7 @@ def test_a_run_begun_anew_in_a_folder_is_sent_whole(tmp_path):
             log.write(row(i))
         log.close()
         assert service.steps == [1, 2, 3] and len(service.ends) == 1
-    assert json.loads((tmp_path / "tracker-flaky.json").read_text()) == {"id": "7", "sent": 3}
+    assert json.loads((tmp_path / "tracker-flaky.json").read_text()) == {"id": "7", "sent": 3, "scored": 0}
 
 
 def test_a_run_resumed_before_its_first_checkpoint_repeats_no_row(tmp_path):
@@ -87,6 +87,39 @@ def test_a_run_resumed_before_its_first_checkpoint_repeats_no_row(tmp_path):
             log.write(row(i))
         log.close(complete=False)
         assert service.steps == expected
+
+
+def test_a_score_that_comes_after_its_row_goes_with_the_next(tmp_path):
+    """Once, and whatever kills come between: wandb drops a step that it has had."""
+    heard = []
+    service = Flaky()
+    service.log = lambda values, step: heard.append((step, values["reward"], values.get("score")))
+
+    def log(after):
+        return MetricLog(tmp_path, after=after, trackers=[Relay(service, tmp_path)])
+
+    first = log(0)
+    for i in (1, 2):
+        first.write(row(i))
+    first.close(complete=False)
+    late = log(2)
+    late.amend(row(2, score=7.0))
+    late.close()
+    assert service.ends[-1][0]["final/score"] == 7
+    for i in (3, 4):
+        longer = log(i - 1)
+        longer.write(row(i))
+        longer.close(complete=False)
+    scored = log(4)
+    scored.write(row(5, score=8.0))
+    scored.close()
+    log(5).close()
+    assert heard == [(1, 1.5, None), (2, 2.5, None), (3, 3.5, 7.0), (4, 4.5, None), (5, 5.5, 8.0)]
+
+
+def test_a_memory_of_before_scores_were_remembered_repeats_none(tmp_path):
+    (tmp_path / "tracker-flaky.json").write_text('{"id": "7", "sent": 2}')
+    assert Relay(Flaky(), tmp_path)._scored == 2
 
 
 def test_a_new_run_at_the_service_hears_all_rows(tmp_path):
@@ -307,13 +340,14 @@ def test_the_real_packages_hear_each_row_once_over_a_kill_and_a_resume(tmp_path,
     assert killed.returncode == -signal.SIGKILL
     require_trackers(run)
     log = open_log(run, QUIET, after=2)  # row 3 went out, and the checkpoint is that of 2: row 3 is made again
-    for i in (3, 4, 5, 6):
+    log.write(row(3, score=1.0, late=7.0))  # which was no evaluation when it went out
+    for i in (4, 5, 6):
         log.write(row(i, score=[2.0, 3.0], **{"reward/x": [0.5], "pass@1": float("nan")}))
     log.close()
     for name in names:
         steps, config, values = READERS[name](run.output)
         assert steps == [1, 2, 3, 4, 5, 6], name
-        assert values["final/score"] == 2.5 and values["final/reward"] == 6.5
+        assert values["final/score"] == 2.5 and values["final/reward"] == 6.5 and values["late"] == 7
         if name == "wandb":  # with others, settings are those of the start
             assert config["config.method.name"] == "hard" and config["steps"] == "60" and "versions.jax" in config
     told = capfd.readouterr()

@@ -100,7 +100,8 @@ def load_prompts(
 ) -> Loaded:
     """Reads prompts for online training, `PromptRow`s, from a column of prompts or from preferences.
 
-    Replies at the end of `messages` are left out. Rows whose prompt and kept columns are alike come once.
+    Replies at the end of `messages` are left out, and the scores of a pair do not matter: it may be a tie. Rows whose
+    prompt and kept columns are alike come once.
 
     Args:
       source: see `load_preferences`, as the next two.
@@ -186,7 +187,7 @@ def _without_prompts(rows: list[Preference], source: str) -> list[Preference]:
 def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
     column = layouts.prompt_name(row)
     if row.keys() >= {"chosen", "rejected"} or (column is None and layouts.is_preference(row)):
-        return _preference(row, where).prompt
+        return _scored_pair(row, where)[0].prompt
     if column is None:
         like = layouts.misnamed_prompt(row) or layouts.unnamed_prompt(row, ())
         hint = f"; if {like!r} holds the prompt: --prompt-column {like}" if like else ""
@@ -202,6 +203,16 @@ def _only_prompt(row: dict[str, Any], where: str) -> Prompt:
 
 def _preference(row: dict[str, Any], where: str) -> Preference:
     """Returns the preference of a row of any layout, or raises `Drop`."""
+    pair, scores = _scored_pair(row, where)
+    if scores is not None and scores[0] == scores[1]:
+        raise Drop("tie")
+    if scores is not None and scores[0] < scores[1]:
+        raise Drop("scores contradict the labels")
+    return pair
+
+
+def _scored_pair(row: dict[str, Any], where: str) -> tuple[Preference, layouts.Scores]:
+    """Returns the prompt and two replies of a row of any layout with the replies' scores, or raises `Drop`."""
     chosen, rejected, scores = layouts.sides(row, where)
     if not chosen or not rejected:
         raise Drop("empty reply")
@@ -211,11 +222,7 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
         raise Drop("empty reply")
     if good == bad:
         raise Drop("identical replies")
-    if scores is not None and scores[0] == scores[1]:
-        raise Drop("tie")
-    if scores is not None and scores[0] < scores[1]:
-        raise Drop("scores contradict the labels")
-    return Preference(_checked_prompt(with_system(prompt, _system(row, where))), good, bad)
+    return Preference(_checked_prompt(with_system(prompt, _system(row, where))), good, bad), scores
 
 
 def _system(row: dict[str, Any], where: str) -> str | None:

@@ -21,17 +21,20 @@ _MORE = (
     r"half|dozens?|hundreds?|thousands?|[mbt]r?illions?|minus|negative|squared|cubed|pi|sqrt|root|log|ln|sin|cos|tan"
 )
 _NOT = r"(?:not|cannot|[a-z]*n['’]t|neither|nor)"
-# One number, with "0" for its digits, among plain words: "x = 5 cm", but not "5x", "x - 5", "sqrt(5)", "5 million",
-# "not 5".
+# A unit of one letter glued to a number: metres, grams, litres, seconds, hours, watts, volts, newtons, joules. Other
+# letters are variables or factors, as is the "m" of "$5m".
+_UNIT = r"(?-i:[glshLWVNJ]|(?<![$€£¥₹]0)(?<![$€£¥₹]\s0)m)\b"
+# One number, with "0" for its digits, among plain words: "x = 5 cm", "5m", but not "5x", "x - 5", "sqrt(5)",
+# "5 million", "not 5".
 _ALONE = re.compile(
     rf"(?!.*(?<![a-z])(?:{_MORE})(?![a-z]))(?!.*(?<![a-z]){_NOT}(?![a-z])[^0]*0)"
-    rf"{_PLAIN}(?:(?<!\w)(?<!\b\w )[-+][\s$]*)?0(?![^\W\d_]\b){_PLAIN}",
+    rf"{_PLAIN}(?:(?<!\w)(?<!\b\w )[-+][\s$]*)?0(?!(?!{_UNIT})[^\W\d_]\b){_PLAIN}",
     re.DOTALL | re.IGNORECASE,
 )
 _DELIMITER = re.compile(r"\\[()\[\]]|\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 _NEAR = 80  # characters
 # What makes a number a part of something larger: what is joined to it, and the words beside it.
-_BEFORE = re.compile(r"(?:[A-Za-z'’]+\s+)?[\w^×·√\\{}()]*$")
+_BEFORE = re.compile(r"(?:[A-Za-z'’]+\s+)?[\w^×·√\\{}()€£¥₹]*$")
 _AFTER = re.compile(r"[^\W_]*\^?(?:\s+[A-Za-z]+)?")
 _ONE = r"(?<![A-Za-z'’])\(?[A-J](?![A-Za-z'’])\)?"
 _LETTER = re.compile(_ONE.replace("[A-J]", "([A-J])"))
@@ -128,7 +131,8 @@ def true_number(answer: Any) -> Fraction | None:
 def _alone(text: str) -> Fraction | None:
     """The one number of a text, among plain words."""
     bare = _NUMBER.sub(lambda number: re.sub(r"[.\d].*", "0", number[0]), plain(text))
-    return numbers(text)[0] if _ALONE.fullmatch(bare) and not re.search(r"\w[*_]+\w", text) else None
+    alone = _ALONE.fullmatch(bare) and not re.search(r"\w[*_]+\w", text)
+    return next(iter(numbers(text)), None) if alone else None
 
 
 def _last(text: str) -> Fraction | None:
@@ -141,7 +145,8 @@ def _last(text: str) -> Fraction | None:
     first = max(found[-2].end() if found[1:] else 0, last.start() - _NEAR)
     before, after = _BEFORE.search(text[first : last.start()]), _AFTER.match(text[last.end() :][:_NEAR])
     beside = (part[0] if part else "" for part in (before, after))
-    return None if _alone("7".join(beside)) is None else numbers(last[0])[0]
+    some = "$7" if "$" in last[0] else "7"
+    return None if _alone(some.join(beside)) is None else numbers(last[0])[0]
 
 
 def _undelimited(text: str) -> str:
