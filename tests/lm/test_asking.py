@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pairgrpo_jax.lm.rewards.asking import Answer, Asker, JudgeError, Manner, Memory, Question, digest, run
-from pairgrpo_jax.lm.rewards.sources import SourceError, judge
+from pairgrpo_jax.lm.rewards.sources import SourceError, UnfitError, judge
 from pairgrpo_jax.lm.rewards.sources.identity import identity_of
 
 PROMPTS = [({"role": "user", "content": str(i)},) for i in range(3)]
@@ -357,7 +357,55 @@ def test_bad_manners_are_refused():
         Manner(backoff=-1)
 
 
-@pytest.mark.parametrize("first", [True, np.bool_(True), np.int32(1), np.float32(1)], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("kind", [bool, np.bool_, lambda x: Answer(bool(x))], ids=["bool", "bool_", "Answer"])
+def test_a_bool_is_no_verdict_and_nothing_more_is_asked(tmp_path, kind, on_error):
+    """Of `len(a) < len(b)` one means that a is better; taken as 1 it would prefer b."""
+    asked, memory = [], Memory(tmp_path / "verdicts.sqlite")
+
+    def shorter(prompt, a, b):
+        asked.append((a, b))
+        return kind(len(a) < len(b))
+
+    source = judge(shorter, compare="all", concurrency=1, retries=5, on_error=on_error, memory=memory)
+    said = r"shorter cannot be used: return 0 for a, 1 for b, None for a tie, not (np\.)?(True|False)"
+    for count in (1, 2):
+        with pytest.raises(UnfitError, match=said):
+            source(PROMPTS, COMPLETIONS)
+        assert len(asked) == count
+
+
+def test_a_bool_after_a_failure_ends_the_batch_too():
+    def sometimes(prompt, a, b):
+        if prompt[0]["content"] == "0":
+            raise OSError("no line")
+        return len(a) < len(b)
+
+    with pytest.raises(UnfitError, match="not True"):
+        judge(sometimes, concurrency=1, on_error="skip")(PROMPTS, COMPLETIONS)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_call_that_a_judge_does_not_take_is_not_tried_again(asynchronous):
+    def two(a, b):
+        return 0
+
+    async def two_later(a, b):
+        return 0
+
+    misled = functools.wraps(loaded("a", LONGER))(two_later if asynchronous else two)
+    with pytest.raises(UnfitError, match=r"longer cannot be used: TypeError: .*takes 2 positional arguments but 3"):
+        judge(misled, retries=5, backoff=60, on_error="skip")(PROMPTS, COMPLETIONS)
+    calls = []
+
+    def inside(prompt, a, b):
+        calls.append(1)
+        return len(3) if len(calls) == 1 else 0  # type: ignore[arg-type]
+
+    assert judge(inside, retries=1, backoff=0)(PROMPTS, COMPLETIONS).metrics["judge_retries"] == 1
+
+
+@pytest.mark.parametrize("first", [np.int32(1), np.float32(1)], ids=lambda x: type(x).__name__)
 def test_a_verdict_may_be_numpys(first):
     answer = {True: first, False: type(first)(False)}
     found = judge(lambda prompt, a, b: answer[b > a], compare="all")([PROMPTS[0]], [["a", "b"]])

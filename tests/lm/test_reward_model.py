@@ -108,8 +108,12 @@ def test_head_files(tmp_path):
     save_head(head.replace(weight=head.weight * jnp.nan), tmp_path / "nan.safetensors")
     with pytest.raises(ValueError, match="not finite"):
         load_head(tmp_path / "nan.safetensors")
-    with pytest.raises(ValueError, match="not one of helpful-a, helpful-b"):
+    with pytest.raises(ValueError, match=r"not one of helpful-a, helpful-b, .*; did you mean helpful-.\?"):
         load_head("helpful-c")
+    (tmp_path / "mine.py").write_text("def f(prompts, completions): ...")
+    for name in ("mine", tmp_path / "mine.py"):
+        with pytest.raises(ValueError, match="a function of your own is --reward module:function"):
+            load_head(name)
 
 
 @pytest.mark.parametrize("mode", ["frozen", "lora", "full"])

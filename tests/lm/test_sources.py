@@ -1,6 +1,8 @@
 """Preference sources: every way in which a user's function can fail, and what comes of it."""
 
 import asyncio
+import functools
+import re
 import time
 
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from pairgrpo_jax.lm.data import Columns
 from pairgrpo_jax.lm.rewards.sources import (
     Judgement,
     SourceError,
+    UnfitError,
     compares,
     dataset_labels,
     head_source,
@@ -88,8 +91,14 @@ FAILURES = {
     "too few groups": (returns([[1.0] * 4] * 2), r"3 lists of 4 rewards or 12 in one, got \(2, 4\)"),
     "ragged": (returns([[1.0] * 4, [1.0] * 3, [1.0] * 4]), "3 lists of 4"),
     "flat, wrong length": (returns([1.0] * 11), "got .11"),
-    "not a list": (returns(3.0), "TypeError"),
-    "text": (returns([["good"] * 4] * 3), "could not convert"),
+    "not a list": (returns(-3.0), "failed: expected 3 lists of 4 rewards or 12 in one, got -3.0"),
+    "nothing": (returns(None), "failed: expected 3 lists of 4 rewards or 12 in one, got None"),
+    "one text": (returns("123456789012"), "in one, got '123456789012'"),
+    "by index": (returns(dict.fromkeys(range(12), 1.0)), r"in one, got \{0: 1.0"),
+    "text": (returns([["good"] * 4] * 3), "12 in one, each a number or None, got 'good'"),
+    "a number as text": (returns([["3"] * 4] * 3), "12 in one, each a number or None, got '3'"),
+    "bytes": (returns([[b"3"] * 4] * 3), "each a number or None, got b'3'"),
+    "complex": (returns([[1j] * 4] * 3), "each a number or None, got 1j"),
     "hangs": (hangs, "TimeoutError: no answer within 0.05 s"),
     "hangs async": (hangs_async, "no answer within 0.05 s"),
 }
@@ -114,6 +123,29 @@ def test_a_bad_reward_fails_its_group_alone(bad):
     rewards, _, failed, *_ = reward_function(returns(values), on_error="skip")(PROMPTS, COMPLETIONS)
     assert failed.tolist() == [False, True, False]
     np.testing.assert_array_equal(rewards, [values[0], [0.0] * 4, values[2]])
+
+
+def test_what_a_function_does_not_take_is_not_tried_again(caplog):
+    @functools.wraps(length)
+    def one(completions):
+        return 1.0
+
+    @functools.wraps(slow_length)
+    async def one_later(completions):
+        return 1.0
+
+    for timeout in (None, 5.0):
+        for function in (one, one_later):
+            source = reward_function(function, retries=3, timeout=timeout, on_error="skip")
+            with pytest.raises(UnfitError, match=r"length cannot be used: TypeError: .* takes 1 positional argument"):
+                source(PROMPTS, COMPLETIONS)
+
+    def inside(prompts, completions):
+        return len(3)  # type: ignore[arg-type]
+
+    with pytest.raises(SourceError, match=r"inside failed \(2 tries\): TypeError"):
+        reward_function(inside, retries=1)(PROMPTS, COMPLETIONS)
+    assert caplog.text.count("trying again") == 1
 
 
 def test_retries():
@@ -285,8 +317,14 @@ def test_bad_arguments():
     for bad in ({"timeout": 0.0}, {"retries": -1}, {"on_error": "ignore"}, {"weights": [1.0, 2.0]}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             reward_function(length, **bad)
-    with pytest.raises(ValueError, match="functions"):
-        reward_function([])
+    for none in ([], 3, "mine:short", None):
+        with pytest.raises(ValueError, match=re.escape(f"of at least one, got {none!r}")):
+            reward_function(none)
+    for bad in ({"weights": 3}, {"weights": ["a", "b"]}, {"names": 3}, {"names": "ab"}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))}: expected 2"):
+            reward_function([length, length], **bad)
+    with pytest.raises(ValueError, match=r"memory: expected a Memory, as Memory\('verdicts.sqlite'\)"):
+        judge(longer, memory="verdicts.sqlite")
     with pytest.raises(ValueError, match="compare"):
         judge(longer, compare="some")
     with pytest.raises(ValueError, match="callable judge"):
@@ -305,6 +343,8 @@ def test_bad_arguments():
         lambda completions, prompts: None,
         lambda x, prompts: None,
         lambda x: None,
+        lambda prompt, completion: 1.0,
+        lambda prompt, a, b: 0,
     ],
 )
 def test_a_function_that_takes_something_else_first_is_refused(function):
@@ -312,6 +352,30 @@ def test_a_function_that_takes_something_else_first_is_refused(function):
     with pytest.raises(ValueError, match=r"must take \(prompts, completions\) first, by position"):
         reward_function(function)
     reward_function([lambda p, c: None, lambda prompts, completions, *, answer=None: None, lambda *both: None, max])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: 0,
+        lambda prompt, a: 0,
+        lambda prompt, *, a, b: 0,
+        lambda a, b, prompt: 0,
+        lambda prompt, b, a: 0,
+        lambda prompts, completions, answer: 0,
+    ],
+)
+def test_a_judge_that_takes_something_else_first_is_refused(function):
+    with pytest.raises(ValueError, match=r"function: <lambda> must take \(prompt, a, b\) first, by position.*it takes"):
+        judge(function)
+    for good in (lambda p, x, y: 0, lambda prompt, a, b, *, answer=None: 0, lambda *all: 0, lambda p, *two, **rest: 0):
+        judge(good)
+    judge(max)
+
+
+def test_a_function_is_no_source():
+    with pytest.raises(UnfitError, match=r"got \[\[1, 2.*; make a source of length with reward_function or judge"):
+        judged(length, PROMPTS, COMPLETIONS)
 
 
 def test_each_reward_by_its_name():

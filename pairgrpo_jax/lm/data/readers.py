@@ -112,13 +112,13 @@ def _read_json(path: Path) -> Iterator[Row]:
             else:
                 lines, whole = file, False
             for number, line in enumerate(lines, 1):
-                row = line if whole else json.loads(line) if line.strip() else None
+                row = line if whole else json.loads(line.rstrip()) if line.strip() else None
                 if row is not None:
                     yield f"{path}:{number}", _object(row, f"{path}:{number}")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path}: not UTF-8: {e}; `iconv -f ENCODING -t UTF-8` writes it so") from e
     except json.JSONDecodeError as e:
-        raise ValueError(f"{path}:{number}: not JSON: {e}") from e
+        raise ValueError(f"{path}:{number or e.lineno}: not JSON: {e.msg}, column {e.colno}") from e
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: not a readable gzip file: {e}") from e
 

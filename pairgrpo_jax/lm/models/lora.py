@@ -22,7 +22,7 @@ class LoraConfig:
       rank: of the update.
       alpha: scales it, divided by the rank.
       dropout: of the adapter's input, in training.
-      targets: linear layers, out of `TARGETS`.
+      targets: linear layers, out of q, k, v, o, gate, up, down, lm_head.
     """
 
     rank: int = 8

@@ -12,6 +12,7 @@ import random
 import sqlite3
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,11 +39,20 @@ class JudgeError(RuntimeError):
       again: whether it may do so when asked again.
       pause: seconds that it wants to be left alone.
       tokens: in and out, of an answer that came and was no verdict; None where none came.
+      unfit: whether it is no judge: nothing more is asked of it.
     """
 
-    def __init__(self, message: str, *, again: bool = True, pause: float = 0.0, tokens: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        again: bool = True,
+        pause: float = 0.0,
+        tokens: tuple[int, int] | None = None,
+        unfit: bool = False,
+    ):
         super().__init__(message)
-        self.again, self.pause, self.tokens = again, pause, tokens
+        self.again, self.pause, self.tokens, self.unfit = again and not unfit, pause, tokens, unfit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +162,7 @@ class Asker:
 
     Attributes:
       tally: what it took.
-      failure: the first that ended a group, or None.
+      failure: the first that ended a group, or that shows the judge to be unfit; None before.
     """
 
     def __init__(self, manner: Manner, memory: Memory | None, *, stops: bool):
@@ -195,14 +205,14 @@ class Asker:
         waiting = self._waiting[question.key]
         async with self._slots:
             for tries in range(self.manner.retries + 1):
-                if waiting <= self._failed or (self.stops and self.failure):
+                if waiting <= self._failed or (self.failure and (self.stops or self.failure.unfit)):
                     del self._under_way[question.key]  # for groups to come it is still to be asked
                     raise JudgeError("not asked any more")
                 try:
                     return await self._once(question)
                 except JudgeError as error:
                     if tries == self.manner.retries or not error.again:
-                        self.failure = self.failure or error
+                        self.failure = error if error.unfit else self.failure or error
                         self._failed |= waiting
                         raise
                     self.tally.retries += 1
@@ -225,7 +235,7 @@ class Asker:
         except TimeoutError as error:
             raise JudgeError(f"TimeoutError: {str(error) or f'no answer within {self.manner.timeout} s'}") from error
         except Exception as error:  # anything that a user's function raises
-            raise JudgeError(f"{type(error).__name__}: {error}") from error
+            raise JudgeError(f"{type(error).__name__}: {error}", unfit=not_called(error)) from error
         answer = answer if isinstance(answer, Answer) else Answer(answer)
         self.tally.add(time.monotonic() - began, *answer[1:])
         verdict = _verdict(answer.verdict)
@@ -237,9 +247,19 @@ class Asker:
 def _verdict(answer: Any) -> float:
     if answer is None:
         return 0.5
-    if not (isinstance(answer, bool | int | float | np.number | np.bool_) and answer in (0, 1)):
+    if isinstance(answer, bool | np.bool_):  # of `len(a) < len(b)` nobody can say which reply it is to mean
+        raise JudgeError(f"return 0 for a, 1 for b, None for a tie, not {answer!r}", unfit=True)
+    if not (isinstance(answer, int | float | np.number) and answer in (0, 1)):
         raise JudgeError(f"expected 0, 1 or None, got {answer!r}")
     return float(answer)
+
+
+def not_called(error: Exception, *files: str) -> bool:
+    """Whether a TypeError is of a call that a function does not take: none of its lines have run, but only of `files`
+    and this one."""
+    if not isinstance(error, TypeError):
+        return False
+    return traceback.extract_tb(error.__traceback__)[-1].filename in (__file__, *files)
 
 
 def run(program: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pairgrpo_jax.core.bounds import from_values
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.lm.data import SHIPPED as SHIPPED_DATA
 from pairgrpo_jax.lm.data import Half
 from pairgrpo_jax.lm.files.adapters import load_adapters
@@ -29,6 +30,7 @@ from pairgrpo_jax.lm.models.scoring import Policy, Scores, completion_hidden, sc
 SHIPPED = tuple(f"{domain}-{half}" for domain in ("helpful", "harmless", "ultrafeedback") for half in "ab")
 FEATURES = ("mean", "last", "length")
 DEFAULT = ("mean", "last")  # as the shipped heads
+_FUNCTIONS = "a function of your own is --reward module:function"
 
 
 class RewardHead(flax.struct.PyTreeNode):
@@ -234,14 +236,15 @@ def _load_head(name_or_path: Path | str) -> tuple[RewardHead, dict[str, Any]]:
     if name in SHIPPED:
         path = Path(str(resources.files("pairgrpo_jax.lm").joinpath(f"assets/{name}.safetensors")))
     elif not path.is_file():
-        raise ValueError(f"{name}: no such file, and not one of {', '.join(SHIPPED)}")
+        hint = did_you_mean(name, SHIPPED, _FUNCTIONS)
+        raise ValueError(f"{name}: no such file, and not one of {', '.join(SHIPPED)}; {hint}")
     try:
         with safe_open(path, "numpy") as file:
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
             about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             names = tuple(about.pop("features"))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
-        raise ValueError(f"{name}: not a reward head: {e}") from e
+        raise ValueError(f"{name}: not a reward head: {_FUNCTIONS if path.suffix == '.py' else e}") from e
     if weight.ndim != 1 or bias.shape != (1,) or not set(names) <= set(FEATURES) or not names:
         raise ValueError(f"{name}: not a reward head: weight {weight.shape}, bias {bias.shape}, features {names}")
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):

@@ -6,24 +6,26 @@ import inspect
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from pairgrpo_jax.lm.data import Columns, Prompt, asked_by
-from pairgrpo_jax.lm.data.columns import parameters_of
-from pairgrpo_jax.lm.rewards.asking import in_thread
+from pairgrpo_jax.lm.rewards.asking import in_thread, not_called
 from pairgrpo_jax.lm.rewards.loop import finish
 from pairgrpo_jax.lm.rewards.sources.interface import (
     ErrorPolicy,
     Judgement,
     Source,
+    SourceError,
+    UnfitError,
     give_up,
     given,
     group_shape,
     log,
     name_of,
+    require_order,
 )
 
 
@@ -53,21 +55,20 @@ def reward_function(
       on_error: "raise" or "skip".
 
     Raises:
-      ValueError: for no function, one that takes something else first, or weights that do not fit.
+      ValueError: for no function, one that takes something else first, or weights or names that do not fit.
     """
-    functions = [functions] if callable(functions) else list(functions)
-    weights = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
-    if not functions or not all(map(callable, functions)):
-        raise ValueError("functions: expected a callable, or a list of at least one")
-    for function in functions:
-        _require_order(function)
-    if len(weights) != len(functions) or not all(map(math.isfinite, weights)):
-        raise ValueError(f"weights: expected {len(functions)} finite numbers, one for each function, got {weights}")
-    names = [name_of(f) for f in functions] if names is None else list(names)
-    if len(names) != len(functions):
-        raise ValueError(f"names: expected {len(functions)}, one for each function, got {names}")
-    names = [name if name not in names[:i] else f"{name}.{i}" for i, name in enumerate(names)]
-    return _Rewards(tuple(functions), tuple(weights), tuple(names), ErrorPolicy(timeout, retries, on_error))
+    several = _listed(functions)
+    if not several or not all(map(callable, several)):
+        raise ValueError(f"functions: expected a callable, or a list of at least one, got {functions!r:.80}")
+    for function in several:
+        what = "B prompts and B lists of K texts"
+        require_order(function, "functions", ("prompts", "completions"), ("prompt", "completion"), what)
+    numbers = [1.0] * len(several) if weights is None else _finite(weights, len(several))
+    called = [name_of(f) for f in several] if names is None else _listed(names)
+    if len(called) != len(several):
+        raise ValueError(f"names: expected {len(several)}, one for each function, got {names!r:.80}")
+    called = [name if name not in called[:i] else f"{name}.{i}" for i, name in enumerate(called)]
+    return _Rewards(tuple(several), tuple(numbers), tuple(called), ErrorPolicy(timeout, retries, on_error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,17 +110,22 @@ class _Rewards:
         return self.total(self.each(prompts, completions, **columns))
 
 
-def _require_order(function: Callable) -> None:
-    """TRL calls its reward functions by name, with flat lists: what its signature would get here is something else."""
-    if (found := parameters_of(function, 2)) is None:
-        return
-    own, others = found
-    many, known = any(p.kind is p.VAR_POSITIONAL for p in others), {"prompts": 0, "completions": 1}
-    if (len(own) < 2 and not many) or any(known.get(p.name, place) != place for place, p in enumerate(own)):
-        raise ValueError(
-            f"functions: {name_of(function)} must take (prompts, completions) first, by position: B prompts and B "
-            f"lists of K texts, then columns by name; it takes ({', '.join(p.name for p in (*own, *others))})"
-        )
+def _listed(values: Any) -> list:
+    """Several as a list, or one alone."""
+    if isinstance(values, Iterable) and not isinstance(values, str) and not callable(values):
+        return list(values)
+    return [values]
+
+
+def _finite(weights: Any, count: int) -> list[float]:
+    """As many finite numbers; ValueError that names the weights."""
+    try:
+        found = [float(w) for w in _listed(weights)]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise ValueError(f"weights: expected {count} finite numbers, one for each function, got {weights!r:.80}")
+    return found
 
 
 def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> np.ndarray:
@@ -129,7 +135,9 @@ def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> n
         try:
             rewards = _as_rewards(_call(function, (prompts, completions), policy.timeout), shape)
         except Exception as e:  # anything that a user's function raises
-            problem, cause = f"{type(e).__name__}: {e}", e
+            if not_called(e, __file__):
+                raise UnfitError(f"{name_of(function)} cannot be used: {type(e).__name__}: {e}") from e
+            problem, cause = str(e) if isinstance(e, SourceError) else f"{type(e).__name__}: {e}", e
         else:
             bad = np.flatnonzero(~np.isfinite(rewards).all(-1)).tolist()
             if not bad:
@@ -142,12 +150,21 @@ def _rewards_of(function, prompts, completions, shape, policy: ErrorPolicy) -> n
 
 
 def _as_rewards(values: Any, shape: tuple[int, int]) -> np.ndarray:
-    array = np.array([_plain(row) for row in (values.tolist() if hasattr(values, "tolist") else values)], dtype=object)
+    expected = f"expected {shape[0]} lists of {shape[1]} rewards or {shape[0] * shape[1]} in one"
+    rows = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(rows, str | bytes | Mapping | Set) or not isinstance(rows, Iterable):
+        raise SourceError(f"{expected}, got {values!r:.80}")
+    array = np.array([_plain(row) for row in rows], dtype=object)
     if array.shape not in (shape, (shape[0] * shape[1],)):
-        raise ValueError(
-            f"expected {shape[0]} lists of {shape[1]} rewards or {shape[0] * shape[1]} in one, got {array.shape}"
-        )
-    return np.array([math.nan if x is None else float(x) for x in array.ravel()]).reshape(shape)
+        raise SourceError(f"{expected}, got {array.shape}")
+    return np.array([math.nan if x is None else _number(x, expected) for x in array.ravel()]).reshape(shape)
+
+
+def _number(x: Any, expected: str) -> float:
+    """A reward; SourceError for what is no number, a text as "3" too, which `float` would read."""
+    if isinstance(x, str | bytes) or not hasattr(x, "__float__"):
+        raise SourceError(f"{expected}, each a number or None, got {x!r:.80}")
+    return float(x)
 
 
 def _plain(x: Any) -> Any:

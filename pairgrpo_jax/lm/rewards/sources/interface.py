@@ -11,6 +11,7 @@ import numpy as np
 
 from pairgrpo_jax.core.pairs import Pairs
 from pairgrpo_jax.lm.data import Columns, Prompt, asked_by
+from pairgrpo_jax.lm.data.columns import parameters_of
 
 log = logging.getLogger("pairgrpo_jax.lm")
 
@@ -56,6 +57,10 @@ class CallError(SourceError):
     """A call failed, after all retries; `ErrorPolicy(on_error="skip")` goes on without the groups concerned."""
 
 
+class UnfitError(SourceError, ValueError):
+    """A user's function takes or returns something else than it should, which no policy heals."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ErrorPolicy:
     """What to do about a user's function that fails.
@@ -81,11 +86,18 @@ class ErrorPolicy:
 
 
 def judged(source: Any, prompts: list, completions: list[list[str]], **columns: list):
-    """A source's `Judgement`, and the rewards that it is made of by their names: `[B, K]`, nan where one has failed."""
+    """A source's `Judgement`, and the rewards that it is made of by their names: `[B, K]`, nan where one has failed.
+
+    Raises:
+      UnfitError: if it returns something else, as a reward function or judge of which no source was made.
+    """
     if hasattr(source, "each"):
         each = source.each(prompts, completions, **columns)
         return source.total(each), each
     judgement = source(prompts, completions, **columns)
+    if not isinstance(judgement, Judgement):
+        how = f"make a source of {name_of(source)} with reward_function or judge"
+        raise UnfitError(f"source: expected one that returns a Judgement, got {judgement!r:.80}; {how}")
     if judgement.rewards is None:
         return judgement, {}
     return judgement, {"reward": np.where(judgement.failed[:, None], np.nan, judgement.rewards)}
@@ -108,6 +120,31 @@ def given(function: Callable, own: int, columns: dict[str, list]) -> dict[str, l
         if name not in columns:
             raise SourceError(f"{name_of(function)} asks for a column {name!r}, and there is none")
     return {n: x for n, x in columns.items() if asked.others or n in (*asked.required, *asked.optional)}
+
+
+def require_order(function: Callable, setting: str, names: tuple[str, ...], others: tuple[str, ...], what: str) -> None:
+    """Refuses a function by its signature: it is called by position, where TRL calls by name, with flat lists.
+
+    Args:
+      function: the user's.
+      setting: that it is given as, for errors.
+      names: of the arguments that it is called with before columns.
+      others: names of arguments of another kind of function.
+      what: the arguments are.
+
+    Raises:
+      ValueError: if it takes fewer, one of `names` in another place, or one of `others`.
+    """
+    if (found := parameters_of(function, len(names))) is None:
+        return
+    own, rest = found
+    places = dict.fromkeys(others) | {name: place for place, name in enumerate(names)}
+    many = any(p.kind is p.VAR_POSITIONAL for p in rest)
+    if (len(own) < len(names) and not many) or any(places.get(p.name, at) != at for at, p in enumerate(own)):
+        raise ValueError(
+            f"{setting}: {name_of(function)} must take ({', '.join(names)}) first, by position: {what}, then columns "
+            f"by name; it takes ({', '.join(p.name for p in (*own, *rest))})"
+        )
 
 
 def group_shape(prompts: list, completions: list[list[str]]) -> tuple[int, int]:

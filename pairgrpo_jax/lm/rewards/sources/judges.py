@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -20,9 +21,12 @@ from pairgrpo_jax.lm.rewards.sources.interface import (
     ErrorPolicy,
     Judgement,
     Source,
+    UnfitError,
     give_up,
     given,
     group_shape,
+    name_of,
+    require_order,
 )
 
 
@@ -41,7 +45,8 @@ def judge(
 ) -> Source:
     """Makes a source of a pairwise judge, `function(prompt, a, b)` -> 0 (a is better), 1 (b), or None (a tie).
 
-    Its other parameters are columns of the data, each the prompt's own value; see `reward_function`.
+    True and False are refused, whatever `on_error`: nobody can say which reply `len(a) < len(b)` is to mean. Its other
+    parameters are columns of the data, each the prompt's own value; see `reward_function`.
 
     The judge may be async; a sync one is called in threads. Two replies that are the same are a tie without asking. A
     judge that fails in a comparison, or gives another answer, fails for the group; verdicts that have come are kept in
@@ -61,10 +66,14 @@ def judge(
       prices: of a million tokens, in and out, for the metric `judge_cost`.
 
     Raises:
-      ValueError: for an unknown `compare`, or a judge that cannot be called; on a call, for a K that it does not suit.
+      ValueError: for an unknown `compare`, a judge that cannot be called or takes something else first, or a `memory`
+        that is none; on a call, for a K that it does not suit.
     """
     if not callable(function):
-        raise ValueError(f"function: expected a callable judge, got {function!r}")
+        raise ValueError(f"function: expected a callable judge, got {function!r:.80}")
+    require_order(function, "function", ("prompt", "a", "b"), ("prompts", "completions"), "a prompt and two texts")
+    if isinstance(memory, str | os.PathLike):
+        raise ValueError(f"memory: expected a Memory, as Memory({str(memory)!r}), got {memory!r}")
     compare = str(compare)
     if not compare.isdecimal():
         check_comparisons(compare, 2, "compare")
@@ -107,6 +116,8 @@ class _Judge:
                 await asker.close()
 
         decided, asker = run(program)
+        if asker.failure is not None and asker.failure.unfit:
+            raise UnfitError(f"{name_of(self.function)} cannot be used: {asker.failure}")
         if asker.failure is not None:
             give_up(self.function, str(asker.failure), None, self.policy)
         failed = np.array([one is None for one in decided])
