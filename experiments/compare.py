@@ -54,7 +54,8 @@ class Comparison(Grid):
     program: ClassVar[Any] = cheetah
     budget: ClassVar[str] = "steps"
     kept: ClassVar[tuple[str, ...]] = (
-        *("iteration", "steps", "seconds", "score", "stochastic_score", "realised_kl", "grad_norm", "updates_used"),
+        *("iteration", "steps", "seconds", "score", "stochastic_score", "failed"),
+        *("realised_kl", "grad_norm", "updates_used"),
     )
 
     def __post_init__(self):

@@ -7,16 +7,16 @@ and interrupted ones resumed, so a long table can be made in pieces. Prints Mark
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from pairgrpo_jax.commands import align, align_settings
-from pairgrpo_jax.commands.cli import run_main
+from pairgrpo_jax.commands.cli import parse, run_main
 from pairgrpo_jax.commands.runs import complete, finished_metrics, make_console
 from pairgrpo_jax.core.statistics import mean_interval, noise_variance, relative_noise_variance
 from pairgrpo_jax.lm.alignment import AlignConfig, tuned
@@ -102,7 +102,7 @@ class Cell(NamedTuple):
 
 def main() -> int:
     """Makes the runs that are missing and reports; 1 if one has diverged."""
-    args = tyro.cli(Tables, description=__doc__)
+    args = parse(Tables(), sys.argv[1:], "python -m experiments.paper_tables", __doc__)
     check(args)
     console, diverged = make_console(), 0
     for cell in [] if args.report_only else cells(args):

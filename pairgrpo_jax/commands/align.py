@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 
 from pairgrpo_jax.commands import processor
-from pairgrpo_jax.commands.align_data import Prepared, judge_accuracy, load, make_judges, prepare
+from pairgrpo_jax.commands.align_data import Prepared, judge_accuracy, load, make_judges, prepare, require_data
 from pairgrpo_jax.commands.align_results import TIMES, WATCHED, export, make_evaluation, report
 from pairgrpo_jax.commands.align_settings import LABELS, Run, judge_of, preset
 from pairgrpo_jax.commands.cli import parse_run
@@ -61,8 +61,9 @@ def execute(run: Run, console: Console) -> int:
     require_free(run.output, resume=run.resume)
     if run.operands is not None:
         processor.require_bfloat16("operands")
-    if judge := judge_of(run):
-        load_head(judge)  # an error now, not after the model was loaded
+    judge = judge_of(run)
+    head = load_head(judge) if judge else None  # an error now, not after the model was loaded
+    require_data(run)
     placement = Placement.over(run.mesh)
     model, chat = with_chat(load(run, placement), run.chat)
     run = run.replace(chat=chat)
@@ -70,7 +71,7 @@ def execute(run: Run, console: Console) -> int:
     if told := placement.told(run.config):
         console.print(told)
     trainer = held_out.trainer
-    judges = make_judges(run, held_out, placement)
+    judges = make_judges(run, held_out, head, placement)
     accuracy = judge_accuracy(run, judges, console)
     with open_folder(run.output, settings(run), resume=run.resume, free=run.free):
         processes.on_lead(lambda: require_same_inputs(run, inputs_of(run, held_out)))

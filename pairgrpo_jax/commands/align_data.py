@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from pairgrpo_jax.commands.align_results import told_accuracy
-from pairgrpo_jax.commands.align_settings import Run, judge_of
+from pairgrpo_jax.commands.align_settings import Judging, Run, judge_of
 from pairgrpo_jax.commands.evaluate import Judges, head_accuracy, tell_other_model
 from pairgrpo_jax.commands.judging import make_judge, verdicts_in
 from pairgrpo_jax.commands.rewards import gym_of, named_rewards, source_of
@@ -38,10 +39,17 @@ from pairgrpo_jax.lm.data import (
     spread,
     unseen,
 )
-from pairgrpo_jax.lm.data.gym import Gym
+from pairgrpo_jax.lm.data.gym import PREFIX, Gym
 from pairgrpo_jax.lm.models.sampling import Sampling
-from pairgrpo_jax.lm.rewards.reward_model import RewardHead, fitted_on, load_head, load_reward_model
-from pairgrpo_jax.lm.rewards.sources import Source, columns_of, compares, head_source, readable
+from pairgrpo_jax.lm.rewards.reward_model import RewardHead, fitted_on, load_reward_model
+from pairgrpo_jax.lm.rewards.sources import Source, columns_of, head_source, readable
+from pairgrpo_jax.training import processes
+
+
+def require_data(run: Run) -> None:
+    """Refuses data whose first row cannot be read, or that is nowhere; ValueError."""
+    if not run.data.startswith(PREFIX):  # problems that are made have a package to import
+        has_preferences(run.data, split=run.split)
 
 
 def load(run: Run, placement: Placement) -> Model:
@@ -74,7 +82,7 @@ def prepare(run: Run, model: Model, placement: Placement, console: Console) -> P
         if not config.online or config.sft_iterations:
             raise ValueError(f"data: {run.data} holds no preference pairs, which {run.label} or sft_iterations needs")
         prompts = PromptStream(model, functools.partial(gym.training, run.seed), limits[0])
-        held_out = encode_prompts(model, gym.held_out(run.evaluation_prompts), limits[0])
+        held_out = encode_prompts(model, gym.held_out(evaluated(run)), limits[0])
         console.print(f"{run.data}: endless, {len(held_out)} problems held out")
         data, held_out_pairs = Data(prompts), []
     else:
@@ -103,9 +111,24 @@ def read_data(
     if half is not None:
         console.print(f"{len(loaded.rows) - len(rows[0]) - len(rows[1])} left out: {name} was fitted on that half")
     prompts, held_out = (encode_prompts(model, part, limits[0]) for part in rows)
-    held_out = spread(held_out, run.evaluation_prompts)
+    held_out = spread(held_out, evaluated(run))
     tell(run, loaded, rows, (prompts, held_out), "too long", console)
+    processes.on_lead(lambda: tell_repeated(run, prompts, pairs))
     return Data(prompts, pairs), held_out, held_out_pairs
+
+
+def evaluated(run: Run) -> int:
+    """How many prompts are held out to evaluate on."""
+    return max(run.evaluation_prompts, run.shown) if run.unscored else run.evaluation_prompts
+
+
+def tell_repeated(run: Run, prompts: Sequence, pairs: Sequence) -> None:
+    """Warns of batches that take more rows than there are."""
+    many = run.config.texts.prompts
+    for what, rows in (("prompts", prompts if run.config.online else ()), ("pairs", pairs)):
+        if 0 < len(rows) < many:
+            told = f"{len(rows)} {what} to train on, and a batch takes {many} (--prompts): it repeats them"
+            print(f"pairgrpo: warning: {run.data}: {told}", file=sys.stderr)
 
 
 def with_readable_answers(run: Run, loaded: Loaded, source: Source | RewardHead | None) -> Loaded:
@@ -146,7 +169,12 @@ def make_source(run: Run, model: Model, gym: Gym | None) -> Source | RewardHead:
 def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     """A head on the model that training starts from, shared with the reference; or one with a trunk of its own."""
     tell_other_model(run.model, run.reward)
-    policy, head = load_reward_model(run.reward, model, ignore_fields=run.ignore_fields)
+    try:
+        policy, head = load_reward_model(run.reward, model, ignore_fields=run.ignore_fields)
+    except ValueError as error:
+        if run.reward != Judging.reward:
+            raise
+        raise ValueError(f"{error} (the head is {run.reward}, which is the default of --reward)") from error
     if policy.lora is None and policy.model is model:
         return head
     texts = run.config.texts
@@ -154,25 +182,24 @@ def reward_model_of(run: Run, model: Model) -> Source | RewardHead:
     return head_source(policy, head, **limits)
 
 
-def make_judges(run: Run, held_out: Prepared, placement: Placement) -> Judges:
-    """The rewards and the held-out head, on the model that training starts from. They hear samples that are not cut.
+def make_judges(run: Run, held_out: Prepared, head: RewardHead | None, placement: Placement) -> Judges:
+    """The rewards and the held-out `head`, on the model that training starts from. They hear samples that are not cut.
 
     Where nobody judges, only the replies that are shown are made.
     """
-    config, head, model, source = run.config, judge_of(run), held_out.trainer.model, held_out.source
-    silent = not head and (source is None or compares(source))
-    if head:
-        tell_other_model(run.model, head)
+    config, model = run.config, held_out.trainer.model
+    if head is not None:
+        tell_other_model(run.model, judge_of(run))
     return Judges(
         Policy(model, model.params),
-        load_head(head) if head else None,
-        held_out.prompts[: run.shown] if silent else held_out.prompts,
+        head,
+        held_out.prompts[: run.shown] if run.unscored else held_out.prompts,
         prompt_tokens=config.texts.prompt_tokens,
         completion_tokens=config.texts.completion_tokens,
         sampling=config.scored if run.evaluation_temperature is None else Sampling(run.evaluation_temperature),
-        source=source,
+        source=held_out.source,
         source_name=run.reward,
-        samples=1 if silent else run.evaluation_samples,
+        samples=1 if run.unscored else run.evaluation_samples,
         seed=run.seed,
         rows=placement.rows,
     )

@@ -77,14 +77,14 @@ def score_of(row: dict[str, Any], weights: dict[str, float], others: Sequence[st
     """What the best checkpoint has most of; nan where it could not be measured.
 
     The mean of the first reward that is wanted, of a weight above 0; where none is, the sum of those that are not. Of a
-    run without rewards the first of the `others`, or 0.
+    run without rewards the first of the `others`.
     """
     means = {name: row.get(f"held_out/{name}", np.nan) for name in weights}
     if wanted := [name for name, weight in weights.items() if weight > 0]:
         return means[wanted[0]]
     if weights:
         return sum(weight * means[name] for name, weight in weights.items())
-    return row.get(others[0], np.nan) if others else 0.0
+    return row.get(others[0], np.nan) if others else np.nan
 
 
 def keep_replies(run: Run, iteration: int, row: dict, replies: list[dict]) -> None:
@@ -96,7 +96,7 @@ def keep_replies(run: Run, iteration: int, row: dict, replies: list[dict]) -> No
 
 def about_replies(run: Run) -> str:
     """How the shown replies were made and scored."""
-    judge = judge_of(run) or run.reward
+    judge = judge_of(run) or (run.reward if run.gives_rewards else "")
     by = f", and scored by {judge}" if judge else ""
     return f"Replies are sampled, cut at {run.config.texts.completion_tokens} tokens{by}."
 
@@ -150,7 +150,7 @@ def title(run: Run) -> str:
 def summary(row: dict) -> list[str]:
     """The last evaluation in words."""
     lines = [reward_line(row, key.removesuffix("/rival")) for key in row if key.endswith("/rival")]
-    lines += [] if np.isfinite(row["score"]) else ["no score: the reward failed for every held-out prompt"]
+    lines += [] if np.isfinite(row["score"]) else [f"no score: {why_unscored(row)}"]
     if "win_rate" in row:
         interval = f"[{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         lines.append(
@@ -166,6 +166,13 @@ def summary(row: dict) -> list[str]:
     if "implicit_accuracy" in row:
         lines.append(f"implicit-reward accuracy on held-out pairs {row['implicit_accuracy']:.1%}")
     return lines
+
+
+def why_unscored(row: dict) -> str:
+    """Why an evaluation has no score, in words."""
+    if any(key.endswith("/failed") for key in row):
+        return "the reward failed for every held-out prompt"
+    return "not measured, as nothing scores held-out replies; a head does, named with --judge"
 
 
 def reward_line(row: dict, key: str) -> str:

@@ -13,7 +13,7 @@ from pairgrpo_jax.commands.runs import FREE
 from pairgrpo_jax.commands.spelled import command_of
 from pairgrpo_jax.commands.words import peek
 from pairgrpo_jax.core.bounds import Above, AtLeast, Seed, Settings, require_idle
-from pairgrpo_jax.lm.alignment import AlignConfig, tuned, tuned_for_sums
+from pairgrpo_jax.lm.alignment import Adapters, AlignConfig, tuned, tuned_for_sums
 from pairgrpo_jax.lm.data.gym import PREFIX
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.lm.rewards.reward_model import SHIPPED
@@ -21,7 +21,7 @@ from pairgrpo_jax.methods import METHODS
 from pairgrpo_jax.training.services import Tracking
 
 LABELS = tuple(m.name for m in METHODS) + tuple(f"{m.name}-offline" for m in METHODS if m.online and m.offline)
-DECIDING = ("data", "reward", "judge")
+DECIDING = ("data", "reward", "judge", "lora_rank")
 """Options on which the preset depends."""
 OWN = "verify:own"
 SUMS = f"{PREFIX}chain_sum?min_terms=2&max_terms=2&min_digits=1&max_digits=1"
@@ -147,15 +147,34 @@ class Run(Settings):
         if self.reward.startswith("judge:") and self.config.method.has("scheme"):
             for name in ("scheme", "margin"):
                 require_idle(self.config.method, name, "with a judge, which gives pairs")
+        if self.unscored:
+            self._require_no_scores()
         if self.reward and same_head(judge := judge_of(self), self.reward):
             raise ValueError(
                 f"judge={judge!r} is the reward itself, and nothing would be held out; name another, or ''"
             )
 
+    def _require_no_scores(self) -> None:
+        for name in ("evaluation_prompts", "evaluation_samples"):
+            require_idle(self, name, "where nobody scores replies (--judge): --shown says how many are made")
+        if self.exported == "best" and self.config.online and not self.config.sft_iterations:
+            why = "a judge of pairs scores no held-out reply, so no checkpoint is the best"
+            raise ValueError(f"exported='best': {why}; name a held-out head with --judge, or leave it at 'last'")
+
     @property
     def reward(self) -> str:
         """Who judges samples; nobody offline."""
         return "" if self.judging is None else self.judging.reward
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether who judges samples gives numbers; not offline, nor does a judge of two replies."""
+        return bool(self.reward) and not self.reward.startswith("judge:")
+
+    @property
+    def unscored(self) -> bool:
+        """Whether nobody gives a number to a held-out reply: no reward, and no held-out head."""
+        return not self.gives_rewards and not judge_of(self)
 
     @property
     def label(self) -> str:
@@ -188,7 +207,10 @@ def preset(label: str, words: Sequence[str] = ()) -> Run:
         reward = OWN
     if reward != OWN or not (data or SUMS).startswith(SUMS.partition("?")[0]):
         return Run(config=config, judging=judging_of(reward or Judging.reward), judge=peek(words, "judge", Run.judge))
-    run = Run(data=SUMS, system=SUMS_SYSTEM, judging=Judging(OWN), config=tuned_for_sums(name))
+    config = tuned_for_sums(name)
+    if peek(words, "lora-rank", "") == "0":
+        config = config.replace(lora_rank=0, lora_targets=Adapters.lora_targets)
+    run = Run(data=SUMS, system=SUMS_SYSTEM, judging=Judging(OWN), config=config)
     return run.replace(iterations=48, evaluations=6, evaluation_samples=4, evaluation_temperature=1.0)
 
 

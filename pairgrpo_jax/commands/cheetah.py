@@ -71,7 +71,8 @@ class Run(Settings):
     evaluations: Annotated[int, AtLeast(1)] = 20
     """Evaluations over the run."""
     episodes: Annotated[int, AtLeast(1)] = 16
-    """Episodes of 1000 steps per evaluation, deterministic and stochastic each."""
+    """Episodes of 1000 steps per evaluation, deterministic and stochastic each. Where a simulator's return is no number
+    the episode is left out of the means, and counted in the metric `failed`."""
     save_every: Annotated[int, AtLeast(1)] = 5
     """Iterations between checkpoints; every evaluation makes one too."""
     keep: Annotated[int, AtLeast(1)] = 3
@@ -202,26 +203,35 @@ def initial_state(run: Run, trainer: Trainer, places: Any = None) -> TrainState:
 
 
 def make_evaluation(trainer: Trainer, episodes: int):
-    """`(state, iteration) -> row` with deterministic (`score`) and stochastic returns per seed, on fresh episodes."""
+    """`(state, iteration) -> row` of fresh episodes, per seed: mean deterministic (`score`) and stochastic returns, and
+    how many episodes of both `failed`: their return is no number, and the means leave them out."""
     compiled = jax.jit(jax.vmap(trainer.evaluate, (0, None, None, None)), static_argnums=(2, 3))
 
     def evaluate(state, iteration):
         key = jax.random.fold_in(jax.random.key(0x5EED), iteration)
-        score, stochastic = (
-            processes.fetch(compiled(state, key, episodes, how)).mean(1).tolist() for how in (True, False)
-        )
-        return {"score": score, "stochastic_score": stochastic}
+        returns = [processes.fetch(compiled(state, key, episodes, how)) for how in (True, False)]
+        score, stochastic = (finite_mean(x).tolist() for x in returns)
+        failed = sum((~np.isfinite(x)).sum(1) for x in returns)
+        return {"score": score, "stochastic_score": stochastic, "failed": failed.tolist()}
 
     return evaluate
+
+
+def finite_mean(returns: np.ndarray) -> np.ndarray:
+    """The mean `[N]` of the finite numbers in each row of `[N,E]`; nan where a row has none."""
+    finite = np.isfinite(returns)
+    with np.errstate(invalid="ignore"):
+        return np.where(finite, returns, 0).sum(1) / finite.sum(1, dtype=returns.dtype)
 
 
 def another_seed(run: Run) -> list[str]:
     """The command of the seeds after these, in folders beside the run's; none where no words give its settings."""
     beside = "{}-another-seed".format
     checkpoints = run.checkpoints and beside(run.checkpoints)
-    if run.seed + 2 * run.seeds > LAST_SEED + 1:
+    try:
+        command = run.replace(seed=run.seed + run.seeds, checkpoints=checkpoints).command
+    except ValueError:  # beyond the last seed
         return []
-    command = run.replace(seed=run.seed + run.seeds, checkpoints=checkpoints).command
     return [] if command is None else [f"{command} --output {shlex.quote(beside(run.output))}"]
 
 
@@ -244,6 +254,8 @@ def report(run: Run, env: Env, trainer: Trainer, state: TrainState, console: Con
         files["video"] = "cheetah.mp4"
     took = f"{last['steps']:,} steps in {last['seconds']:.0f} s"
     returns = f"return {np.mean(last['score']):z.0f} deterministic, {np.mean(last['stochastic_score']):z.0f} stochastic"
+    if failed := np.sum(last.get("failed", 0)):
+        returns += f"; {failed:.0f} of {2 * run.episodes * run.seeds} episodes failed and are left out"
     console.print(f"\n[bold]{title}[/bold]: {took}\n{returns}")
     after = [f"tensorboard --logdir {shlex.quote(str(run.output))}", *another_seed(run)]
     colour = colour_of(run.label)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
-import json
 import re
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import docstring_parser
 import tyro
 
 from pairgrpo_jax.commands.compiled import HELP, OPTION
 from pairgrpo_jax.commands.readers import free_to_leave
+from pairgrpo_jax.commands.runs import read_settings
 from pairgrpo_jax.commands.spelled import leaves
 from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.core.bounds import from_values
@@ -32,13 +35,23 @@ _EXTRAS |= {"reasoning_gym": "rewards", "math_verify": "rewards"}
 _EXTRAS |= {"openai": "judge", "wandb": "trackers", "mlflow": "trackers"}
 
 
-def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
+def parse(
+    default: T,
+    words: Sequence[str],
+    prog: str,
+    about: str | None,
+    others: Callable[[str], Sequence[str]] = lambda name: (),
+) -> T:
     """Settings from words, `default` for what is not named; nested parts are flat.
+
+    `others` gives the methods whose settings have one of a name that is none here.
 
     Raises:
       ValueError: for an option that has no effect here; it says whose it is.
     """
     said = io.StringIO()
+    if {"-h", "--help"} & {*words}:
+        _join_help(default)
     try:
         with contextlib.redirect_stderr(said):
             run, unknown = tyro.cli(
@@ -55,8 +68,20 @@ def parse(default: T, words: Sequence[str], prog: str, about: str | None) -> T:
             raise ValueError(_plain(said.getvalue())) from None
         raise
     if unknown:
-        raise ValueError(_unknown(unknown[0], default))
+        raise ValueError(_unknown(unknown[0], default, others))
     return run
+
+
+def _join_help(settings: Any) -> None:
+    """Gives tyro each field's help as one paragraph; it keeps the line breaks of docstrings."""
+    classes = filter(dataclasses.is_dataclass, reversed(type(settings).__mro__))
+    params = [param for cls in classes for param in docstring_parser.parse_from_object(cls).params]
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in params}
+    for field in dataclasses.fields(settings):
+        if helps.get(field.name):
+            field.metadata = types.MappingProxyType({"help": helps[field.name]})
+        if dataclasses.is_dataclass(value := getattr(settings, field.name)):
+            _join_help(value)
 
 
 def start_of(words: Sequence[str], prog: str) -> tuple[Start, list[str]]:
@@ -80,10 +105,10 @@ def _plain(framed: str) -> str:
     return re.sub(r"^Error parsing (?!--)[\w.]+: ", "", text)
 
 
-def _unknown(word: str, default: Any) -> str:
+def _unknown(word: str, default: Any, others: Callable[[str], Sequence[str]]) -> str:
     name = word.partition("=")[0].lstrip("-").replace("-", "_")
     option = f"--{name.replace('_', '-')}" if word.startswith("-") else repr(word)
-    owners = [method.name for method in METHODS if method().has(name)]
+    owners = [method.name for method in METHODS if method().has(name)] or others(name)
     if word.startswith("-") and owners:
         return f"{option} is a setting of {', '.join(owners)} and has no effect here"
     options = [OPTION.lstrip("-"), *(field.replace("_", "-") for field in leaves(default))]
@@ -124,21 +149,17 @@ def parse_run(
         hint = did_you_mean(method, methods, f"choose one of {', '.join(methods)}")
         raise ValueError(f"method {method!r} is unknown; {hint}")
     default: Any = preset(method, rest)
-    stored = Path(peek(rest, "output", str(default.output))) / "config.json"
-    if "--resume" in rest and stored.exists():
-        before: Any = _settings_of(type(default), stored)
+    folder = Path(peek(rest, "output", str(default.output)))
+    if "--resume" in rest and (folder / "config.json").exists():
+        before: Any = read_settings(folder, functools.partial(from_values, type(default)))
         if named and before.label != method:
-            raise ValueError(f"resume: the run in {stored.parent} is one of {before.label}, not of {method}")
+            raise ValueError(f"resume: the run in {folder} is one of {before.label}, not of {method}")
         default, method = before, before.label
-    return parse(default, rest, f"{prog} {method}", about)
 
+    def others(name: str) -> list[str]:
+        return [one for one in methods if name in leaves(preset(one, rest))]
 
-def _settings_of(cls: type[T], stored: Path) -> T:
-    try:
-        return from_values(cls, json.loads(stored.read_text()))
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        what = f"{stored}: these are no settings of a run ({type(error).__name__}: {error})"
-        raise ValueError(f"{what}; choose another --output") from error
+    return parse(default, rest, f"{prog} {method}", about, others)
 
 
 def run_main(main: Callable[[], int | None], prog: str = "pairgrpo") -> None:

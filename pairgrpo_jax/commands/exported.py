@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from pairgrpo_jax.commands.runs import read_settings
 from pairgrpo_jax.core.bounds import from_values
 from pairgrpo_jax.lm.models.chat import Chat
 from pairgrpo_jax.methods import Method
@@ -46,7 +46,7 @@ def chat_of(name: str, chat: Chat) -> Chat:
 def settings_of(name: str) -> dict[str, Any]:
     """Of the run that `name` is, or that exported it; empty for other models."""
     folder = run_of(name)
-    return {} if folder is None else json.loads((folder / "config.json").read_text())
+    return {} if folder is None else read_settings(folder, dict)
 
 
 def run_of(name: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import jax
 
 from pairgrpo_jax.core.bounds import AtLeast, Settings
+from pairgrpo_jax.core.checks import did_you_mean
 from pairgrpo_jax.lm.rewards.asking import Memory
 from pairgrpo_jax.lm.rewards.rubric import read_rubric
 from pairgrpo_jax.lm.rewards.sources import Source, judge
@@ -110,14 +111,33 @@ def model_judge(model: str, asking: Asking, timeout: float | None) -> Callable:
 def user_function(where: str, setting: str = "reward") -> Callable:
     """The function `module:function`, also of the working directory; ValueError that names the `setting`."""
     module, _, name = where.partition(":")
+    if not module or not name:
+        raise ValueError(f"{setting}: {where!r} must be module:function, as mine:f for f in mine.py")
     sys.path.insert(0, "")
+    missing = object()
     try:
-        found = getattr(importlib.import_module(module), name)
+        loaded = importlib.import_module(module)
+        found = getattr(loaded, name, missing)
     except Exception as error:  # anything that a user's module raises
-        raise ValueError(f"{setting}: cannot import {where!r}: {_told(error)}") from error
+        raise ValueError(f"{setting}: cannot import {where!r}: {_told(error)}{_looked(error, module, name)}") from error
+    if found is missing:
+        own = [word for word, value in vars(loaded).items() if callable(value) and value.__module__ == module]
+        hint = did_you_mean(name, own, f"it has {', '.join(own[:8]) or 'no functions'}")
+        raise ValueError(f"{setting}: cannot import {where!r}: there is no {name!r} in {module}; {hint}")
     if not callable(found):
         raise ValueError(f"{setting}: {where!r} is no function, but {type(found).__name__} {found!r:.80}")
     return found
+
+
+def _looked(error: Exception, module: str, name: str) -> str:
+    """How a user's module is named, or where it was looked for, if that is what is wrong."""
+    absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+    if not absent and not module.startswith("."):
+        return ""
+    path = Path(module.removesuffix(".py"))
+    right = path.name if path.is_absolute() or ".." in path.parts else ".".join(path.parts).lstrip(".")
+    named = f"name the module, not its file: {right}:{name}; " if right != module else ""
+    return f"; {named}modules are looked for in {Path.cwd()}, PYTHONPATH and the installed packages"
 
 
 def _told(error: Exception) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from pairgrpo_jax.commands import html
 from pairgrpo_jax.commands.comparison import compared, interval
 from pairgrpo_jax.commands.plots import SERIES, colours_of, label_ends
-from pairgrpo_jax.commands.stored import Stored, differences
+from pairgrpo_jax.commands.stored import UNMEASURED, Stored, differences
 from pairgrpo_jax.core.statistics import interquartile_interval, interquartile_mean
 from pairgrpo_jax.training.run import flatten
 
@@ -54,13 +54,14 @@ def section(runs: list[Stored]) -> list[str]:
     methods = rows_of(runs)
     quantity = runs[0].quantity
     parts = [html.element("p", f"Score: {quantity.words}."), html.table(table(methods))]
-    parts += [
-        "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs"
-        f"{', cut at 0 and 1' if quantity.share else ''}); P(beats the first) by Newcombe's method 5. "
-        "One run gives no interval.</p>"
-    ]
-    parts += [curves(methods)]
-    parts += ["<p>Line: interquartile mean over seeds; band: from the lowest seed to the highest, no interval.</p>"]
+    if quantity != UNMEASURED:
+        parts += [
+            "<p>Interquartile mean over seeds with its 95% interval (Student's t on winsorised runs"
+            f"{', cut at 0 and 1' if quantity.share else ''}); P(beats the first) by Newcombe's method 5. "
+            "One run gives no interval.</p>",
+            curves(methods),
+            "<p>Line: interquartile mean over seeds; band: from the lowest seed to the highest, no interval.</p>",
+        ]
     parts += ["<h3>Where it comes from</h3>", html.listed(origins(runs)), *commands(methods), "<h3>Settings</h3>"]
     flat = {name: dict(flatten(of[0].settings)) for name, of in methods.items()}
     names = sorted({key for of in flat.values() for key in of})
@@ -87,10 +88,12 @@ def table(methods: dict[str, list[Stored]]) -> list[tuple[str, ...]]:
     """The scores of each method's last evaluations; the first is the baseline."""
     highest = max(abs(run.rows[-1]["score"]) for runs in methods.values() for run in runs)
     form = ".0f" if highest > 100 else ".3f"
-    share = next(iter(methods.values()))[0].quantity.share
+    quantity = next(iter(methods.values()))[0].quantity
 
     def figures(scores: np.ndarray, runs: list[list[dict]], beats: str) -> tuple[str, ...]:
-        low, high = np.clip(interquartile_interval(scores), *((0, 1) if share else (-np.inf, np.inf)))
+        if quantity == UNMEASURED:
+            return "not measured", "–"
+        low, high = np.clip(interquartile_interval(scores), *((0, 1) if quantity.share else (-np.inf, np.inf)))
         return f"{interquartile_mean(scores):{form}}" + interval(low, high, form), beats
 
     columns = ("score, IQM [95% interval]", "P(beats {first}) [95% interval]")

@@ -1,8 +1,8 @@
 """Will it fit, and what does it cost: `pairgrpo plan align METHOD --model FOLDER_OR_CONFIG --topology v5e:2x4 ...`.
 
 Compiles the run's own update, prefill and decode for a slice of machines that need not be here, and prints the memory
-of each, its collectives, its FLOPs and a lower bound of its seconds. Takes the options of `pairgrpo align`; of the
-model a `config.json` is enough. Exit code 1: it does not fit.
+of each, its collectives, its FLOPs and a lower bound of its seconds. Takes the options of `pairgrpo align` that change
+these programs; of the model a `config.json` is enough. Exit code 1: it does not fit.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from pairgrpo_jax.commands.align_settings import LABELS, Run, preset
 from pairgrpo_jax.commands.cli import parse_run
+from pairgrpo_jax.commands.spelled import leaves
 from pairgrpo_jax.commands.topologies import Topology, known, open_topology
 from pairgrpo_jax.commands.words import peek, take
 from pairgrpo_jax.lm.alignment import Placement
@@ -35,6 +36,7 @@ from pairgrpo_jax.training.memory import live_bytes
 _GIB = 2**30
 _HEAD = "| program | arguments | outputs | temporaries | beside | total GiB | estimate | TFLOP | seconds, at least "
 _HEAD += "| collectives |"
+_READ = ("model", "ignore_fields", "data", "reward", "iterations", "dtype", "operands", "remat", "mesh", "resume")
 _WHOLE = "prefill and decode below are those of a whole batch at once; with slots they hold less"
 
 
@@ -68,17 +70,26 @@ def main(words: Sequence[str]) -> int:
         usage += f"\nNAME: {known()}"
         print(usage, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    name = peek(words, "topology", "")
+    name, (_, rest) = peek(words, "topology", ""), take(words[1:], ("--topology",))
+    run = parse_run(rest, LABELS, preset, "pairgrpo plan align")
+    require_read(run, rest)
     if not name:
         raise ValueError(f"topology: name one: {known()}")
-    _, rest = take(words[1:], ("--topology",))
-    run = parse_run(rest, LABELS, preset, "pairgrpo plan align")
     topology = open_topology(name)
     if topology.devices > 1 and run.mesh == "none":
         if peek(rest, "mesh", ""):
             raise ValueError(f"mesh='none' uses one of the {topology.devices} devices; choose data or fsdp")
         run = run.replace(mesh="fsdp")
     return report(run, name, topology)
+
+
+def require_read(run: Run, words: Sequence[str]) -> None:
+    """Refuses options that change nothing here; ValueError that names the first. With --resume, --output is read."""
+    idle = leaves(run).keys() - leaves(run.config).keys() - {*_READ} - ({"output"} if "--resume" in words else set())
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("--") and option[2:].replace("-", "_").removeprefix("no_") in idle:
+            raise ValueError(f"{option} has no effect on a plan; leave it out")
 
 
 def model_of(run: Run) -> Model:

@@ -1,6 +1,7 @@
 """Trains and evaluates a Bradley-Terry reward model on preference data.
 
 pairgrpo reward-model --data tiny
+
 pairgrpo reward-model --data path/to/helpful-base --split all --output runs/helpful
 
 Cross-validated by first user turn; then one head on each half of the data, `a` and `b`, to train a policy on one and

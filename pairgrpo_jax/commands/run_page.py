@@ -32,7 +32,8 @@ def write_report(
       folder: of the run, with its metrics, `config.json`, `versions.json`, and `cheetah.mp4` or `replies.json` if any.
       title: what the run was.
       summary: its figures in words.
-      shown: metrics to draw and what they are called; those that the run does not have are left out.
+      shown: metrics to draw and what they are called; those that the run does not have, or never as a number, are left
+        out.
       axis: what `iteration` counts.
       command: that makes the run again, if there is one.
       after: commands that go on from here.
@@ -55,7 +56,9 @@ def curves(rows: list[dict], shown: Mapping[str, str], axis: str, colour: str = 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = {name: words for name, words in shown.items() if any(name in row for row in rows)}
+    panels = {
+        name: words for name, words in shown.items() if any(np.isfinite(row.get(name, np.nan)).any() for row in rows)
+    }
     with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         across = min(3, max(1, len(panels)))
         down = -(-len(panels) // across) or 1

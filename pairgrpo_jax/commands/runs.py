@@ -8,7 +8,7 @@ import json
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -20,7 +20,6 @@ from pairgrpo_jax.training import (
     RunFolderError,
     Schedule,
     TrainState,
-    changed_settings,
     processes,
     read_metrics,
     require_alike,
@@ -30,8 +29,9 @@ from pairgrpo_jax.training import (
 )
 from pairgrpo_jax.training.checkpoint import is_bucket
 from pairgrpo_jax.training.console import LineConsole
-from pairgrpo_jax.training.run import flatten, option, renew_settings, versions, write_json
+from pairgrpo_jax.training.run import flatten, renew_settings, require_same, versions, write_json
 
+T = TypeVar("T")
 DONE = "done"  # an empty file that marks a finished run
 # May differ on --resume: they do not change what a state means, nor what a run measures. A dot leads into a part.
 FREE = (
@@ -54,6 +54,16 @@ FREE += ("judging.comparing.judge_concurrency", "judging.comparing.judge_backoff
 def make_console() -> Console:
     """Where a run says what it does; of several processes one speaks."""
     return LineConsole(quiet=not processes.leads())
+
+
+def read_settings(folder: Path, read: Callable[[Any], T]) -> T:
+    """What `read` makes of the settings in a run's folder; ValueError where there are none."""
+    stored = folder / "config.json"
+    try:
+        return read(json.loads(stored.read_text()))
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        what = f"{stored}: these are no settings of a run ({type(error).__name__}: {error})"
+        raise ValueError(f"{what}; choose another folder") from error
 
 
 def require_mesh(run: Any) -> None:
@@ -202,7 +212,7 @@ def require_own(run: Any, checkpoints: Checkpoints) -> None:
     """Refuses checkpoints of other settings; ValueError that names the fields, beside `run.free`, that differ."""
     made_with = checkpoints.made_with() or settings(run)  # where none can be read, restoring says why
     what = f"checkpoints: those in {checkpoints.manager.directory} were"
-    _require_same(run, made_with, what, "use those, or choose another --checkpoints")
+    require_same(made_with, settings(run), run.free, what, "use those, or choose another --checkpoints")
 
 
 def checkpoints_of(run: Any) -> str:
@@ -258,12 +268,7 @@ def is_finished(run: Any) -> bool:
     `run.free`, that differ."""
     if not (run.output / DONE).exists():
         return False
-    before = json.loads((run.output / "config.json").read_text())
-    _require_same(run, before, f"output: {run.output} was", "move it away or choose another --output")
+    before = read_settings(run.output, dict)
+    remedy = "move it away or choose another --output"
+    require_same(before, settings(run), run.free, f"output: {run.output} was", remedy)
     return before[run.length] == getattr(run, run.length)
-
-
-def _require_same(run: Any, before: dict[str, Any], what: str, remedy: str) -> None:
-    changed = [option(name) for name, _, _ in changed_settings(before, settings(run), run.free)]
-    if changed:
-        raise ValueError(f"{what} made with other settings ({', '.join(changed)}); {remedy}")

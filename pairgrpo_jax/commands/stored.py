@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pairgrpo_jax.commands.runs import DONE, FREE
+from pairgrpo_jax.commands.runs import DONE, FREE, read_settings
 from pairgrpo_jax.core.bounds import from_values, to_values
 from pairgrpo_jax.training import changed_settings, read_metrics
 from pairgrpo_jax.training.run import flatten
@@ -27,6 +27,7 @@ class Quantity(NamedTuple):
     share: bool = False
 
 
+UNMEASURED = Quantity("not measured, as a judge of pairs scores no reply, and no held-out head did")
 WIN_RATE = Quantity("held-out win rate over the start, by the reward head that judges", share=True)
 
 
@@ -35,7 +36,8 @@ class Stored:
     """One seed of a finished run: who made it, and its metrics, a number each; `score` is of the `quantity`.
 
     Raises:
-      ValueError: for a field of another kind, settings without a `config`, or a last row without a finite score.
+      ValueError: for a field of another kind, settings without a `config`, or a last row without a finite score, where
+        it is measured.
     """
 
     method: str
@@ -54,7 +56,8 @@ class Stored:
                 raise ValueError(f"{name} is no {kind.__name__}")
         if not isinstance(self.settings.get("config"), dict):
             raise ValueError("its settings hold no config")
-        if not self.rows or not np.isfinite(self.rows[-1].get("score", np.nan)):
+        measured = self.quantity != UNMEASURED
+        if not self.rows or (measured and not np.isfinite(self.rows[-1].get("score", np.nan))):
             raise ValueError("its last row holds no finite score")
         if any("score" in row and not np.isfinite(row.get("steps", np.nan)) for row in self.rows):
             raise ValueError("a row with a score holds no steps")
@@ -131,7 +134,7 @@ def _of_folder(folder: Path) -> list[Stored]:
     """A run of `pairgrpo cheetah` or `pairgrpo align`, one for each of its seeds; nothing for a model's folder."""
     if not (folder / "metrics.jsonl").exists():
         return []
-    settings = json.loads((folder / "config.json").read_text())
+    settings = read_settings(folder, dict)
     if "config" not in settings:
         raise _NotCounted("no run of a method")
     if not (folder / DONE).exists():
@@ -158,7 +161,8 @@ def _quantity(settings: dict[str, Any], last: dict[str, Any]) -> Quantity:
     if "env" in settings:
         return Quantity("return of the deterministic policy")
     reward = (settings.get("judging") or {}).get("reward", "")
-    reward = "" if reward.startswith("judge:") else reward  # it compares, and gives no rewards
+    compares = reward.startswith("judge:")  # and gives no rewards
+    reward = "" if compares else reward
     if "wins" in last and ":" not in reward:
         return WIN_RATE
     if reward:
@@ -167,7 +171,7 @@ def _quantity(settings: dict[str, Any], last: dict[str, Any]) -> Quantity:
         return Quantity(f"held-out {'pass@1' if right else 'mean reward'} by {named}", right)
     if "implicit_accuracy" in last:
         return Quantity("accuracy of implicit rewards on held-out pairs", share=True)
-    return Quantity("the runs' own; their settings do not say of what")
+    return UNMEASURED if compares else Quantity("the runs' own; their settings do not say of what")
 
 
 def _row(row: dict[str, Any], quantity: Quantity, place: int = 0, seeds: int | None = None) -> dict[str, float]:
@@ -175,6 +179,8 @@ def _row(row: dict[str, Any], quantity: Quantity, place: int = 0, seeds: int | N
     each = {name: x[place] if isinstance(x, list) and len(x) == seeds else x for name, x in row.items()}
     if quantity == WIN_RATE and "score" in row:
         each["score"] = float(np.mean(row["wins"]))
+    if quantity == UNMEASURED and "score" in row:
+        each["score"] = float("nan")  # 0 in runs of before 0.2
     return {name: float(x) for name, x in each.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
 
 

@@ -100,7 +100,8 @@ def _claim(folder: Path, config: dict[str, Any], resume: bool, free: tuple[str, 
     path = folder / "config.json"
     _require_free(folder, resume)
     if path.exists() and resume:
-        _require_same(path, config, free)
+        remedy = "use those, or start a new run in another --output"
+        require_same(json.loads(path.read_text()), config, free, f"resume: the run in {folder} was", remedy)
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("w")
     try:
@@ -137,14 +138,12 @@ def _compare_versions(path: Path) -> None:
         logger.warning("%s differ from when the run began: it goes on, but not bit for bit", ", ".join(told))
 
 
-def _require_same(path: Path, config: dict[str, Any], free: tuple[str, ...]) -> None:
-    before = json.loads(path.read_text())
+def require_same(before: dict[str, Any], config: dict[str, Any], free: tuple[str, ...], what: str, remedy: str) -> None:
+    """Refuses settings that differ, but for `free` ones; RunFolderError that names `what` was made so, and each."""
     changed = [f"{option(n)}: {old!r} -> {new!r}" for n, old, new in changed_settings(before, config, free)]
     if changed:
-        raise RunFolderError(
-            f"resume: the run in {path.parent} was made with other settings ({'; '.join(changed)}); "
-            f"use those, or start a new run in another --output{_why(changed, config)}"
-        )
+        told = f"{what} made with other settings ({'; '.join(changed)})"
+        raise RunFolderError(f"{told}; {remedy}{_why(changed, config)}")
 
 
 def _why(changed: list[str], config: dict[str, Any]) -> str:

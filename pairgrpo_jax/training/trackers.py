@@ -61,9 +61,9 @@ class Board:
         return SummaryWriter(str(self._folder))
 
     def log(self, row: dict[str, Any]) -> None:
-        """Shows every metric of the row."""
+        """Shows every metric of the row that is a number."""
         for name, value in numbers(row).items():
-            if name not in ("iteration", "steps"):
+            if name not in ("iteration", "steps") and not np.isnan(value):
                 self._writer.add_scalar(name, value, row["steps"])
 
     def finish(self, summary: dict[str, float]) -> None:

@@ -1,5 +1,6 @@
 """The alignment command lines as a user meets them, on a tiny model with a tokenizer of bytes."""
 
+import itertools
 import json
 import os
 import re
@@ -20,13 +21,14 @@ from safetensors.numpy import load_file
 
 from experiments import paper_tables
 from experiments.benchmarks.resume import result
-from pairgrpo_jax.commands import align, align_data, evaluate, reward_model
-from pairgrpo_jax.commands.align_results import score_of
+from pairgrpo_jax.commands import align, align_data, evaluate, paper, reward_model
+from pairgrpo_jax.commands.align_results import about_replies, score_of
 from pairgrpo_jax.commands.align_settings import SUMS, Judging, Run, judge_of, preset
+from pairgrpo_jax.commands.stored import read_stored
 from pairgrpo_jax.core.statistics import length_controlled_rate, mean_interval
 from pairgrpo_jax.lm import Policy, load_model
 from pairgrpo_jax.lm.alignment import Placement, encode_pairs, tuned
-from pairgrpo_jax.lm.data import first_turn, fold_of, load_preferences
+from pairgrpo_jax.lm.data import first_turn, fold_of, load_preferences, split_by_first_turn
 from pairgrpo_jax.lm.files import tokenizer
 from pairgrpo_jax.lm.files.peft import load_peft
 from pairgrpo_jax.lm.models import lora
@@ -68,6 +70,8 @@ def workplace(tmp_path_factory):
         "    return vowels(prompts, completions)\n"
         "def wrong(prompts, completions, answr):\n"
         "    return vowels(prompts, completions)\n"
+        "def longer(prompt, a, b):\n"
+        "    return int(len(b) > len(a))\n"
         "def broken(prompts, completions):\n"
         "    raise KeyError('nothing')\n"
     )
@@ -260,6 +264,66 @@ def test_problems_of_a_generator_with_several_rewards(workplace, monkeypatch, ru
     assert found["held_out/verify:own"] == found["held_out/verify:own/rival"] == last["held_out/verify:own/rival"]
 
 
+def test_without_a_reward_or_a_head_nothing_is_scored(workplace, monkeypatch, run_here):
+    monkeypatch.chdir(workplace)
+    words = ["--model", "model", "--data", "pairs.jsonl", *SMALL.split(" --evaluation")[0].split(), "--shown", "2"]
+    words += ["--reward", "judge:rewards:longer", "--judge", "", "--iterations", "1", "--no-export"]
+    done = run_here(align.main, "soft", *words, "--output", "unscored")
+    assert done.returncode == 0, done.stderr
+    assert np.isnan(read_metrics(workplace / "unscored")[-1]["score"]) and "score 0" not in done.stdout
+    assert "no score: not measured, as nothing scores held-out replies; a head does" in done.stdout
+    page = (workplace / "unscored" / "report.html").read_text()
+    assert "Replies are sampled, cut at 6 tokens.<" in page and "<svg" in page and ">score<" not in page
+    row = paper.table(paper.rows_of([run for run in read_stored(workplace / "unscored")[0]]))[1]
+    assert row[:2] == ("soft", "not measured")
+
+
+def test_a_run_that_has_no_score_has_no_best(workplace):
+    run = preset("soft", ["--reward", "judge:rewards:longer"]).replace(model="mine")
+    for name, value in (("evaluation_prompts", 500), ("evaluation_samples", 64)):
+        for silent in (run, preset("dpo").replace(model="mine"), preset("dpo").replace(judge="")):
+            with pytest.raises(ValueError, match=f"{name}={value} has no effect where nobody scores replies"):
+                silent.replace(**{name: value})
+            assert silent.replace(judge="harmless-b", **{name: value}).judge == "harmless-b"
+    with pytest.raises(ValueError, match=r"exported='best': .* no checkpoint is the best; name a held-out head"):
+        run.replace(exported="best")
+    for scored in (run.replace(judge="harmless-b"), run.replace(sft_iterations=1), preset("dpo").replace(model="mine")):
+        assert scored.replace(exported="best").exported == "best"
+    assert align_data.evaluated(run) == 32 and align_data.evaluated(run.replace(shown=99)) == 99
+    assert align_data.evaluated(preset("grpo").replace(shown=99)) == 32
+
+
+def test_who_scores_the_replies_that_are_shown_is_said():
+    for judge, words in (("", "tokens."), ("harmless-b", "tokens, and scored by harmless-b.")):
+        run = preset("soft", ["--reward", "judge:rewards:longer"]).replace(judge=judge)
+        assert about_replies(run).endswith(words)
+    assert about_replies(preset("soft", ["--reward", "mine:f"]).replace(judge="")).endswith("scored by mine:f.")
+
+
+def test_a_batch_of_more_rows_than_there_are_is_told(workplace, monkeypatch, capsys):
+    from rich.console import Console
+
+    monkeypatch.chdir(workplace)
+
+    def told(method, count):
+        run = preset(method, ["--reward", "mine:f"]).replace(model="model", data="pairs.jsonl", prompts=count)
+        align_data.read_data(run, model, None, Console(quiet=True))
+        return capsys.readouterr().err
+
+    model = align_data.load(Run(model="model"), Placement())
+    many = 20 - len(split_by_first_turn(load_preferences("pairs.jsonl").rows)[1])
+    for method, what in (("hard", "prompts"), ("dpo", "pairs")):
+        assert not told(method, many)
+        warning = f"warning: pairs.jsonl: {many} {what} to train on, and a batch takes {many + 1} (--prompts)"
+        assert warning in told(method, many + 1)
+
+
+def test_an_option_of_other_methods_is_told_to_be_theirs(run_here):
+    done = run_here(align.main, "dpo", "--candidates", "4")
+    assert done.returncode == 2
+    assert "--candidates is a setting of grpo, rank, ppo, soft, hard and has no effect here" in done.stderr
+
+
 def test_rows_whose_answer_cannot_be_read_are_counted(workplace, monkeypatch, run_here):
     monkeypatch.chdir(workplace)
     rows = [{"prompt": f"{i} + 1 =", "answer": i + 1 if i % 2 else "many"} for i in range(20)]
@@ -299,11 +363,15 @@ BAD = [
     (["--data", "questions.jsonl"], "if 'question' holds the prompt: --prompt-column question"),
     (["--prompt-column", "promt"], "no column 'promt' (--prompt-column); did you mean 'prompt'?"),
     (["grpo-offline"], "method 'grpo-offline' is unknown"),
-    (["dpo", "--temperature", "2"], "no option here"),
+    (["dpo", "--temperature", "2"], "--reward is a setting of grpo, rank, ppo, soft, hard and has no effect here"),
     (["soft", "--comparisons", "sort"], "--comparisons is no option here; --help lists the options"),
     (["--candidates", "3", "--scheme", "matched"], "candidates=3 must be even"),
     (["--iterations", "0"], "iterations must be >= 1"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--data", "nowhere.jsonl", "--reward", "harmless-a"], "nowhere.jsonl: no such file or folder"),
+    (["--reward", "harmless-a"], "gives 32; fit one on it"),
+    (["--reward", "harmless-a"], "(the head is harmless-a, which is the default of --reward)"),
+    (["--reward", "judge:rewards:longer", "--judge", "", "--exported", "best"], "evaluation_prompts=2 has no effect"),
     (["--reward", "rewards:missing"], "reward: cannot import 'rewards:missing'"),
     (["grpo", "--reward", "judge:rewards:vowels"], "a judge gives pairs"),
     (["--prompt-tokens", "3"], "prompt_tokens=3: none of"),
@@ -312,6 +380,7 @@ BAD = [
     (["--reward", "head.safetensors"], "is the reward itself"),
     (["--reward", "rewards:vowels=much"], "weights must be numbers"),
     (["--quantize", "int4"], "quantize"),
+    (["--lora-targets", "q", "--lora-rank", "0"], "lora_targets=('q',) has no effect with lora_rank=0"),
     (["--quantize", "int8", "--lora-rank", "0"], "quantize='int8' has no effect with lora_rank=0"),
     (["--operands", "bfloat16", "--dtype", "bfloat16"], "operands='bfloat16' has no effect with dtype='bfloat16'"),
     (["--lora-targets", "nose"], "targets: llama has no linear layers ['nose']"),
@@ -327,6 +396,14 @@ def test_bad_input_is_one_line_and_writes_nothing(workplace, monkeypatch, run_he
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last.startswith("program: error: ") and message in done.stderr
     assert not (workplace / "bad").exists()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_has_no_line_that_ends_before_it_is_full(run_here, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = [line.strip("│").rstrip() for line in run_here(align.main, "hard", "--help").stdout.splitlines()]
+    both = [(a, b) for a, b in itertools.pairwise(lines) if a.startswith(20 * " ") and b.startswith(20 * " ")]
+    assert len(both) > 20 and not [a for a, b in both if len(f"{a} {b.split()[0]}") < width - 3]
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"config": {"method": {}}}'])
@@ -367,6 +444,13 @@ def test_what_differs_between_the_updates_on_a_batch_is_no_noise():
 def test_an_unknown_method_of_the_tables_is_named(tmp_path, run_here):
     done = run_here(paper_tables.main, "--methods", "soft-ofline", "--output", tmp_path)
     assert done.returncode == 2 and "methods: 'soft-ofline' is unknown" in done.stderr
+
+
+def test_a_wrong_option_of_the_tables_is_one_line(tmp_path, run_here):
+    done = run_here(paper_tables.main, "--method", "soft", "--output", tmp_path)
+    assert (
+        done.returncode == 2 and done.stderr == "program: error: --method is no option here; did you mean --methods?\n"
+    )
 
 
 def test_a_method_of_the_tables_can_name_its_learning_rate():
@@ -427,7 +511,7 @@ def test_a_judge_whose_trunk_was_trained_is_refused_before_anything_is_loaded(tm
 def test_the_best_checkpoint_has_most_of_what_is_wanted(weights, score):
     row = {"held_out/length": 40.0, "held_out/right": 0.5, "win_rate": 0.7}
     assert score_of(row, weights, ["win_rate"]) == pytest.approx(score)
-    assert score_of(row, {}, []) == 0 and np.isnan(score_of(row, {"other": 1.0}, ["win_rate"]))
+    assert np.isnan(score_of(row, {}, [])) and np.isnan(score_of(row, {"other": 1.0}, ["win_rate"]))
 
 
 def test_a_head_of_ones_own_is_judged_by_its_sibling_or_by_who_is_named(tmp_path):
@@ -475,8 +559,8 @@ def test_what_the_judge_was_fitted_on_is_left_out_and_its_accuracy_told(workplac
     assert 0 < len(theirs) < 20 and ours[0] | ours[1] == set(texts) - theirs and not ours[0] & ours[1]
     if method == "dpo":
         assert len(made["data"].pairs) == len(ours[0]) and len(held_out.pairs) == len(ours[1])
-    judges = align_data.make_judges(run, held_out, Placement())
-    cooler = align_data.make_judges(run.replace(evaluation_temperature=0.5), held_out, Placement())
+    judges = align_data.make_judges(run, held_out, head, Placement())
+    cooler = align_data.make_judges(run.replace(evaluation_temperature=0.5), held_out, head, Placement())
     assert (judges.sampling, cooler.sampling) == (config.scored, Sampling(0.5))
     row = align_data.judge_accuracy(run, judges, console)
     said = capsys.readouterr().out

@@ -77,6 +77,28 @@ def test_equal_replies_are_counted_as_ties():
     assert row["ties"] == 0.5 and row["win_rate"] == 0.5 and row["wins"] == [0.75, 0.25]
 
 
+def test_figures_of_unequal_lengths_and_replies_that_were_cut():
+    """By hand: six replies are 2 longer than the rival's, and five of them win; of two that are 2 shorter one wins.
+
+    At equal length the odds lie between 5 and 1, at their geometric mean.
+    """
+    longer, won = np.array([[1, 1, 1, 0], [1, 1, 1, 0]]), np.array([[1.0, 1, 1, 1], [1, 1, 0, 0]])
+    ours, theirs = np.where(longer, 9, 3), np.where(longer, 7, 5)
+    ended, all_cut = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool), np.zeros((2, 4), bool)
+    logp = np.array([[-1.0, -2, -3, -4], [-1, -2, -3, -4]])
+    a, b = (
+        Heard(Replies(np.zeros((2, 4, 9)), lengths, logp, cut, []), Judged(rewards, np.full((2, 4), -3.0)), {})
+        for lengths, cut, rewards in ((ours, ended, 2 * won), (theirs, all_cut, np.ones((2, 4))))
+    )
+    row = figures(a, b)
+    assert row["wins"] == [1, 0.5] and row["win_rate"] == 0.75 and row["ties"] == 0
+    assert row["win_rate_length_controlled"] == pytest.approx(5**0.5 / (1 + 5**0.5), abs=0.01)
+    assert row["win_rate_length_controlled_low"] < row["win_rate_length_controlled_high"]
+    assert (row["reply_tokens"], row["reply_tokens_rival"]) == (7.5, 6.5)
+    assert row["reply_truncated"] == 0.125 and row["kl_reference"] == 0.5
+    assert (row["reward_held_out"], row["reward_held_out_rival"]) == (1.5, 1)
+
+
 def test_rewards_of_binary_replies_have_intervals_and_pass_at_k():
     said = Replies(np.zeros((3, 4, 3)), np.full((3, 4), 3), np.zeros((3, 4)), np.ones((3, 4), bool), [])
     ours = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [np.nan] * 4])
@@ -244,3 +266,6 @@ def test_a_runs_rival_is_the_model_it_started_from(tmp_path):
     (tmp_path / "versions.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps({"model": "some/model"}))
     assert started_from(str(tmp_path)) == "some/model" and started_from("other") == "smollm2"
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.json: these are no settings of a run"):
+        started_from(str(tmp_path))

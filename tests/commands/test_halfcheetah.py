@@ -9,6 +9,8 @@ import sys
 import time
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.benchmarks.resume import TINY, Resume, disturbed, result, undisturbed
@@ -120,6 +122,15 @@ def test_a_multiplier_takes_the_place_of_the_presets_hinge():
 
 def test_no_seeds_are_named_beyond_the_last():
     assert another_seed(cheetah.Run(seed=2**32 - 1)) == [] != another_seed(cheetah.Run(seed=2**32 - 2))
+
+
+def test_an_episode_that_fails_is_left_out_of_the_means_and_counted():
+    returns = jnp.array([[1.0, jnp.nan, 3.0], [jnp.inf, jnp.nan, -jnp.inf], [1.0, 2.0, 6.0]])
+    trainer = SimpleNamespace(evaluate=lambda state, key, episodes, deterministic: state if deterministic else -state)
+    row = cheetah.make_evaluation(trainer, 3)(returns, 1)
+    np.testing.assert_equal(row["score"], [2.0, np.nan, 3.0])
+    np.testing.assert_equal(row["stochastic_score"], [-2.0, np.nan, -3.0])
+    assert row["failed"] == [2, 6, 0]
 
 
 @pytest.mark.parametrize(("evaluations", "chunk"), [(1, 5), (20, 3), (118, 1)])

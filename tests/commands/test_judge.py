@@ -37,6 +37,8 @@ def place(tmp_path_factory):
         "def once(prompt, a, b):\n"
         "    seen.append(prompt)\n"
         "    return int(b.startswith('yes')) if prompt == seen[0] else None\n"
+        "def shorter(prompt, a, b):\n    return len(a) < len(b)\n"
+        "def two(a, b):\n    return 0\n"
         "number = 3\n"
     )
     judged = "def longer(prompt, a, b):\n    return None if len(a) == len(b) else int(len(b) {} len(a))\n"
@@ -109,6 +111,12 @@ def test_pairs_without_a_verdict_are_counted(at, run_here):
     assert "| - | 0 |" in (at / "none" / "table.md").read_text(), "of this run, as the figures are"
 
 
+def test_a_judge_of_bools_is_refused_at_its_first_answer(at, run_here):
+    done, found = measured(at, run_here, "--judge", "judge:mine:shorter", "--pairs", "4", output="bools")
+    assert done.returncode == 2 and not found and len(done.stderr.splitlines()) == 1
+    assert "shorter cannot be used: return 0 for a, 1 for b, None for a tie, not " in done.stderr
+
+
 def test_figures_are_strict_json(at, run_here):
     done, found = measured(at, run_here, "--judge", "judge:mine:once", "--pairs", "4", output="strict")
     assert done.returncode == 0 and found["figures"]["agreement_decided"]["count"] == 1
@@ -127,6 +135,16 @@ BAD = [
     ([], "must be judge:openai:MODEL"),
     (["--judge", "judge:mine:missing"], "error: judge: cannot import 'mine:missing'"),
     (["--judge", "judge:torn:judge"], "judge: cannot import 'torn:judge': SyntaxError: invalid syntax ("),
+    (["--judge", "judge:mine"], "error: judge: 'mine' must be module:function"),
+    (["--judge", "judge:mine:longr"], "cannot import 'mine:longr': there is no 'longr' in mine; did you mean longer?"),
+    (["--judge", "judge:mine:judge"], "there is no 'judge' in mine; it has longer, first, broken, once, shorter, two"),
+    (["--judge", "judge:mine.py:longer"], "name the module, not its file: mine:longer; modules are looked for in /"),
+    (["--judge", "judge:./mine.py:longer"], "name the module, not its file: mine:longer; "),
+    (["--judge", "judge:../x/mine.py:longer"], "name the module, not its file: mine:longer; "),
+    (["--judge", "judge:/x/mine.py:longer"], "name the module, not its file: mine:longer; "),
+    (["--judge", "judge:tools/mine.py:longer"], "name the module, not its file: tools.mine:longer; "),
+    (["--judge", "judge:nomodule:f"], "No module named 'nomodule'; modules are looked for in /"),
+    (["--judge", "judge:mine:two"], "two must take (prompt, a, b) first, by position"),
     (["--judge", "judge:torn:judge"], "torn.py:2)"),
     (["--judge", "judge:unnamed:judge"], "judge: cannot import 'unnamed:judge': NameError: name 'z' is not defined ("),
     (["--judge", "judge:unnamed:judge"], "unnamed.py:2)"),
@@ -149,7 +167,7 @@ def test_bad_input_is_one_line_and_writes_nothing(at, run_here, served, words, m
     assert not (at / "bad").exists()
 
 
-ALIGN = ["soft", "--model", "model", "--data", "pairs.jsonl", *SMALL.replace("--judge head.safetensors", "").split()]
+ALIGN = ["soft", "--model", "model", "--data", "pairs.jsonl", *SMALL.split(" --evaluation")[0].split(), "--shown", "2"]
 ALIGN += ["--judge", "", "--candidates", "4", "--iterations", "3", "--no-export", "--reward", "judge:openai:m"]
 
 

@@ -1,5 +1,6 @@
 """The command `pairgrpo` before any sub-command."""
 
+import importlib
 import io
 import os
 import subprocess
@@ -24,6 +25,16 @@ def test_help_needs_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]" and all(name in done.stdout for name in main.COMMANDS)
     assert time.perf_counter() - began < 5  # 0.1 s on a quiet machine
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_help_has_one_command_a_line(run_here, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "1000")
+    module = importlib.import_module(f"pairgrpo_jax.commands.{name.replace('-', '_')}")
+    words = {"plan": ["align", "hard"], "align": ["hard"], "cheetah": ["hard"]}.get(name, [])
+    done = run_here(module.main, *words, "--help")
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip().startswith("pairgrpo ")]
+    assert done.returncode == 0 and not [line for line in lines if line.count("pairgrpo ") > 1]
 
 
 @pytest.mark.parametrize(("word", "hint"), [("algin", "did you mean align?"), ("x", "choose one of cheetah")])

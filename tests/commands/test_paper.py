@@ -207,6 +207,22 @@ def test_the_page_says_what_its_score_is(tmp_path, kind):
     )
 
 
+def test_what_was_not_measured_is_no_number(tmp_path):
+    """A judge of pairs alone; runs of before have 0 for a score."""
+    settings = {"judging": {"reward": "judge:mine:f"}, "config": {"method": {"name": "soft"}}}
+    for seed, score in enumerate((0.0, None, 0.0)):
+        rows = [{"steps": 1, "score": score}]
+        name = "hard" if seed else "soft"
+        keep(tmp_path / f"seed{seed}.json", name, seed, 0.0, settings=settings | {"seed": seed}, metrics=rows)
+    found, left = stored.read_stored(tmp_path)
+    assert not left and [line[:3] for line in table(rows_of(found))[1:]] == [
+        ("soft", "not measured", "–"),
+        ("hard", "not measured", "–"),
+    ]
+    page = paper.page(found, [], "x")
+    assert "Score: not measured, as a judge of pairs" in page and "<svg" not in page and "0.000" not in page
+
+
 def test_runs_of_another_score_are_in_another_table(tmp_path):
     """Where one of them has kept no wins."""
     settings = {"judging": {"reward": "harmless-a"}, "config": {"method": {"name": "soft"}}}

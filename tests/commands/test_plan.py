@@ -108,6 +108,15 @@ def test_a_batch_that_devices_do_not_divide_is_planned_with_its_empty_places():
         (("align", "hard", "--topology", "cpu:2", "--mesh", "none"), "mesh='none' uses one of the 2 devices"),
         (("align", "hard", "--topology", "cpu:99"), "XLA_FLAGS=--xla_force_host_platform_device_count=99"),
         (("align", "hard", "--topology", "cuda", "--candidate", "4"), "--candidates"),
+        (("align", "hard", "--topology", "cuda", "--evaluations", "3"), "--evaluations has no effect on a plan"),
+        (("align", "dpo", "--topology", "cuda", "--seed=3"), "--seed has no effect on a plan; leave it out"),
+        (("align", "dpo", "--topology", "cuda", "--tracker", "wandb"), "--tracker has no effect on a plan"),
+        (("align", "dpo", "--topology", "cuda", "--no-export"), "--no-export has no effect on a plan"),
+        (("align", "hard", "--topology", "cuda", "--output", "runs/x"), "--output has no effect on a plan"),
+        (
+            ("align", "hard", "--topology", "cuda", "--template-date", "2020-02-29"),
+            "--template-date has no effect on a",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_told(words, said, config, run_here):

@@ -70,6 +70,7 @@ def test_it_holds_all_and_needs_nothing_else(folder):
         assert words in page.words
     assert "The same run again: pairgrpo align soft --x" in page.words
     assert "reward in training" in page.words and "batches" in page.words and "nothing" not in page.words
+    assert "KL" not in page.words, "it was never a number"
     assert "pairgrpo generate --model runs/x" in page.words and "</td><script>" in page.words
     assert "user# Why?" in page.words and "after, reward 0.50a\n\n  caf" in page.words and "cut at 8" in page.words
     assert "script" not in page.tags and {"svg", "video", "table"} <= {*page.tags}

@@ -38,6 +38,8 @@ def test_a_run_that_is_made_longer_is_finished_no_more(made):
 
 def test_a_run_cannot_be_made_shorter_and_keeps_its_settings(made):
     shorter = made.replace(iterations=2)
+    with pytest.raises(RunFolderError, match=r"output: .* made with other settings \(seed: 0 -> 3\); move it away"):
+        is_finished(made.replace(seed=3))
     with open_folder(made.output, settings(shorter), resume=True, free=shorter.free):
         with pytest.raises(ValueError, match=r"iterations: .* has made 4 iterations, and 2 are asked for"):
             require_length(shorter, 4, 2)

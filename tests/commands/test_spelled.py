@@ -18,6 +18,7 @@ LINES = [
     "hard --reward judge:openai:x --judge-concurrency 3 --comparisons sort --no-both-orders",
     "hard --tracker wandb trackio --lora-targets --resample 0 --top-k 5",
     "grpo --data tiny --system=--x --template-option a=1 b=false",
+    "grpo --lora-rank 0 --seed 2",
     "dpo --lora-rank 0 --beta 0.2 --reference-scores cached",
 ]
 

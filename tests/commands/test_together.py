@@ -128,7 +128,7 @@ def test_each_process_keeps_the_verdicts_it_asked_for(workplace, tmp_path):
         folder.mkdir()
         (folder / "mine.py").write_text("def longer(prompt, a, b):\n    return int(len(b) > len(a))\n")
     words = "--data tiny --prompts 4 --candidates 2 --completion-tokens 4 --lora-rank 2 --no-anneal --judge="
-    words += " --evaluation-prompts 4 --evaluation-samples 1 --shown 1 --no-export --mesh data --output out"
+    words += " --shown 1 --no-export --mesh data --output out"
     words += f" --reward judge:mine:longer --model {workplace / 'model'} --checkpoints {tmp_path / 'all'}"
     in_two_processes(folders, "align", "soft", *words.split(), "--iterations=1")
     assert [path.name for path in there.glob("out/*")] == ["verdicts-1.sqlite"]

@@ -13,7 +13,7 @@ from pairgrpo_jax.commands.text_baseline import longer_margins, tfidf_margins
 from pairgrpo_jax.lm import load_model, save_pretrained
 from pairgrpo_jax.lm.data import Half, fold_of, load_preferences
 from pairgrpo_jax.lm.models.chat import Chat
-from pairgrpo_jax.lm.models.lora import LoraConfig
+from pairgrpo_jax.lm.models.lora import TARGETS, LoraConfig
 from pairgrpo_jax.lm.rewards import reward_model
 from pairgrpo_jax.lm.rewards.reward_model import about_head, load_reward_model
 from pairgrpo_jax.lm.rewards.reward_training import pad_pairs
@@ -127,6 +127,11 @@ def test_bad_settings(folder, tmp_path):
     few = Run(model=str(folder / "model"), data=str(tmp_path / "few.jsonl"), output=tmp_path / "x")
     with pytest.raises(ValueError, match="1 usable pairs"):
         program.execute(few, Console(quiet=True))
+
+
+def test_help_names_the_layers_that_adapters_go_on(run_here):
+    words = " ".join(run_here(program.main, "--help").stdout.replace("│", " ").split())
+    assert f"linear layers, out of {', '.join(TARGETS)}." in words
 
 
 def test_settings_of_what_is_not_trained_are_refused():

@@ -82,7 +82,10 @@ def test_a_run_goes_on_from_a_bucket_alone(bucket, run_here, tmp_path):
     assert done.returncode == 0 and f"{bucket}/run" in done.stdout and not (tmp_path / "a" / "checkpoints").exists()
     for more, message in (
         ((), f"checkpoints: {bucket}/run holds those of another run; add --resume"),
-        (("--resume", "--seed", "7"), f"checkpoints: those in {bucket}/run were made with other settings (seed)"),
+        (
+            ("--resume", "--seed", "7"),
+            f"checkpoints: those in {bucket}/run were made with other settings (seed: 0 -> 7)",
+        ),
     ):
         refused = run_here(cheetah.main, *words, *more, "--output", tmp_path / "b")
         assert refused.returncode == 2 and message in refused.stderr and refused.stderr.count("\n") == 1
