@@ -143,7 +143,7 @@ def _every_two(rewards: jax.Array, scheme: str, key: jax.Array | None) -> tuple[
     gap = rewards[:, left] - rewards[:, right]
     if scheme != "bradley_terry":
         left_wins = gap >= 0
-    elif not hasattr(key, "dtype"):
+    elif key is None or not hasattr(key, "dtype"):
         raise ValueError(f'scheme="bradley_terry" draws random labels: pass key=jax.random.key(seed), got {key!r}')
     else:
         left_wins = jax.random.bernoulli(key, jax.nn.sigmoid(gap))
