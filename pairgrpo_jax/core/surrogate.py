@@ -206,7 +206,7 @@ def grpo_loss(
       policy_loss: "clip", or "cispo", see `capped_weight_loss`; its `clip` is one number, and `dual_clip` None.
       kl: an elementwise estimate of the KL to any policy (`kl_k3(logp, ref_logp, mask)`), `[B,K]` or `[B,K,T]`; None
         for no KL term.
-      beta: weight of `kl`.
+      beta: weight of `kl`; no effect without one.
       level: ratio per "token" or per "sequence", `exp(mean over masked steps of log rho)` (GSPO, arXiv 2507.18071).
       aggregate: "sequence_mean", "token_mean" or "constant"; see `aggregate_steps`.
       candidate_weight: `[B,K]`, 0 leaves a candidate out of numerator and denominator.
@@ -286,7 +286,7 @@ def soft_pair_grpo_loss(
       dual_clip: bound of the ratio where A < 0; see `clipped_surrogate`.
       policy_loss: "clip" or "cispo"; see `grpo_loss`.
       kl: elementwise KL estimate, the paper's is to pi_old: `kl_k2(logp, old_logp, mask)`; None for no KL term.
-      beta: weight of `kl`.
+      beta: weight of `kl`; no effect without one.
       level: "token" or "sequence".
       aggregate: see `aggregate_steps`.
       max_length: see `aggregate_steps`.
