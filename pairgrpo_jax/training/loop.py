@@ -232,7 +232,7 @@ class _Progress:
         steps = self.schedule.steps_per_iteration * self.schedule.seeds
         self.work += sum(row["tokens"] if inner else steps for row in rows)
         named = {"score": "score"} | dict(self.shown)
-        values = "  ".join(f"{words} {np.mean(row[name]):z.4g}" for name, words in named.items() if name in row)
+        values = "  ".join(_told(words, np.mean(row[name])) for name, words in named.items() if name in row)
         left = elapsed * (self.schedule.iterations - done) / max(done - self.start, 1)
         unit = "tokens" if inner else "steps"
         where = f"batch {done} of {self.schedule.iterations}" if inner else f"{row['steps']:,} steps"
@@ -248,3 +248,7 @@ class _Progress:
             self.console.print(line)
         except BrokenPipeError:
             self.unread = True
+
+
+def _told(words: str, value: Any) -> str:
+    return f"no {words}" if np.isnan(value) else f"{words} {value:z.4g}"

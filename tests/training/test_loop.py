@@ -232,10 +232,12 @@ def test_speed_is_the_programs_without_compiling_and_evaluations(tmp_path, capsy
     assert all(speed > 200 for speed in speeds)  # 40 steps a line, in 0.9 s with what is left out
 
 
-def test_zero_has_no_sign(tmp_path, capsys):
+def test_zero_has_no_sign_and_what_is_not_measured_is_told(tmp_path, capsys):
     console = Console(soft_wrap=True)
-    run(tmp_path, judge=lambda *_: {"score": -0.0}, console=console)
+    run(tmp_path / "zero", judge=lambda *_: {"score": -0.0}, console=console)
     assert "score 0  " in capsys.readouterr().out
+    run(tmp_path / "none", judge=lambda *_: {"score": float("nan")}, console=console)
+    assert "  no score  " in (said := capsys.readouterr().out) and "nan" not in said
 
 
 @pytest.mark.parametrize(("failing", "lost"), [(8, False), (12, False), (8, True)])
