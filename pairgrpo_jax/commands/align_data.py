@@ -153,11 +153,10 @@ def make_source(run: Run, model: Model, gym: Gym | None) -> Source | RewardHead:
     if ":" not in run.reward:
         return reward_model_of(run, model)
     policy = {"timeout": judging.reward_timeout, "retries": judging.reward_retries, "on_error": judging.reward_on_error}
-    if not run.reward.startswith("judge:"):
+    if judging.comparing is None:
         return source_of(named_rewards(run.reward, gym), **policy)
     if not run.config.method.comparisons:
         raise ValueError(f"reward: a judge gives pairs, and {run.label} needs rewards: use soft or hard")
-    assert judging.comparing is not None
     check_comparisons(judging.comparing.comparisons, run.config.group_size)
     memory = verdicts_in(run.output)
     known = run.resume and memory.path.exists()

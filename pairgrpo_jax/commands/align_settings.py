@@ -144,7 +144,7 @@ class Run(Settings):
         if self.dtype == "bfloat16":
             require_idle(self, "operands", "with dtype='bfloat16', of which operands are then")
         require_files(self, self.data, "split", "prompt_column", "evaluation_pairs")
-        if self.reward.startswith("judge:") and self.config.method.has("scheme"):
+        if self.compares and self.config.method.has("scheme"):
             for name in ("scheme", "margin"):
                 require_idle(self.config.method, name, "with a judge, which gives pairs")
         if self.unscored:
@@ -167,9 +167,14 @@ class Run(Settings):
         return "" if self.judging is None else self.judging.reward
 
     @property
+    def compares(self) -> bool:
+        """Whether who judges samples compares two replies, and gives no rewards."""
+        return self.judging is not None and self.judging.comparing is not None
+
+    @property
     def gives_rewards(self) -> bool:
-        """Whether who judges samples gives numbers; not offline, nor does a judge of two replies."""
-        return bool(self.reward) and not self.reward.startswith("judge:")
+        """Whether who judges samples gives numbers; nobody does offline."""
+        return bool(self.reward) and not self.compares
 
     @property
     def unscored(self) -> bool:

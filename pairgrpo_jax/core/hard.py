@@ -18,6 +18,7 @@ from pairgrpo_jax.core.bisection import largest_fitting
 from pairgrpo_jax.core.checks import (
     require_choice,
     require_finite,
+    require_no_list,
     require_nonnegative,
     require_positive,
     require_rank,
@@ -305,7 +306,7 @@ def _require_trust_region(trust_region, alpha, beta, multiplier):
 
 def _given_target(target, p0, active):
     """A target that was made before, uniform where a group has no pair, and its flow; ValueError for no target."""
-    require_rank("target", target, {2}, f"[B,K] = {p0.shape}")
+    require_no_list(target=target)
     if jnp.shape(target) != p0.shape:
         raise ValueError(f"target must be [B,K] = {p0.shape}, got shape {jnp.shape(target)}")
     target = jnp.where(active[:, None] > 0, frozen(target), 1 / target.shape[-1])

@@ -401,9 +401,9 @@ def ppo_loss(
     shapes = {"logp": logp, "old_logp": old_logp, "advantages": advantages, "values": values}
     require_same_shape(**shapes, mask=mask, entropy=entropy)
     require_scalar(entropy_weight=entropy_weight)
-    steps = [x if x is None else jnp.reshape(x, (1, -1)) for x in (logp, old_logp, advantages, mask)]
-    how = {"mask": steps.pop(), "clip": clip, "dual_clip": dual_clip, "aggregate": "token_mean"}
-    terms = grpo_loss.objective(*steps, **how)  # type: ignore[arg-type]
+    flat = [jnp.reshape(x, (1, -1)) for x in (logp, old_logp, advantages)]
+    counted = None if mask is None else jnp.reshape(mask, (1, -1))
+    terms = grpo_loss.objective(*flat, mask=counted, clip=clip, dual_clip=dual_clip, aggregate="token_mean")
     if entropy is not None:
         terms["entropy"] = mean_term(as_float(entropy), mask, -entropy_weight)  # type: ignore[operator]
     return terms | value_terms(values, old_values, returns, mask=mask, value_clip=value_clip, value_weight=value_weight)

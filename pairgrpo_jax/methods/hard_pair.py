@@ -106,11 +106,6 @@ class HardPair(PairMethod):
             return after
         return after._replace(multiplier=core.update_multiplier(adaptive.multiplier, kl, self.beta))
 
-    def implicit_reward(self, likelihoods):
-        """The log-ratio of a sequence to the reference, its mean over steps with `length_normalize`."""
-        ratio = core.kl_k1(likelihoods.logp, likelihoods.ref_logp)
-        return likelihoods.sequences(ratio, self.length_normalize)
-
     def report(self, adaptive):
         """`delta`."""
         return {"delta": jnp.asarray(self.delta(adaptive))}

@@ -187,9 +187,11 @@ class Method(Settings, ABC):
     def implicit_reward(self, likelihoods: Likelihoods) -> jax.Array:
         """What the policy ranks candidates by, `[B,K]`: the margin between two is the one that the loss raises.
 
-        Here the log-ratio of a sequence to the reference (DPO, arXiv 2305.18290, without its beta).
+        Here the log-ratio of a sequence to the reference (DPO, arXiv 2305.18290, without its beta), its mean over steps
+        for a method that has `length_normalize` on.
         """
-        return likelihoods.sequences(core.kl_k1(likelihoods.logp, likelihoods.ref_logp))
+        ratio = core.kl_k1(likelihoods.logp, likelihoods.ref_logp)
+        return likelihoods.sequences(ratio, mean=getattr(self, "length_normalize", False))
 
     def report(self, adaptive: Adaptive) -> core.Metrics:
         """What of it is worth logging with a batch."""

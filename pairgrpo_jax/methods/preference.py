@@ -55,8 +55,3 @@ class Implicit(Offline):
         each, counted = sides(signal, ours, ref)
         terms = loss.objective(*each, mask=counted, **options)
         return {"surrogate": terms.pop(self.name)} | terms
-
-    def implicit_reward(self, likelihoods):
-        """The log-ratio of a sequence to the reference, its mean over tokens with `length_normalize`."""
-        ratio = core.kl_k1(likelihoods.logp, likelihoods.ref_logp)
-        return likelihoods.sequences(ratio, self.length_normalize)
